@@ -1,0 +1,117 @@
+"""How the entry points run under Hydra: one clear line for what a user got wrong, a traceback for everything else."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flrl.config import CONF_DIR
+
+
+def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
+    """Run a task under Hydra with `conf/<config_name>.yaml`.
+
+    Exit codes: 1 for an error, 130 for Ctrl-C, 143 for SIGTERM. `HYDRA_FULL_ERROR=1` shows the traceback of any error.
+    """
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
+    full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is shown is decided here
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, ArithmeticError) as error:
+        if full_error:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(f"  {note}", file=sys.stderr)
+        sys.exit(1)
+
+
+def one_line(error: BaseException) -> str:
+    """What a user needs to know of an error; only lists that an error of ours makes stay on lines of their own."""
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__
+        key = re.search(r"full_key: (\S+)", str(error))
+        where = f"{key.group(1)}: " if key else ""
+        if cause is not None and not isinstance(cause, HydraException):
+            return str(cause) if isinstance(cause, ValueError | OSError) else f"{where}{cause}"
+        return where + _folded(str(error).splitlines()[0])
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        text = _folded(str(error)) if error.__cause__ is None else _folded(f"{error}\n{error.__cause__}")
+        return text + _suggestion(text)
+    return str(error)
+
+
+def _folded(text: str) -> str:
+    """Hydra's message without its hints about internals, on one line."""
+    skipped = re.compile(r"\s*(full_key|object_type|reference_type|Config search path|provider=|Set the environment).*")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not skipped.match(line)]
+    unique = list(dict.fromkeys(lines))
+    return re.sub(r"\s+", " ", "; ".join(unique)).replace(":;", ":")
+
+
+def _suggestion(text: str) -> str:
+    """The key that was meant, where one of the top level is close."""
+    wrong = re.search(r"Key '(\w+)' is not in struct|Could not find '([\w/]+)'|Key '(\w+)' not in", text)
+    if wrong is None:
+        return ""
+    word = next(group for group in wrong.groups() if group)
+    if "/" in word:
+        folder, _, word = word.rpartition("/")
+        known = [path.stem for path in (CONF_DIR / folder).glob("*.yaml")]
+    else:
+        known = [path.name for path in CONF_DIR.iterdir() if path.is_dir()] + ["seed", "name", "resume", "tags", "holdout"]
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _run_dir(resume: str | None, default: str) -> str:
+    """A resumed run goes on in its own folder; every other one gets a new one."""
+    if resume in (None, "auto"):
+        return default
+    if not (Path(str(resume)) / ".hydra").is_dir():
+        raise ValueError(f"resume={resume}: there is no run in this folder")
+    return str(resume)
+
+
+def with_overrides_of_resumed_run(arguments: list[str]) -> list[str]:
+    """Command-line arguments, preceded by the overrides of the run that `resume=<folder>` names.
+
+    So a run is resumed without repeating them; what is given now wins.
+    """
+    keys = {_key(argument) for argument in arguments}
+    folder = next((argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")), "")
+    saved = Path(folder) / ".hydra" / "overrides.yaml"
+    if folder in ("", "auto", "null") or not saved.exists():
+        return arguments
+    earlier = [str(override) for override in OmegaConf.load(saved)]
+    return [override for override in earlier if _key(override) not in keys] + arguments
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+class KeepRunFolder(Callback):
+    """A Hydra callback: a folder that holds a run is not written to by another one."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """End the process before Hydra writes its files, if the run's folder is taken and not to be resumed."""
+        folder = Path(config.hydra.run.dir)
+        if config.resume is None and (folder / "metrics.jsonl").exists():
+            message = f"{folder} already holds a run: resume=auto goes on with it, or choose another hydra.run.dir"
+            print(f"error: {message}", file=sys.stderr)
+            sys.exit(1)

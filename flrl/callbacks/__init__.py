@@ -1,0 +1,9 @@
+"""Observers of every round: progress, files, checkpoints, guards."""
+
+from flrl.callbacks.base import Callback, Callbacks, RunInfo
+from flrl.callbacks.checkpoint import Checkpoint
+from flrl.callbacks.guards import EarlyStopping, NanGuard
+from flrl.callbacks.progress import Progress
+from flrl.callbacks.run_folder import RunFolder
+
+__all__ = ["Callback", "Callbacks", "Checkpoint", "EarlyStopping", "NanGuard", "Progress", "RunFolder", "RunInfo"]

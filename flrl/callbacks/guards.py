@@ -1,0 +1,73 @@
+"""Callbacks that end a run: when it stops improving, or when its numbers are no numbers."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from flrl.callbacks.base import Callback, RunInfo
+from flrl.types import RoundRecord, ServerState
+
+
+class EarlyStopping(Callback):
+    """Stops when a metric has not improved for `patience` evaluated rounds.
+
+    Args:
+        monitor: a metric of `metrics.jsonl`.
+        mode: "min" or "max".
+        patience: evaluated rounds without improvement.
+        min_delta: the least change that counts as an improvement.
+    """
+
+    def __init__(
+        self, *, monitor: str = "test/loss", mode: Literal["min", "max"] = "min", patience: int = 10, min_delta: float = 0
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"early_stopping.mode={mode!r}: must be 'min' or 'max'")
+        if patience < 1:
+            raise ValueError(f"early_stopping.patience={patience}: must be at least 1")
+        if not min_delta >= 0:
+            raise ValueError(f"early_stopping.min_delta={min_delta}: must be at least 0")
+        self.monitor = monitor
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.patience = patience
+        self.min_delta = min_delta
+
+    def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
+        """The best value came too long ago."""
+        values = [self.sign * record.metrics[self.monitor] for record in history if self.monitor in record.metrics]
+        if history and not values and history[-1].round > 0:
+            known = ", ".join(sorted(history[-1].metrics))
+            raise ValueError(f"early_stopping.monitor={self.monitor!r} was not evaluated; there are: {known}")
+        best, since = math.inf, 0
+        for value in values:
+            best, since = (value, 0) if value < best - self.min_delta else (best, since + 1)
+        return f"{self.monitor} has not improved for {since} evaluations" if since >= self.patience else None
+
+
+class NanGuard(Callback):
+    """Ends the run with an error when a round's loss is not finite.
+
+    Clients whose update is not finite are left out of the mean without it; this is for a global model gone astray.
+
+    Args:
+        monitor: metrics of `metrics.jsonl` that must be finite where they occur.
+    """
+
+    def __init__(self, *, monitor: Sequence[str] = ("train/loss", "test/loss")) -> None:
+        self.monitor = tuple(monitor)
+        self._folder = ""
+
+    def setup(self, run: RunInfo) -> None:
+        """Note where the checkpoints are."""
+        self._folder = str(run.folder)
+
+    def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
+        """Raise FloatingPointError if a monitored metric is not finite."""
+        record = history[-1]
+        wrong = {name: record.metrics[name] for name in self.monitor if not math.isfinite(record.metrics.get(name, 0.0))}
+        if wrong:
+            found = ", ".join(f"{name} is {value}" for name, value in wrong.items())
+            raise FloatingPointError(
+                f"round {record.round}: {found}; lower the learning rate, or clip with trainer.gradient_clip_val. "
+                f"All rounds are kept in {self._folder}"
+            )

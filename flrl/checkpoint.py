@@ -1,0 +1,138 @@
+"""Checkpoints: a server state on disk, whole or not at all, and only for the run it belongs to.
+
+A checkpoint is a folder `round-00005` with `state.safetensors` and `state.json`. It is written under another name and
+renamed once it is complete, so that a process killed at any time leaves the previous checkpoint valid.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from flrl.layout import digest
+from flrl.types import ServerState
+
+FORMAT = 1
+
+
+def checkpoint_path(folder: Path, round: int) -> Path:
+    """Where a run keeps the checkpoint after a round."""
+    return folder / "checkpoints" / f"round-{round:05d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    return sorted((folder / "checkpoints").glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))
+
+
+def save_checkpoint(folder: Path, state: ServerState, identity: Mapping[str, Any]) -> Path:
+    """Write a run's checkpoint; one that is already there for this round and state is left alone.
+
+    Args:
+        folder: the run's folder.
+        state: what to save.
+        identity: what a run must share with the checkpoint to be resumed from it.
+    """
+    path = checkpoint_path(folder, state.round)
+    data = save(_tensors(state))
+    meta = {
+        "format": FORMAT,
+        "round": state.round,
+        "digest": digest(state.vector),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "identity": dict(identity),
+    }
+    text = json.dumps(meta, indent=2)
+    if path.exists():
+        if (path / "state.json").read_text() == text:
+            return path
+        raise FileExistsError(f"{path} is already there, with another state")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write_synced(partial / "state.safetensors", data)
+    _write_synced(partial / "state.json", text.encode())
+    os.rename(partial, path)
+    _sync_folder(path.parent)
+    return path
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for path in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+
+
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> ServerState:
+    """Read a checkpoint back.
+
+    Raises:
+        ValueError: it is torn or not a checkpoint, or belongs to a run with another model, partition, seed or strategy.
+    """
+    try:
+        meta = json.loads((path / "state.json").read_text())
+        data = (path / "state.safetensors").read_bytes()
+        if meta["format"] != FORMAT:
+            raise ValueError(f"its format is {meta['format']}, this version reads {FORMAT}")
+        if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+            raise ValueError("state.safetensors does not have the SHA-256 that state.json gives")
+        tensors = load(data)
+        found = meta["identity"]
+        round = int(meta["round"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{path} is not a valid checkpoint: {error}; nothing was changed") from error
+    differing = [name for name in identity if found.get(name) != identity[name]]
+    if differing:
+        details = "; ".join(f"{name} was {_short(found.get(name))}, is {_short(identity[name])}" for name in differing)
+        raise ValueError(f"{path} belongs to another run ({details}); nothing was changed")
+    memory: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _with_prefix(tensors, "memory/").items():
+        client_id, key = name.split("/", 1)
+        memory.setdefault(int(client_id), {})[key] = tensor
+    return ServerState(
+        round=round,
+        vector=tensors["vector"],
+        optimizer=_with_prefix(tensors, "optimizer/"),
+        variables=_with_prefix(tensors, "variables/"),
+        memory=memory,
+    )
+
+
+def _tensors(state: ServerState) -> dict[str, Tensor]:
+    tensors = {"vector": state.vector}
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in state.optimizer.items()}
+    tensors |= {f"variables/{name}": tensor for name, tensor in state.variables.items()}
+    for client_id, memory in sorted(state.memory.items()):
+        tensors |= {f"memory/{client_id}/{name}": tensor for name, tensor in memory.items()}
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] + "..." if len(text) == 64 else text

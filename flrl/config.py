@@ -1,0 +1,45 @@
+"""Where the yaml tree is, and what types its top level has. Nothing here imports torch: `--help` stays fast."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).parent
+# A wheel carries conf/ inside of the package, a clone beside it.
+CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+
+@dataclass
+class TrainConfig:
+    """The top level of `conf/train.yaml`; each group's content is checked by the constructor it names."""
+
+    name: str = "train"
+    seed: int = 0
+    resume: str | None = None
+    tags: list[str] = field(default_factory=list)
+    optimized_metric: str | None = None
+    log_clients: bool = False
+    holdout: float = 0.0
+    dataset: dict[str, Any] = field(default_factory=dict)
+    partition: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
+    backend: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] | None = None
+    logger: dict[str, Any] | None = None
+    paths: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EvaluateConfig:
+    """The top level of `conf/evaluate.yaml`."""
+
+    run: str = "???"
+    round: int | None = None
+    clients: bool = False
+    batch_size: int = 1000
+    data_dir: str | None = None
+    threads: int = 1
+    device: str = "cpu"

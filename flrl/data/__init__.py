@@ -1,0 +1,7 @@
+"""Data: where samples come from (sources), who owns which (partitions), and both together (`FederatedData`)."""
+
+from flrl.data.datamodule import from_datamodule, from_datasets
+from flrl.data.federated import FederatedData
+from flrl.data.sources import DatasetSource, Source, Splits, TensorSource
+
+__all__ = ["DatasetSource", "FederatedData", "Source", "Splits", "TensorSource", "from_datamodule", "from_datasets"]

@@ -1,0 +1,82 @@
+"""A dataset shared out among clients: one copy of the samples, one list of indices a client."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from flrl.data.sources import Splits
+from flrl.seeding import SERVER, generator_for
+
+Partition = Callable[[int, np.ndarray | None, np.random.Generator], np.ndarray]
+
+
+class FederatedData:
+    """Training samples by client, and the central test samples.
+
+    Each client's samples are in a random order fixed by the seed; its last ones may be held out for evaluation.
+
+    Args:
+        splits: the dataset.
+        partition: gives each training sample an owner, see `flrl.data.partitions`.
+        seed: the run's seed.
+        holdout: share of each client's samples, in [0, 1), held out from its training. A client keeps at least one
+            training sample; one with two samples or more holds out at least one if the share is positive.
+
+    Attributes:
+        splits: the dataset.
+        num_clients: number of clients.
+        sizes: training samples of each client, int64 `[num_clients]`.
+        hash: SHA-256 of the partition; equal for equal partitions.
+    """
+
+    def __init__(self, splits: Splits, partition: Partition, *, seed: int, holdout: float = 0.0) -> None:
+        if not 0 <= holdout < 1:
+            raise ValueError(f"holdout={holdout}: must be at least 0 and below 1")
+        num_samples = len(splits.train)
+        rng = generator_for(seed, 0, SERVER, "partition")
+        owner = np.asarray(partition(num_samples, splits.train.labels, rng))
+        if owner.shape != (num_samples,):
+            raise ValueError(f"the partition returned shape {owner.shape}, expected one owner for {num_samples} samples")
+        if not np.issubdtype(owner.dtype, np.integer) or owner.min() < 0:
+            raise ValueError("the partition must return client ids: whole numbers from 0 on")
+        counts = np.bincount(owner)
+        if not counts.all():
+            raise ValueError(f"the partition left client {int(np.argmin(counts))} without samples")
+        self.splits = splits
+        self.num_clients = len(counts)
+        self._indices = np.lexsort((rng.permutation(num_samples), owner)).astype(np.int64)
+        self._ends = np.cumsum(counts)
+        held = np.where(counts > 1, np.minimum(np.maximum(np.rint(holdout * counts), holdout > 0), counts - 1), 0)
+        self.sizes = counts - held.astype(np.int64)
+        layout = np.concatenate([self._ends, self.sizes, self._indices]).astype("<i8")
+        self.hash = hashlib.sha256(layout.tobytes()).hexdigest()
+
+    def train_indices(self, client_id: int) -> np.ndarray:
+        """The client's training samples: indices into `splits.train`."""
+        start = self._ends[client_id - 1] if client_id else 0
+        return self._indices[start : start + self.sizes[client_id]]
+
+    def holdout_indices(self, client_id: int) -> np.ndarray:
+        """The client's held-out samples: indices into `splits.train`; may be empty."""
+        start = self._ends[client_id - 1] if client_id else 0
+        return self._indices[start + self.sizes[client_id] : self._ends[client_id]]
+
+    def label_counts(self) -> np.ndarray | None:
+        """How many training samples of each class each client has, int64 `[num_clients, classes]`, or None."""
+        labels = self.splits.train.labels
+        if labels is None:
+            return None
+        classes = int(labels.max()) + 1
+        owner = np.repeat(np.arange(self.num_clients), np.diff(self._ends, prepend=0))
+        counts = np.bincount(owner * classes + labels[self._indices], minlength=self.num_clients * classes)
+        return counts.reshape(self.num_clients, classes)
+
+    def save(self, path: Path) -> None:
+        """Write `partition.npz`: `indices` of all clients in a row, `ends` of each client's part, `sizes`, `hash`.
+
+        Client c owns `indices[ends[c-1]:ends[c]]`, the first `sizes[c]` of them for training.
+        """
+        with path.open("wb") as file:
+            np.savez_compressed(file, indices=self._indices, ends=self._ends, sizes=self.sizes, hash=np.array(self.hash))

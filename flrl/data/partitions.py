@@ -1,0 +1,167 @@
+"""Partitions: which client owns which training sample. A new one is a function here (or anywhere) and a yaml.
+
+A partition is called as `partition(num_samples, labels, rng)` and returns each sample's owner, int64 `[num_samples]`
+with values in `[0, num_clients)`. The same generator state gives the same partition.
+"""
+
+import heapq
+
+import numpy as np
+
+
+def iid(
+    num_samples: int, labels: np.ndarray | None, rng: np.random.Generator, *, num_clients: int, min_samples: int = 1
+) -> np.ndarray:
+    """Random equal split: sizes differ by one at the most.
+
+    Raises:
+        ValueError: there are fewer samples than `num_clients * min_samples`.
+    """
+    _check(num_samples, num_clients, min_samples)
+    owner = np.empty(num_samples, dtype=np.int64)
+    owner[rng.permutation(num_samples)] = np.arange(num_samples) % num_clients
+    return owner
+
+
+def dirichlet(
+    num_samples: int,
+    labels: np.ndarray | None,
+    rng: np.random.Generator,
+    *,
+    num_clients: int,
+    alpha: float,
+    min_samples: int = 1,
+) -> np.ndarray:
+    """Label skew: each class is shared out in proportions drawn from a symmetric Dirichlet distribution.
+
+    As in Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification", 2019, arXiv 1909.06335, drawn by class as in Yurochkin et al., ICML 2019, arXiv 1905.12022. Clients
+    that end up below `min_samples` are given random samples of the largest clients.
+
+    Args:
+        num_samples: training samples.
+        labels: their classes.
+        rng: where all random numbers come from.
+        num_clients: clients to share the samples out to.
+        alpha: concentration; towards 0 each class goes to one client, towards infinity all clients look alike.
+        min_samples: every client gets at least as many.
+
+    Raises:
+        ValueError: `alpha` is not positive, there are no labels, or there are too few samples.
+    """
+    _check(num_samples, num_clients, min_samples)
+    labels = _require(labels, "dirichlet")
+    if not (alpha > 0 and np.isfinite(alpha)):
+        raise ValueError(f"partition.alpha={alpha}: must be positive and finite")
+    owner = np.empty(num_samples, dtype=np.int64)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        owner[members] = _deal(len(members), rng.dirichlet(np.full(num_clients, alpha)))
+    return _top_up(owner, num_clients, min_samples, rng)
+
+
+def shards(
+    num_samples: int,
+    labels: np.ndarray | None,
+    rng: np.random.Generator,
+    *,
+    num_clients: int,
+    shards_per_client: int = 2,
+    min_samples: int = 1,
+) -> np.ndarray:
+    """The pathological split of McMahan et al., AISTATS 2017, arXiv 1602.05629: few classes a client.
+
+    Samples are sorted by class and cut into `num_clients * shards_per_client` shards of equal size (to one sample),
+    which are dealt out at random.
+
+    Raises:
+        ValueError: there are no labels, or too few samples for a sample in every shard and `min_samples` a client.
+    """
+    _check(num_samples, num_clients, min_samples)
+    labels = _require(labels, "shards")
+    if shards_per_client < 1:
+        raise ValueError(f"partition.shards_per_client={shards_per_client}: must be at least 1")
+    num_shards = num_clients * shards_per_client
+    smallest = num_samples // num_shards
+    if smallest < 1 or smallest * shards_per_client < min_samples:
+        raise ValueError(
+            f"partition.shards_per_client={shards_per_client}: {num_samples} samples do not make {num_shards} shards "
+            f"with at least {min_samples} samples for each of {num_clients} clients"
+        )
+    shard_owner = rng.permutation(num_shards) // shards_per_client
+    owner = np.empty(num_samples, dtype=np.int64)
+    order = np.argsort(labels, kind="stable")
+    owner[order] = shard_owner[np.arange(num_samples) * num_shards // num_samples]
+    return owner
+
+
+def quantity_skew(
+    num_samples: int,
+    labels: np.ndarray | None,
+    rng: np.random.Generator,
+    *,
+    num_clients: int,
+    alpha: float,
+    min_samples: int = 1,
+) -> np.ndarray:
+    """Clients of different sizes but alike in distribution: sizes follow a symmetric Dirichlet distribution.
+
+    As in Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, arXiv 2102.02079.
+
+    Raises:
+        ValueError: `alpha` is not positive, or there are too few samples.
+    """
+    _check(num_samples, num_clients, min_samples)
+    if not (alpha > 0 and np.isfinite(alpha)):
+        raise ValueError(f"partition.alpha={alpha}: must be positive and finite")
+    owner = np.empty(num_samples, dtype=np.int64)
+    owner[rng.permutation(num_samples)] = _deal(num_samples, rng.dirichlet(np.full(num_clients, alpha)))
+    return _top_up(owner, num_clients, min_samples, rng)
+
+
+def _check(num_samples: int, num_clients: int, min_samples: int) -> None:
+    if num_clients < 1:
+        raise ValueError(f"partition.num_clients={num_clients}: must be at least 1")
+    if min_samples < 1:
+        raise ValueError(f"partition.min_samples={min_samples}: must be at least 1")
+    if num_clients * min_samples > num_samples:
+        raise ValueError(
+            f"partition.num_clients={num_clients}: {num_samples} training samples are too few for "
+            f"{min_samples} (partition.min_samples) each; at most {num_samples // min_samples} clients"
+        )
+
+
+def _require(labels: np.ndarray | None, name: str) -> np.ndarray:
+    if labels is None:
+        raise ValueError(f"partition {name} needs class labels, which this dataset does not have")
+    return labels
+
+
+def _deal(count: int, proportions: np.ndarray) -> np.ndarray:
+    """Owners of `count` samples in a row, shares rounded so that each is within one of its proportion."""
+    ends = np.rint(np.cumsum(proportions) / proportions.sum() * count).astype(np.int64)
+    ends[-1] = count
+    return np.repeat(np.arange(len(proportions)), np.diff(ends, prepend=0))
+
+
+def _top_up(owner: np.ndarray, num_clients: int, min_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Move single random samples from whoever is largest to the clients below the minimum."""
+    sizes = np.bincount(owner, minlength=num_clients)
+    needy = np.flatnonzero(sizes < min_samples)
+    if not len(needy):
+        return owner
+    order = rng.permutation(len(owner))
+    by_client = order[np.argsort(owner[order], kind="stable")]
+    ends = np.cumsum(sizes)
+    largest = [(-int(size), client) for client, size in enumerate(sizes) if size > min_samples]
+    heapq.heapify(largest)
+    for client in needy:
+        for _ in range(min_samples - sizes[client]):
+            size, giver = largest[0]
+            ends[giver] -= 1
+            owner[by_client[ends[giver]]] = client
+            if -size - 1 > min_samples:
+                heapq.heapreplace(largest, (size + 1, giver))
+            else:
+                heapq.heappop(largest)
+    return owner

@@ -1,0 +1,153 @@
+"""Where samples come from: tensors held in memory, or any map-style dataset.
+
+A source gives batches for a list of indices; it knows nothing of clients.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+# A TensorSource gathers and normalises this many bytes of float32 inputs at a time: many small batches share the cost
+# of the calls, and the block still fits the cache.
+_BLOCK_BYTES = 2**20
+
+
+class Source(Protocol):
+    """What the rest of flrl asks of a source of samples."""
+
+    labels: np.ndarray | None
+    """Class of each sample, int64 `[len]`, or None where samples have no class."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[Any]:
+        """The samples of `indices`, in that order, in batches; the last one may be smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """A dataset: its training samples, which clients share out, and its central test samples."""
+
+    train: Source
+    test: Source
+
+
+class TensorSource:
+    """Samples held in memory as two tensors, batched by indexing; pixels become floats on the batch only.
+
+    Args:
+        inputs: `[samples, ...]`; uint8 inputs are taken as pixels and divided by 255.
+        targets: `[samples]` or `[samples, ...]`; int64 targets of one dimension are the samples' classes.
+        mean: subtracted from each channel (dimension 1 of `inputs`) after division by 255.
+        std: each channel is divided by it after that.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        if len(inputs) != len(targets):
+            raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets")
+        if (mean is None) != (std is None):
+            raise ValueError("mean and std come together: one is given, the other is not")
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"std={list(std)}: every channel's must be positive")
+        self.inputs = inputs
+        self.targets = targets
+        self.labels = targets.numpy() if targets.dtype == torch.int64 and targets.ndim == 1 else None
+        channels = (-1,) + (1,) * (inputs.ndim - 2)
+        self._mean = None if mean is None else torch.tensor(list(mean), dtype=torch.float32).view(channels)
+        self._std = None if std is None else torch.tensor(list(std), dtype=torch.float32).view(channels)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.inputs)
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of (inputs, targets); inputs that were pixels or that have a mean come as float32."""
+        order = torch.from_numpy(np.ascontiguousarray(indices))
+        sample_bytes = 4 * max(1, self.inputs[:1].numel())
+        block = batch_size * max(1, _BLOCK_BYTES // (sample_bytes * batch_size))
+        for start in range(0, len(order), block):
+            chosen = order[start : start + block]
+            inputs = self._prepare(self.inputs.index_select(0, chosen))
+            targets = self.targets.index_select(0, chosen)
+            yield from zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
+
+    def _prepare(self, inputs: Tensor) -> Tensor:
+        if inputs.dtype == torch.uint8:
+            inputs = inputs.to(torch.float32).div_(255)
+        if self._mean is not None and self._std is not None:
+            inputs = inputs.sub_(self._mean).div_(self._std)
+        return inputs
+
+
+class DatasetSource:
+    """Any map-style `torch.utils.data.Dataset`, batched by a DataLoader.
+
+    Args:
+        dataset: the dataset; random transforms draw from the client's seed while they run in this process.
+        labels: class of each sample; found by `labels_of` if not given.
+        num_workers: of the DataLoader; 0 loads in this process.
+        collate_fn: of the DataLoader.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        labels: np.ndarray | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.labels = labels_of(dataset) if labels is None else labels
+        self._num_workers = num_workers
+        self._collate_fn = collate_fn
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)  # type: ignore[arg-type]  # a map-style dataset is sized
+
+    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[Any]:
+        """Batches as the dataset's samples collate."""
+        # The generator keeps the loader from drawing a base seed from the global one, which belongs to the client.
+        seed = int(torch.initial_seed() % 2**63) if self._num_workers else 0
+        yield from DataLoader(
+            Subset(self.dataset, indices.tolist()),
+            batch_size=batch_size,
+            num_workers=self._num_workers,
+            collate_fn=self._collate_fn,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+
+def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
+    """The classes of a dataset's samples: its `targets`, `labels` or `y`, else the second part of each sample.
+
+    Returns:
+        int64 `[len]`, or None where they are not whole numbers, one a sample.
+    """
+    if isinstance(dataset, Subset):
+        inner = labels_of(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices)]
+    found = next((getattr(dataset, name) for name in ("targets", "labels", "y") if hasattr(dataset, name)), None)
+    if found is None:
+        samples = (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
+        found = [sample[1] if isinstance(sample, tuple | list) and len(sample) > 1 else None for sample in samples]
+        if any(label is None for label in found):
+            return None
+    labels = np.asarray(found)
+    if labels.ndim != 1 or len(labels) != len(dataset) or not np.issubdtype(labels.dtype, np.integer):  # type: ignore[arg-type]
+        return None
+    return labels.astype(np.int64)

@@ -1,0 +1,176 @@
+"""A module as one flat vector: all trainable parameters, then all persistent floating-point buffers.
+
+Integer buffers (BatchNorm's `num_batches_tracked`), non-persistent buffers and frozen parameters are not part of the
+vector: they are neither sent nor averaged. `BoundModel` makes a module's own tensors views into its vector, so that
+loading the global model is one copy and reading the trained one is none.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import reduce
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["trainable", "buffer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One named tensor's place in the vector: `vector[start:start + size].view(shape)`."""
+
+    name: str
+    kind: Kind
+    start: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def slice(self) -> slice:
+        """The entry's elements in the vector."""
+        return slice(self.start, self.start + self.size)
+
+
+def _averaged_tensors(module: nn.Module) -> Iterator[tuple[str, Kind, Tensor]]:
+    """The tensors of the vector, in its order; a tensor that is tied under several names comes once."""
+    persistent = module.state_dict(keep_vars=True).keys()
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"parameter {name!r} is not initialized: run one batch through a lazy module first")
+        if parameter.requires_grad:
+            yield name, "trainable", parameter
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point() and name in persistent:
+            yield name, "buffer", buffer
+
+
+class ParameterLayout:
+    """Each name's slice, shape and kind in the flat vector of a module.
+
+    The vector's dtype is the widest among its entries; an entry of another dtype is converted on the way in and out.
+
+    Attributes:
+        entries: in the vector's order.
+        dtype: of the vector.
+        size: elements of the vector.
+        num_trainable: elements of its trainable part, which comes first.
+        nbytes: bytes of all entries in their own dtypes: what sending the model once costs.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        entries: list[Entry] = []
+        start = 0
+        dtypes: list[torch.dtype] = []
+        self.nbytes = 0
+        for name, kind, tensor in _averaged_tensors(module):
+            if tensor.is_complex():
+                raise ValueError(f"{kind} {name!r} has dtype {tensor.dtype}; real floating-point dtypes are supported")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            entries.append(Entry(name, kind, start, tuple(tensor.shape), dtype))
+            start += tensor.numel()
+            dtypes.append(tensor.dtype)
+            self.nbytes += tensor.numel() * tensor.element_size()
+        self.entries = tuple(entries)
+        self.size = start
+        self.num_trainable = sum(entry.size for entry in entries if entry.kind == "trainable")
+        self.dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all names, kinds, shapes and dtypes: two models with the same one can exchange vectors."""
+        return hashlib.sha256(json.dumps([asdict(entry) for entry in self.entries]).encode()).hexdigest()
+
+    def flatten(self, module: nn.Module) -> Tensor:
+        """Copy a module's tensors into a new vector, shape `[size]`."""
+        tensors = [tensor.detach().reshape(-1).to(self.dtype) for _, _, tensor in _averaged_tensors(module)]
+        vector = torch.cat(tensors) if tensors else torch.empty(0, dtype=self.dtype)
+        self.check(vector)
+        return vector
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Name the parts of a vector: views of it, converted where an entry's own dtype is another."""
+        self.check(vector)
+        return {e.name: vector[e.slice].view(e.shape).to(getattr(torch, e.dtype)) for e in self.entries}
+
+    def check(self, vector: Tensor) -> None:
+        """Raise ValueError unless the vector has this layout's shape."""
+        if vector.shape != (self.size,):
+            raise ValueError(f"vector has shape {tuple(vector.shape)}, the model needs ({self.size},)")
+
+
+class BoundModel:
+    """A module whose averaged tensors are views into one vector.
+
+    Args:
+        module: the module to bind; its tensors keep their values.
+
+    Attributes:
+        module: the module itself.
+        layout: its layout.
+        vector: the live vector: training the module changes it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.layout = ParameterLayout(module)
+        device = next((tensor.device for _, _, tensor in _averaged_tensors(module)), torch.device("cpu"))
+        self.vector = self.layout.flatten(module).to(device)
+        self._tensors = [tensor for _, _, tensor in _averaged_tensors(module)]
+        averaged = {id(tensor) for tensor in self._tensors}
+        self._local = [(buffer, buffer.clone()) for buffer in module.buffers() if id(buffer) not in averaged]
+        self._bind()
+
+    def _views(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for entry, tensor in zip(self.layout.entries, self._tensors, strict=True):
+            yield tensor, self.vector[entry.slice].view(entry.shape)
+
+    def _bind(self) -> None:
+        for tensor, view in self._views():
+            if tensor.dtype == view.dtype:
+                tensor.data = view
+            else:
+                tensor.data.copy_(view)
+
+    def load(self, vector: Tensor) -> None:
+        """Set the model to a vector, and everything outside of it to what it was when the module was bound.
+
+        Gradients are dropped. After this, nothing of an earlier client is left in the module.
+        """
+        self.layout.check(vector)
+        self.vector.copy_(vector)
+        self._bind()
+        for buffer, initial in self._local:
+            buffer.copy_(initial)
+        for tensor in self._tensors:
+            tensor.grad = None
+
+    def read(self) -> Tensor:
+        """The model as it is now: `vector` itself, brought up to date where a tensor is no view of it."""
+        for tensor, view in self._views():
+            if tensor.data_ptr() != view.data_ptr() or tensor.dtype != view.dtype:
+                view.copy_(tensor.detach())
+        return self.vector
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the vector's order."""
+        return [tensor for tensor in self._tensors if isinstance(tensor, nn.Parameter)]
+
+    def state_dict(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector under the module's own `state_dict` names, as independent copies."""
+        self.load(vector)
+        return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+
+
+def digest(vector: Tensor) -> str:
+    """SHA-256 of a vector's bytes, as 64 hexadecimal digits."""
+    data = vector.detach().cpu().contiguous().view(torch.uint8)
+    return hashlib.sha256(data.numpy().data).hexdigest()

@@ -1,0 +1,71 @@
+"""A LightningModule that classifies: any net, loss, optimizer and scheduler."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(pl.LightningModule):
+    """Trains a net on (inputs, class) batches and logs `{train,val,test}/{loss,accuracy}`.
+
+    Args:
+        net: maps inputs `[batch, ...]` to class scores `[batch, num_classes]`.
+        num_classes: number of classes.
+        optimizer: called with the net's trainable parameters.
+        loss: called with (scores, classes); cross-entropy by default, which is log-softmax and negative log-likelihood.
+        scheduler: called with the optimizer; steps once a local epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        num_classes: int,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.loss = nn.CrossEntropyLoss() if loss is None else loss
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Class scores of a batch, `[batch, num_classes]`."""
+        scores: Tensor = self.net(inputs)
+        return scores
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss on a batch."""
+        inputs, classes = batch
+        return self.loss(self(inputs), classes)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy on a batch."""
+        self._evaluate("val", batch, self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy on a batch."""
+        self._evaluate("test", batch, self.test_accuracy)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the scheduler if there is one."""
+        optimizer = self._optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        return optimizer if self._scheduler is None else ([optimizer], [self._scheduler(optimizer)])
+
+    def _evaluate(self, split: str, batch: Batch, accuracy: MulticlassAccuracy) -> None:
+        inputs, classes = batch
+        scores = self(inputs)
+        accuracy.update(scores, classes)
+        self.log(f"{split}/loss", self.loss(scores, classes), on_epoch=True, batch_size=len(classes))
+        self.log(f"{split}/accuracy", accuracy, on_epoch=True)

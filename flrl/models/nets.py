@@ -1,0 +1,91 @@
+"""The nets of the federated-learning literature, sized by the data's shape."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Literal
+
+import torchvision
+from torch import nn
+
+
+def softmax_regression(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
+    """One linear layer: 7,850 parameters on MNIST."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(input_shape), num_classes))
+
+
+def mlp_2nn(*, input_shape: Sequence[int], num_classes: int, hidden: int = 200) -> nn.Sequential:
+    """The "2NN" of McMahan et al., AISTATS 2017, arXiv 1602.05629: 784-200-200-10, 199,210 parameters on MNIST.
+
+    Args:
+        input_shape: of one sample.
+        num_classes: number of classes.
+        hidden: units of each of the two hidden layers.
+    """
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(prod(input_shape), hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )
+
+
+def mcmahan_cnn(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
+    """The CNN of McMahan et al., AISTATS 2017, arXiv 1602.05629: 1,663,370 parameters on MNIST.
+
+    Two 5 x 5 convolutions (32 and 64 channels, same padding), each with 2 x 2 max pooling, and 512 hidden units.
+
+    Args:
+        input_shape: (channels, height, width).
+        num_classes: number of classes.
+    """
+    channels, height, width = _image(input_shape)
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 5, padding="same"),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding="same"),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (height // 4) * (width // 4), 512),
+        nn.ReLU(),
+        nn.Linear(512, num_classes),
+    )
+
+
+def resnet18(
+    *, input_shape: Sequence[int], num_classes: int, norm: Literal["group", "batch"] = "group", groups: int = 2
+) -> nn.Module:
+    """torchvision's ResNet-18 for small images: a 3 x 3 stem of stride 1 and no first max pooling.
+
+    Group normalisation as in Hsieh et al., "The Non-IID Data Quagmire of Decentralized Machine Learning", ICML 2020,
+    arXiv 1910.00189, keeps clients' batch statistics out of the model; two groups as in Reddi et al., ICLR 2021.
+
+    Args:
+        input_shape: (channels, height, width).
+        num_classes: number of classes.
+        norm: "group" or "batch" normalisation.
+        groups: groups of each group normalisation.
+    """
+    channels, _, _ = _image(input_shape)
+    if norm not in ("group", "batch"):
+        raise ValueError(f"model.net.norm={norm!r}: must be 'group' or 'batch'")
+    if groups < 1 or 64 % groups:
+        raise ValueError(f"model.net.groups={groups}: must divide 64")
+    layer = nn.BatchNorm2d if norm == "batch" else lambda width: nn.GroupNorm(groups, width)
+    net = torchvision.models.resnet18(weights=None, num_classes=num_classes, norm_layer=layer)
+    net.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+    net.maxpool = nn.Identity()
+    return net
+
+
+def _image(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape={list(input_shape)}: this net needs images, (channels, height, width)")
+    channels, height, width = input_shape
+    if min(height, width) < 4:
+        raise ValueError(f"input_shape={list(input_shape)}: this net needs at least 4 x 4 pixels")
+    return channels, height, width
+

@@ -1,0 +1,155 @@
+"""From a configuration to a finished run: builds the objects, resumes, fits."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from flrl.backends import Worker
+from flrl.backends.worker import prepare
+from flrl.callbacks import Callback, Callbacks, RunFolder, RunInfo
+from flrl.callbacks.checkpoint import identity_of
+from flrl.callbacks.run_folder import read_history
+from flrl.checkpoint import list_checkpoints, load_checkpoint
+from flrl.data import FederatedData
+from flrl.layout import digest
+from flrl.logging import Loggers
+from flrl.seeding import SERVER, seed_for
+from flrl.types import RoundRecord, ServerState
+
+Config = Mapping[str, Any]
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train as configured; returns the last value of the metric that `optimized_metric` names, None if it has none."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if hydra.output_subdir is not None:
+        OmegaConf.save(OmegaConf.create(config), folder / hydra.output_subdir / "config.yaml")
+    backend = _make(config["backend"])
+    make = partial(make_worker, config)
+    worker = make(threads=backend.threads, device=backend.device)
+    info = RunInfo(
+        name=config["name"],
+        folder=folder,
+        seed=config["seed"],
+        rounds=worker.strategy.rounds,
+        tags=tuple(config["tags"]),
+        config=config,
+        command=shlex.join(sys.argv),
+        model=worker.model,
+        data=worker.data,
+        resumed_from=_resume_folder(config["resume"], folder),
+    )
+    state, history = _first_state(worker, info)
+    callbacks = _callbacks(config)
+    try:
+        with terminated_gently():
+            backend.start(worker, make)
+            callbacks.setup(info)
+            _, history = worker.strategy.fit(
+                state,
+                backend=backend,
+                layout=worker.model.layout,
+                seed=info.seed,
+                callbacks=callbacks,
+                history=history,
+            )
+    finally:
+        try:
+            backend.close()
+        finally:
+            callbacks.close()
+    return _optimized(config["optimized_metric"], history)
+
+
+def make_worker(config: Config, *, threads: int, device: str) -> Worker:
+    """Build what a worker needs, and check that its parts go together; the same objects from the same configuration.
+
+    Args:
+        config: the resolved configuration.
+        threads: intra-op threads.
+        device: where the model trains.
+    """
+    seed = config["seed"]
+    data = make_data(config)
+    trainer, strategy, evaluator = (_make(config[name]) for name in ("trainer", "strategy", "evaluation"))
+    strategy.sampler.check(data.num_clients)
+    cohort = len(strategy.sampler(data.num_clients, seed=seed, round=1))
+    if strategy.min_clients > cohort:
+        raise ValueError(f"strategy.min_clients={strategy.min_clients}: only {cohort} clients take part in a round")
+    model = prepare(make_module(config), threads=threads, device=device)
+    trainer.check(model.module)
+    evaluator.check(model.module, data)
+    return Worker(model, data, trainer, strategy, evaluator, seed)
+
+
+def make_data(config: Config) -> FederatedData:
+    """The dataset, shared out."""
+    splits = _make(config["dataset"])
+    return FederatedData(splits, _make(config["partition"]), seed=config["seed"], holdout=config["holdout"])
+
+
+def make_module(config: Config) -> Any:
+    """The LightningModule, initialised from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(config["seed"], 0, SERVER, "model"))
+        return _make(config["model"])
+
+
+def _make(node: Config) -> Any:
+    return instantiate(node, _convert_="all")
+
+
+def _callbacks(config: Config) -> Callbacks:
+    loggers = Loggers(_make(config["logger"]) if config["logger"] else {})
+    own: dict[str, Callback] = _make(config["callbacks"]) if config["callbacks"] else {}
+    return Callbacks([RunFolder(log_clients=config["log_clients"]), loggers, *own.values()])
+
+
+def _resume_folder(resume: str | None, folder: Path) -> Path | None:
+    """The run folder to resume from, or None to start from the beginning."""
+    source = folder if resume == "auto" else Path(resume) if resume else None
+    return source if source is not None and list_checkpoints(source) else None
+
+
+def _first_state(worker: Worker, info: RunInfo) -> tuple[ServerState, list[RoundRecord]]:
+    """The newest checkpoint's state and the rounds before it, or the initial state."""
+    if info.resumed_from is None:
+        return worker.strategy.initialize(worker.model.vector.detach().cpu().clone(), worker.model.layout), []
+    path = list_checkpoints(info.resumed_from)[-1]
+    state = load_checkpoint(path, identity_of(info))
+    history = read_history(info.resumed_from, state.round)
+    if history[-1].digest != digest(state.vector):
+        raise ValueError(f"{path} is not the state after round {state.round} of {info.resumed_from}; nothing was changed")
+    return state, history
+
+
+@contextmanager
+def terminated_gently() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, through a checkpoint; exit code 143."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _optimized(name: str | None, history: list[RoundRecord]) -> float | None:
+    values = [record.metrics[name] for record in history if name in record.metrics] if name else []
+    return values[-1] if values else None

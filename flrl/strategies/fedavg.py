@@ -1,0 +1,60 @@
+"""Federated averaging: clients train for some epochs, the server steps along their mean update.
+
+McMahan, Moore, Ramage, Hampson, Agüera y Arcas, "Communication-Efficient Learning of Deep Networks from Decentralized
+Data", AISTATS 2017, arXiv 1602.05629. With another server optimizer than SGD at learning rate 1 it is FedOpt: Reddi,
+Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan, "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch.optim import Optimizer
+
+from flrl.layout import ParameterLayout
+from flrl.sampling import Sampler
+from flrl.strategies.base import Strategy
+from flrl.trainers.optimizers import optimizer_tensors, restore_optimizer
+from flrl.transforms import Transform
+from flrl.types import Aggregate, ServerState
+
+
+class FedAvg(Strategy):
+    """Averages the clients' updates and gives minus their mean to a torch optimizer as its gradient.
+
+    The optimizer steps the trainable part, in float64; buffers (BatchNorm's statistics) are averaged. The result is
+    rounded to the model's dtype once a round.
+
+    Args:
+        rounds: rounds of a whole run.
+        sampler: chooses each round's cohort.
+        server_optimizer: called with a list of one tensor; `torch.optim.SGD` with `lr=1.0` is plain averaging.
+        min_clients: fewest usable updates a round can be aggregated from.
+        transforms: applied to every update before it is summed.
+    """
+
+    def __init__(
+        self,
+        *,
+        rounds: int,
+        sampler: Sampler,
+        server_optimizer: Callable[[list[torch.Tensor]], Optimizer],
+        min_clients: int = 1,
+        transforms: Sequence[Transform] = (),
+    ) -> None:
+        super().__init__(rounds=rounds, sampler=sampler, min_clients=min_clients, transforms=transforms)
+        self.server_optimizer = server_optimizer
+        self.server_optimizer([torch.zeros(1, requires_grad=True)])  # a wrong setting shows before the first round
+
+    def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
+        """One optimizer step on the pseudo-gradient."""
+        mean = aggregate.means["update"]
+        vector = state.vector.to(torch.float64)
+        trainable = vector[: layout.num_trainable].clone().requires_grad_()
+        trainable.grad = -mean[: layout.num_trainable]
+        optimizer = self.server_optimizer([trainable])
+        restore_optimizer(optimizer, state.optimizer, prefix="")
+        optimizer.step()
+        vector.add_(mean)
+        vector[: layout.num_trainable] = trainable.detach()
+        return replace(state, vector=vector.to(layout.dtype), optimizer=optimizer_tensors(optimizer, prefix=""))

@@ -1,0 +1,27 @@
+"""FedProx: a proximal term keeps local models near the global one.
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv
+1812.06127. Clients minimise `loss(w) + mu / 2 * ||w - w_global||^2`; the paper's variable amount of local work is not
+part of it.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from flrl.strategies.fedavg import FedAvg
+from flrl.trainers import LocalProblem
+
+
+class FedProx(FedAvg):
+    """FedAvg with the proximal term's gradient; `mu` at least 0, other arguments as for `FedAvg`."""
+
+    def __init__(self, *, mu: float, **options: Any) -> None:
+        super().__init__(**options)
+        if not mu >= 0:
+            raise ValueError(f"strategy.mu={mu}: must be at least 0")
+        self.mu = mu
+
+    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, problem: LocalProblem) -> None:
+        """Add `mu * (w - w_global)`."""
+        gradient.add_(parameters - problem.broadcast.vector[: len(parameters)], alpha=self.mu)

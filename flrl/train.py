@@ -1,0 +1,28 @@
+"""Train a federation: `python -m flrl.train +experiment=mnist_fedavg`, or `flrl-train ...`.
+
+Imports nothing heavy at its top, so that `--help` and a mistyped key answer at once.
+"""
+
+import sys
+
+from omegaconf import DictConfig
+
+from flrl.app import run_app, with_overrides_of_resumed_run
+from flrl.config import TrainConfig
+
+
+def train(cfg: DictConfig) -> float | None:
+    """One run; returns the metric that `optimized_metric` names, for sweepers."""
+    from flrl.run import run
+
+    return run(cfg)
+
+
+def main() -> None:
+    """The console script `flrl-train`."""
+    sys.argv[1:] = with_overrides_of_resumed_run(sys.argv[1:])
+    run_app(train, config_name="train", schema=TrainConfig)
+
+
+if __name__ == "__main__":
+    main()

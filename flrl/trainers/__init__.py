@@ -1,0 +1,7 @@
+"""How one client trains: engines that take an unmodified LightningModule and agree on the same seeds."""
+
+from flrl.trainers.base import ClientHalf, LocalProblem, Trainer
+from flrl.trainers.eager import EagerTrainer
+from flrl.trainers.lightning import LightningTrainer
+
+__all__ = ["ClientHalf", "EagerTrainer", "LightningTrainer", "LocalProblem", "Trainer"]

@@ -1,0 +1,216 @@
+"""What every training engine is given, and what it returns."""
+
+import contextlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from flrl.data.sources import Source
+from flrl.layout import BoundModel
+from flrl.seeding import generator_for, seed_for
+from flrl.trainers.modules import overridden
+from flrl.types import Broadcast, ClientTask, ClientUpdate, Memory
+
+
+@dataclass(frozen=True, slots=True)
+class LocalProblem:
+    """One client's training in one round.
+
+    Attributes:
+        model: the worker's model; the trainer loads the broadcast vector into it.
+        source: the training samples of all clients.
+        indices: those of this client, in their fixed order.
+        task: who trains, and what it remembers.
+        broadcast: what the server sent.
+        seed: the run's seed.
+    """
+
+    model: BoundModel
+    source: Source
+    indices: np.ndarray
+    task: ClientTask
+    broadcast: Broadcast
+    seed: int
+
+    @property
+    def module(self) -> pl.LightningModule:
+        """The LightningModule behind the model."""
+        module = self.model.module
+        assert hasattr(module, "training_step")
+        return module  # type: ignore[return-value]
+
+
+class ClientHalf(Protocol):
+    """The part of a strategy that runs where the client is; see `flrl.strategies.base.Strategy`."""
+
+    @property
+    def adjusts_loss(self) -> bool:
+        """Whether `adjust_loss` does anything."""
+
+    @property
+    def adjusts_gradient(self) -> bool:
+        """Whether `adjust_gradient` does anything."""
+
+    def adjust_loss(self, loss: Tensor, problem: LocalProblem) -> Tensor:
+        """The loss to minimise, given that of the module."""
+
+    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, problem: LocalProblem) -> None:
+        """Change the gradient in place."""
+
+
+class Trainer(ABC):
+    """Trains one client; holds how, and nothing of any client.
+
+    Args:
+        local_epochs: passes over the client's samples in a round.
+        batch_size: samples of a minibatch; the last one of an epoch may be smaller.
+        shuffle: draw a new order for every epoch, from (seed, round, client); otherwise the partition's order.
+        lr_decay: the learning rate of round r is the module's times `lr_decay ** (r - 1)`.
+        gradient_clip_val: clip gradients to this norm or value; null does not clip.
+        gradient_clip_algorithm: "norm" or "value".
+        precision: "32-true", or "bf16-mixed" for bfloat16 autocast.
+        keep_optimizer_state: clients remember their optimizer's state (momentum) until they next take part.
+    """
+
+    def __init__(
+        self,
+        *,
+        local_epochs: int = 1,
+        batch_size: int = 64,
+        shuffle: bool = False,
+        lr_decay: float = 1.0,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        precision: Literal["32-true", "bf16-mixed"] = "32-true",
+        keep_optimizer_state: bool = False,
+    ) -> None:
+        for name, value in (("local_epochs", local_epochs), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"trainer.{name}={value}: must be at least 1")
+        if not lr_decay > 0:
+            raise ValueError(f"trainer.lr_decay={lr_decay}: must be positive")
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
+            raise ValueError(f"trainer.gradient_clip_val={gradient_clip_val}: must be positive, or null")
+        if gradient_clip_algorithm not in ("norm", "value"):
+            raise ValueError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm!r}: must be 'norm' or 'value'")
+        if precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(f"trainer.precision={precision!r}: must be '32-true' or 'bf16-mixed'")
+        self.local_epochs = local_epochs
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.lr_decay = lr_decay
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.precision = precision
+        self.keep_optimizer_state = keep_optimizer_state
+
+    @abstractmethod
+    def check(self, module: pl.LightningModule) -> None:
+        """Raise ValueError, by name, for anything in the module that this engine cannot honour."""
+
+    @abstractmethod
+    def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
+        """Train the client from the broadcast vector on; the difference of parameters is its update."""
+
+    def lr_factor(self, problem: LocalProblem) -> float:
+        """What this round's learning rates are multiplied by."""
+        return float(self.lr_decay ** (problem.broadcast.round - 1))
+
+    def epoch_indices(self, problem: LocalProblem, epoch: int) -> np.ndarray:
+        """The client's samples in the order of one local epoch, counted from 0."""
+        if not self.shuffle:
+            return problem.indices
+        task = problem.task
+        rng = generator_for(problem.seed, task.round, task.client_id, f"shuffle/{epoch}")
+        return rng.permutation(problem.indices)
+
+    def batches(self, problem: LocalProblem, epoch: int) -> Iterator[tuple[Any, int]]:
+        """One local epoch's batches, each with its number of samples."""
+        indices = self.epoch_indices(problem, epoch)
+        for start, batch in enumerate(problem.source.batches(indices, self.batch_size)):
+            yield batch, min(self.batch_size, len(indices) - start * self.batch_size)
+
+    def num_batches(self, problem: LocalProblem) -> int:
+        """Batches of one local epoch."""
+        return ceil(len(problem.indices) / self.batch_size)
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """The context that `precision` asks for."""
+        if self.precision == "32-true":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+def update_of(
+    problem: LocalProblem, *, metrics: dict[str, float], num_steps: int, memory: Memory | None = None
+) -> ClientUpdate:
+    """The client's update: its model minus the broadcast one, in float64, where that difference is exact.
+
+    A buffer that did not change has the update 0, even where its value is infinite.
+    """
+    local, broadcast = problem.model.read(), problem.broadcast.vector
+    update = local.to(torch.float64).sub_(broadcast)
+    tail = slice(problem.model.layout.num_trainable, None)
+    update[tail].masked_fill_(local[tail] == broadcast[tail], 0.0)
+    return ClientUpdate(
+        client_id=problem.task.client_id,
+        weight=problem.task.weight,
+        vectors={"update": update},
+        metrics=metrics,
+        num_steps=num_steps,
+        up_bytes=problem.model.layout.nbytes,
+        memory={} if memory is None else memory,
+    )
+
+
+def apply_adjustment(problem: LocalProblem, half: ClientHalf) -> None:
+    """Let the strategy change the gradients, gathered into one vector in the layout's order."""
+    parameters = problem.model.trainable()
+    gradient = torch.cat([_gradient_of(parameter).reshape(-1) for parameter in parameters])
+    half.adjust_gradient(gradient, problem.model.read()[: problem.model.layout.num_trainable], problem)
+    for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+@contextlib.contextmanager
+def client_randomness(problem: LocalProblem) -> Iterator[None]:
+    """Seed torch's, NumPy's and Python's global generators for this client; put back what was there.
+
+    Dropout and random transforms draw from the global generators; so they are a function of (seed, round, client).
+    """
+    task = problem.task
+    seed = seed_for(problem.seed, task.round, task.client_id, "train")
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    vector = problem.model.vector
+    with torch.random.fork_rng(devices=[vector.device] if vector.is_cuda else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def to_device(module: pl.LightningModule, batch: Any, device: torch.device) -> Any:
+    """Move a batch as the module's own transfer hooks say."""
+    if overridden(module, "on_before_batch_transfer"):
+        batch = module.on_before_batch_transfer(batch, 0)
+    if device.type != "cpu" or overridden(module, "transfer_batch_to_device"):
+        batch = module.transfer_batch_to_device(batch, device, 0)
+    if overridden(module, "on_after_batch_transfer"):
+        batch = module.on_after_batch_transfer(batch, 0)
+    return batch

@@ -1,0 +1,172 @@
+"""A real `Trainer.fit` per client: every hook and callback of Lightning works, for tens of milliseconds a client."""
+
+import functools
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from flrl.trainers.base import ClientHalf, LocalProblem, Trainer, apply_adjustment, client_randomness, update_of
+from flrl.trainers.modules import LogCollector, check_automatic, loss_of, replaced
+from flrl.trainers.optimizers import optimizer_tensors, parse_optimizers, restore_optimizer, scale_learning_rates
+from flrl.types import ClientUpdate
+
+
+class LightningTrainer(Trainer):
+    """Trains with `pytorch_lightning.Trainer` (or that of `lightning.pytorch`, where the module comes from there).
+
+    Args:
+        callbacks: Lightning callbacks of your own; each client's Trainer gets the same objects.
+        trainer_options: further arguments of the Trainer, by name.
+        options: as for `flrl.trainers.base.Trainer`.
+    """
+
+    def __init__(
+        self, *, callbacks: list[Any] | None = None, trainer_options: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.callbacks = list(callbacks or [])
+        self.trainer_options = dict(trainer_options or {})
+
+    def check(self, module: pl.LightningModule) -> None:
+        """Refuse manual optimization; everything else is Lightning's."""
+        check_automatic(module)
+
+    def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
+        """Train the client from the broadcast vector on."""
+        problem.model.load(problem.broadcast.vector)
+        module = problem.module
+        bridge = _Bridge(self, problem, half, LogCollector())
+        loader = _Loader(self, problem)
+        with client_randomness(problem), replaced(module, **bridge.replacements()), _quiet():
+            trainer = self._trainer(problem, bridge)
+            trainer.fit(module, train_dataloaders=loader)
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+        memory = optimizer_tensors(bridge.optimizer) if self.keep_optimizer_state else None
+        return update_of(problem, metrics=bridge.log.result(), num_steps=trainer.global_step, memory=memory)
+
+    def _trainer(self, problem: LocalProblem, bridge: "_Bridge") -> Any:
+        bases = {base.__module__.split(".")[0] for base in type(problem.module).__mro__}
+        package = "lightning.pytorch" if "lightning" in bases else "pytorch_lightning"
+        device = problem.model.vector.device
+        options: dict[str, Any] = {
+            "max_epochs": self.local_epochs,
+            "accelerator": "gpu" if device.type == "cuda" else device.type,
+            "devices": [device.index or 0] if device.type == "cuda" else 1,
+            "precision": self.precision,
+            "gradient_clip_val": self.gradient_clip_val,
+            "gradient_clip_algorithm": self.gradient_clip_algorithm,
+            "callbacks": [bridge, *self.callbacks],
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "limit_val_batches": 0,
+            "use_distributed_sampler": False,
+        }
+        return importlib.import_module(package).Trainer(**(options | self.trainer_options))
+
+
+class _Loader:
+    """The client's batches as a sized iterable: a new local epoch each time it is iterated."""
+
+    def __init__(self, trainer: Trainer, problem: LocalProblem) -> None:
+        self._trainer, self._problem = trainer, problem
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return self._trainer.num_batches(self._problem)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        for batch, _ in self._trainer.batches(self._problem, epoch):
+            yield batch
+
+
+class _Bridge(pl.Callback):
+    """Carries the strategy's client half into a Trainer, and the losses and logs out of it."""
+
+    def __init__(self, trainer: Trainer, problem: LocalProblem, half: ClientHalf, log: LogCollector) -> None:
+        self.log = log
+        self.optimizer: torch.optim.Optimizer
+        self._settings, self._problem, self._half = trainer, problem, half
+
+    def replacements(self) -> dict[str, Callable[..., Any]]:
+        """The module's methods to be replaced while it trains, each calling the original."""
+        module = self._problem.module
+        return {
+            "log": self._both(module.log, self.log.log),
+            "log_dict": self._both(module.log_dict, self.log.log_dict),
+            "training_step": self._training_step(module.training_step),
+            "configure_optimizers": self._configure_optimizers(module.configure_optimizers),
+        }
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Note the size of the batch, which weights what is logged."""
+        size = self._settings.batch_size
+        self.log.batch_size = min(size, len(self._problem.indices) - batch_idx * size)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Let the strategy change the gradient."""
+        if self._half.adjusts_gradient:
+            apply_adjustment(self._problem, self._half)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Read the logged metrics before Lightning resets them."""
+        self.log.end_epoch(reset=False)
+
+    @staticmethod
+    def _both(original: Callable[..., None], collect: Callable[..., None]) -> Callable[..., None]:
+        def log(*args: Any, **options: Any) -> None:
+            original(*args, **options)
+            collect(*args, **options)
+
+        return log
+
+    def _training_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            loss = loss_of(output)
+            if loss is None:
+                return output
+            self.log.add_loss(loss)
+            if self._half.adjusts_loss:
+                loss = self._half.adjust_loss(loss, self._problem)
+            return {**output, "loss": loss} if isinstance(output, dict) else loss
+
+        return training_step
+
+    def _configure_optimizers(self, original: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(original)
+        def configure_optimizers() -> Any:
+            configured = original()
+            self.optimizer, schedulers = parse_optimizers(configured)
+            scale_learning_rates(self.optimizer, schedulers, self._settings.lr_factor(self._problem))
+            restore_optimizer(self.optimizer, self._problem.task.memory)
+            return configured
+
+        return configure_optimizers
+
+
+class _quiet(warnings.catch_warnings):
+    """No word from Lightning about devices, tips, loaders and missing loggers, once per client and round."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning")
+        self._levels = [(name, logging.getLogger(name).level) for name in ("pytorch_lightning", "lightning")]
+        self._levels += [("lightning.pytorch", logging.getLogger("lightning.pytorch").level)]
+        for name, _ in self._levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        for name, level in self._levels:
+            logging.getLogger(name).setLevel(level)
+        super().__exit__(*exc_info)

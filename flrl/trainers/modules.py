@@ -1,0 +1,128 @@
+"""Reading a user's LightningModule: what it overrides, what it logs, what its steps return."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+# `lightning.pytorch` is a second copy of the same package; modules of both are welcome.
+LIGHTNING_PACKAGES = ("pytorch_lightning.", "lightning.pytorch.")
+
+
+def overridden(module: pl.LightningModule, hook: str) -> bool:
+    """Whether a module has its own version of a hook."""
+    method = getattr(module, hook, None)
+    return method is not None and not str(getattr(method, "__module__", "")).startswith(LIGHTNING_PACKAGES)
+
+
+def check_automatic(module: pl.LightningModule) -> None:
+    """Raise ValueError unless the module leaves the optimization to its trainer."""
+    if not overridden(module, "training_step"):
+        raise ValueError(f"{type(module).__name__} has no training_step")
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} uses manual optimization (automatic_optimization=False), which trainer=eager and "
+            "trainer=lightning cannot combine with a strategy's hooks: return the loss from training_step instead"
+        )
+
+
+def step_caller(step: Callable[..., Any]) -> Callable[[Any, int], Any]:
+    """A step method as a function of (batch, batch_idx), whichever of them it takes."""
+    names = list(inspect.signature(step).parameters)
+    if "dataloader_iter" in names:
+        raise ValueError("steps that take `dataloader_iter` are not supported: take `batch` and `batch_idx`")
+    return step if len(names) > 1 else lambda batch, _: step(batch)
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in what `training_step` returned: a tensor, a mapping with `loss`, or None to skip the batch."""
+    loss = output["loss"] if isinstance(output, dict) else output
+    if loss is not None and not isinstance(loss, Tensor):
+        raise ValueError(f"training_step returned {type(loss).__name__}; it must return a tensor, a dict or None")
+    return loss
+
+
+class LogCollector:
+    """Takes the place of `self.log` and keeps what a module logs while it trains one client.
+
+    Numbers become sample-weighted means over the whole local training; torchmetrics objects give their value at the end
+    of the last epoch.
+    """
+
+    def __init__(self) -> None:
+        self.batch_size = 1
+        """Samples of the present batch: the weight of what is logged, unless `batch_size` is given."""
+        self._values: dict[str, list[tuple[Tensor, float]]] = {}
+        self._reduce: dict[str, str] = {}
+        self._metrics: dict[str, Metric] = {}
+        self._computed: dict[str, float] = {}
+        self._losses: list[tuple[Tensor, float]] = []
+
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """What `LightningModule.log` is called with; all but value, `reduce_fx` and `batch_size` is ignored."""
+        if isinstance(value, Metric):
+            self._metrics[name] = value
+            return
+        reduce = options.get("reduce_fx", "mean")
+        reduce = reduce if isinstance(reduce, str) else getattr(reduce, "__name__", "")
+        if reduce not in ("mean", "sum", "min", "max"):
+            raise ValueError(f"self.log({name!r}): reduce_fx must be mean, sum, min or max")
+        value = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+        if value.numel() != 1:
+            raise ValueError(f"self.log({name!r}): the value must be one number, got shape {tuple(value.shape)}")
+        self._reduce[name] = reduce
+        weight = self.batch_size if options.get("batch_size") is None else options["batch_size"]
+        self._values.setdefault(name, []).append((value.reshape(()), float(weight)))
+
+    def log_dict(self, dictionary: Any, *args: Any, **options: Any) -> None:
+        """What `LightningModule.log_dict` is called with."""
+        for name, value in dictionary.items():
+            self.log(name, value, **options)
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Note the loss that `training_step` returned for the present batch."""
+        self._losses.append((loss.detach(), float(self.batch_size)))
+
+    def end_epoch(self, *, reset: bool) -> None:
+        """Compute the logged torchmetrics objects, and make them ready for the next epoch if `reset`."""
+        for name, metric in self._metrics.items():
+            self._computed[name] = float(metric.compute())
+            if reset:
+                metric.reset()
+        self._metrics.clear()
+
+    def result(self) -> dict[str, float]:
+        """All that was logged, by name; `train/loss` is the mean of the losses noted, where there are any."""
+        numbers = {name: _reduced(self._reduce[name], logged) for name, logged in self._values.items()}
+        if self._losses:
+            numbers["train/loss"] = _reduced("mean", self._losses)
+        return numbers | self._computed
+
+
+def _reduced(reduce: str, logged: list[tuple[Tensor, float]]) -> float:
+    values = torch.stack([value for value, _ in logged]).to(torch.float64).flatten()
+    if reduce != "mean":
+        return float(getattr(torch, reduce)(values))
+    weights = torch.tensor([weight for _, weight in logged], dtype=torch.float64, device=values.device)
+    return float((values * weights).sum() / weights.sum())
+
+
+@contextlib.contextmanager
+def replaced(module: pl.LightningModule, **attributes: Any) -> Iterator[None]:
+    """Set attributes on the instance for a while, over those of its class."""
+    before = {name: vars(module)[name] for name in attributes if name in vars(module)}
+    for name, value in attributes.items():
+        object.__setattr__(module, name, value)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            if name in before:
+                object.__setattr__(module, name, before[name])
+            else:
+                object.__delattr__(module, name)

@@ -1,0 +1,95 @@
+"""What a module's `configure_optimizers` returns, in the forms that Lightning knows, for one optimizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from flrl.types import Memory
+
+_LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStep:
+    """A learning-rate scheduler, and when it steps: every `frequency` batches or epochs."""
+
+    scheduler: Any
+    interval: str = "epoch"
+    frequency: int = 1
+
+
+def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerStep]]:
+    """The one optimizer, and its schedulers.
+
+    Raises:
+        ValueError: there is no optimizer, there are several, or a scheduler follows a monitored metric.
+    """
+    schedulers: Any = []
+    if isinstance(configured, Mapping):
+        schedulers = configured.get("lr_scheduler") or []
+        configured = configured["optimizer"]
+    elif isinstance(configured, tuple) and len(configured) == 2 and isinstance(configured[0], list | tuple):
+        configured, schedulers = configured
+    optimizers = list(configured) if isinstance(configured, list | tuple) else [configured]
+    if len(optimizers) == 1 and isinstance(optimizers[0], Mapping):
+        return parse_optimizers(optimizers[0])
+    if len(optimizers) != 1 or not isinstance(optimizers[0], Optimizer):
+        names = [type(optimizer).__name__ for optimizer in optimizers]
+        raise ValueError(f"configure_optimizers must return one torch optimizer, got {names}")
+    steps = [_scheduler(item) for item in (schedulers if isinstance(schedulers, list | tuple) else [schedulers])]
+    return optimizers[0], steps
+
+
+def _scheduler(item: Any) -> SchedulerStep:
+    if not isinstance(item, Mapping):
+        item = {"scheduler": item}
+    scheduler = item["scheduler"]
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError("ReduceLROnPlateau follows a validation metric, which a client's local training has not")
+    interval = item.get("interval", "epoch")
+    if interval not in ("epoch", "step"):
+        raise ValueError(f"lr_scheduler interval={interval!r}: must be 'epoch' or 'step'")
+    return SchedulerStep(scheduler, interval, item.get("frequency", 1))
+
+
+def scale_learning_rates(optimizer: Optimizer, schedulers: list[SchedulerStep], factor: float) -> None:
+    """Multiply all learning rates, those that schedulers start from included."""
+    if factor == 1.0:
+        return
+    for group in optimizer.param_groups:
+        for name in _LEARNING_RATES:
+            if name in group:
+                group[name] *= factor
+    pending = [step.scheduler for step in schedulers]
+    while pending:
+        scheduler = pending.pop()
+        if hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+        pending.extend(getattr(scheduler, "_schedulers", []))
+
+
+def optimizer_tensors(optimizer: Optimizer, prefix: str = "optimizer/") -> dict[str, Tensor]:
+    """Copies of an optimizer's state, named `<prefix><index of the parameter>/<name>`."""
+    tensors = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                tensors[f"{prefix}{index}/{name}"] = tensor.detach().cpu().clone()
+    return tensors
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Memory, prefix: str = "optimizer/") -> None:
+    """Give an optimizer a copy of the state that `optimizer_tensors` kept; its learning rates stay its own."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            index, key = name.removeprefix(prefix).split("/", 1)
+            state.setdefault(int(index), {})[key] = tensor.clone()
+    if state:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
