@@ -1,10 +1,13 @@
 """How the entry points run under Hydra: one clear line for what a user got wrong, a traceback for everything else."""
 
+import contextlib
 import difflib
+import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flrl.config import CONF_DIR
+from flrl.errors import ClientError, FlrlError
+
+USER_ERRORS = (HydraException, OmegaConfBaseException, FlrlError, ValueError, OSError, ArithmeticError)
 
 
 def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
@@ -27,13 +33,34 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is shown is decided here
+
+    @functools.wraps(task)
+    def guarded(cfg: DictConfig) -> Any:
+        with explained(full_error):
+            return task(cfg)
+
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(task)()
+        with explained(full_error):
+            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(guarded)()
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException, ValueError, OSError, ArithmeticError) as error:
+
+
+@contextlib.contextmanager
+def explained(full_error: bool) -> Iterator[None]:
+    """End the process with code 1 and one line for an error that a user can mend.
+
+    Args:
+        full_error: raise it as it is instead.
+    """
+    try:
+        yield
+    except USER_ERRORS as error:
         if full_error:
             raise
+        if isinstance(error, ClientError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         print(f"error: {one_line(error)}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print(f"  {note}", file=sys.stderr)
@@ -60,7 +87,7 @@ def _folded(text: str) -> str:
     skipped = re.compile(r"\s*(full_key|object_type|reference_type|Config search path|provider=|Set the environment).*")
     lines = [line.strip() for line in text.splitlines() if line.strip() and not skipped.match(line)]
     unique = list(dict.fromkeys(lines))
-    return re.sub(r"\s+", " ", "; ".join(unique)).replace(":;", ":")
+    return re.sub(r"\s+", " ", "; ".join(unique)).replace(":;", ":").replace(".;", ".")
 
 
 def _suggestion(text: str) -> str:
@@ -73,18 +100,20 @@ def _suggestion(text: str) -> str:
         folder, _, word = word.rpartition("/")
         known = [path.stem for path in (CONF_DIR / folder).glob("*.yaml")]
     else:
-        known = [path.name for path in CONF_DIR.iterdir() if path.is_dir()] + ["seed", "name", "resume", "tags", "holdout"]
+        known = [path.name for path in CONF_DIR.iterdir() if path.is_dir()] + [
+            "seed",
+            "name",
+            "resume",
+            "tags",
+            "holdout",
+        ]
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _run_dir(resume: str | None, default: str) -> str:
     """A resumed run goes on in its own folder; every other one gets a new one."""
-    if resume in (None, "auto"):
-        return default
-    if not (Path(str(resume)) / ".hydra").is_dir():
-        raise ValueError(f"resume={resume}: there is no run in this folder")
-    return str(resume)
+    return default if resume in (None, "auto") else str(resume)
 
 
 def with_overrides_of_resumed_run(arguments: list[str]) -> list[str]:
@@ -106,12 +135,16 @@ def _key(override: str) -> str:
 
 
 class KeepRunFolder(Callback):
-    """A Hydra callback: a folder that holds a run is not written to by another one."""
+    """A Hydra callback that looks before Hydra writes: no run overwrites another, no resume from nowhere."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """End the process before Hydra writes its files, if the run's folder is taken and not to be resumed."""
-        folder = Path(config.hydra.run.dir)
-        if config.resume is None and (folder / "metrics.jsonl").exists():
-            message = f"{folder} already holds a run: resume=auto goes on with it, or choose another hydra.run.dir"
-            print(f"error: {message}", file=sys.stderr)
-            sys.exit(1)
+        """End the process if the run's folder is taken and not to be resumed, or if there is nothing to resume."""
+        folder, resume = Path(config.hydra.run.dir), config.resume
+        # Hydra turns a callback's exceptions into warnings; `explained` turns them into an exit before that.
+        with explained(full_error=False):
+            if resume is None and (folder / "metrics.jsonl").exists():
+                raise ValueError(
+                    f"{folder} already holds a run: resume=auto goes on with it, or choose another hydra.run.dir"
+                )
+            if resume not in (None, "auto") and not (Path(resume) / ".hydra").is_dir():
+                raise ValueError(f"resume={resume}: there is no run in this folder")

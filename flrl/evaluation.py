@@ -26,8 +26,14 @@ class Evaluator:
         batch_size: of evaluation batches; it does not change the metrics but in their last bits.
     """
 
-    def __init__(self, *, every: int = 1, clients_every: int = 0, at_start: bool = False, batch_size: int = 1000) -> None:
-        for name, value, least in (("every", every, 1), ("clients_every", clients_every, 0), ("batch_size", batch_size, 1)):
+    def __init__(
+        self, *, every: int = 1, clients_every: int = 0, at_start: bool = False, batch_size: int = 1000
+    ) -> None:
+        for name, value, least in (
+            ("every", every, 1),
+            ("clients_every", clients_every, 0),
+            ("batch_size", batch_size, 1),
+        ):
             if value < least:
                 raise ValueError(f"evaluation.{name}={value}: must be at least {least}")
         self.every = every
@@ -52,7 +58,9 @@ class Evaluator:
         """What the module logs over the whole test set."""
         return self.run(model, data.splits.test, np.arange(len(data.splits.test)))
 
-    def client(self, model: BoundModel, data: FederatedData, client_id: int, *, train: bool = False) -> dict[str, float]:
+    def client(
+        self, model: BoundModel, data: FederatedData, client_id: int, *, train: bool = False
+    ) -> dict[str, float]:
         """What the module logs over one client's held-out (or training) samples, and `num_samples`."""
         indices = data.train_indices(client_id) if train else data.holdout_indices(client_id)
         return self.run(model, data.splits.train, indices) | {"num_samples": float(len(indices))}

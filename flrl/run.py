@@ -24,7 +24,6 @@ from flrl.checkpoint import list_checkpoints, load_checkpoint
 from flrl.data import FederatedData
 from flrl.layout import digest
 from flrl.logging import Loggers
-from flrl.seeding import SERVER, seed_for
 from flrl.types import RoundRecord, ServerState
 
 Config = Mapping[str, Any]
@@ -104,7 +103,7 @@ def make_data(config: Config) -> FederatedData:
 def make_module(config: Config) -> Any:
     """The LightningModule, initialised from the seed alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(config["seed"], 0, SERVER, "model"))
+        torch.manual_seed(config["seed"])
         return _make(config["model"])
 
 
@@ -132,7 +131,9 @@ def _first_state(worker: Worker, info: RunInfo) -> tuple[ServerState, list[Round
     state = load_checkpoint(path, identity_of(info))
     history = read_history(info.resumed_from, state.round)
     if history[-1].digest != digest(state.vector):
-        raise ValueError(f"{path} is not the state after round {state.round} of {info.resumed_from}; nothing was changed")
+        raise ValueError(
+            f"{path} is not the state after round {state.round} of {info.resumed_from}; nothing was changed"
+        )
     return state, history
 
 

@@ -9,15 +9,12 @@ from torch import Tensor
 
 from flrl.aggregation import WeightedMean
 from flrl.data import FederatedData
+from flrl.errors import ClientError
 from flrl.evaluation import Evaluator, summarize_clients
 from flrl.layout import BoundModel
 from flrl.strategies.base import Strategy
 from flrl.trainers import LocalProblem, Trainer
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate
-
-
-class ClientError(RuntimeError):
-    """A client's training raised; the cause is chained."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,12 @@ class EarlyStopping(Callback):
     """
 
     def __init__(
-        self, *, monitor: str = "test/loss", mode: Literal["min", "max"] = "min", patience: int = 10, min_delta: float = 0
+        self,
+        *,
+        monitor: str = "test/loss",
+        mode: Literal["min", "max"] = "min",
+        patience: int = 10,
+        min_delta: float = 0,
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"early_stopping.mode={mode!r}: must be 'min' or 'max'")
@@ -64,7 +69,9 @@ class NanGuard(Callback):
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Raise FloatingPointError if a monitored metric is not finite."""
         record = history[-1]
-        wrong = {name: record.metrics[name] for name in self.monitor if not math.isfinite(record.metrics.get(name, 0.0))}
+        wrong = {
+            name: record.metrics[name] for name in self.monitor if not math.isfinite(record.metrics.get(name, 0.0))
+        }
         if wrong:
             found = ", ".join(f"{name} is {value}" for name, value in wrong.items())
             raise FloatingPointError(

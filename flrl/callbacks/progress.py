@@ -6,7 +6,6 @@ from math import isfinite
 
 from rich import progress as bars
 from rich.console import Console
-from rich.table import Table
 
 from flrl.callbacks.base import Callback, RunInfo
 from flrl.types import ClientReport, RoundRecord, ServerState
@@ -40,7 +39,11 @@ class Progress(Callback):
             self._console.print(f"resumed after round {state.round}")
         if self._console.is_terminal:
             columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
-            times = (bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn(elapsed_when_finished=False))
+            times = (
+                bars.TimeElapsedColumn(),
+                bars.TextColumn("left"),
+                bars.TimeRemainingColumn(elapsed_when_finished=False),
+            )
             self._bar = bars.Progress(*columns, *times, console=self._console, transient=True)
             self._bar.add_task("rounds", total=self._run.rounds, completed=state.round)
             self._bar.add_task("clients", total=None, visible=False)
@@ -72,13 +75,13 @@ class Progress(Callback):
         self.close()
         if state.round < self._run.rounds:
             self._console.print(f"stopped early after round {state.round}")
-        table = Table.grid(padding=(0, 2))
         if history:
-            metrics = {name: value for name, value in history[-1].metrics.items() if name.startswith(("test/", "clients/a"))}
-            table.add_row("result", "  ".join(_shown(name, value) for name, value in metrics.items()))
-            table.add_row("digest", history[-1].digest)
-        table.add_row("folder", str(self._run.folder))
-        self._console.print(table)
+            metrics = {
+                name: value for name, value in history[-1].metrics.items() if name.startswith(("test/", "clients/a"))
+            }
+            self._console.print("result  " + "  ".join(_shown(name, value) for name, value in metrics.items()))
+            self._console.print(f"digest  {history[-1].digest}")
+        self._console.print(f"folder  {self._run.folder}")
 
     def close(self) -> None:
         """Take the bar down."""

@@ -38,7 +38,9 @@ class FederatedData:
         rng = generator_for(seed, 0, SERVER, "partition")
         owner = np.asarray(partition(num_samples, splits.train.labels, rng))
         if owner.shape != (num_samples,):
-            raise ValueError(f"the partition returned shape {owner.shape}, expected one owner for {num_samples} samples")
+            raise ValueError(
+                f"the partition returned shape {owner.shape}, expected one owner for {num_samples} samples"
+            )
         if not np.issubdtype(owner.dtype, np.integer) or owner.min() < 0:
             raise ValueError("the partition must return client ids: whole numbers from 0 on")
         counts = np.bincount(owner)
@@ -79,4 +81,6 @@ class FederatedData:
         Client c owns `indices[ends[c-1]:ends[c]]`, the first `sizes[c]` of them for training.
         """
         with path.open("wb") as file:
-            np.savez_compressed(file, indices=self._indices, ends=self._ends, sizes=self.sizes, hash=np.array(self.hash))
+            np.savez_compressed(
+                file, indices=self._indices, ends=self._ends, sizes=self.sizes, hash=np.array(self.hash)
+            )

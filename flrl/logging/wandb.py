@@ -34,6 +34,8 @@ class FlrlWandbLogger(WandbLogger):
     ) -> None:
         if not offline and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
             _require_key()
+        import wandb
+
         super().__init__(
             name=name,
             save_dir=save_dir,
@@ -43,8 +45,10 @@ class FlrlWandbLogger(WandbLogger):
             tags=list(tags),
             log_model=False,
             reinit="finish_previous",
+            settings=wandb.Settings(silent=True),
             **options,
         )
+        self._wandb_init.pop("anonymous", None)  # wandb warns of Lightning's default
 
     def log_start(self, run: RunInfo) -> None:
         """Plot every metric against `round`, and show the partition."""

@@ -58,7 +58,7 @@ def mcmahan_cnn(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequentia
 def resnet18(
     *, input_shape: Sequence[int], num_classes: int, norm: Literal["group", "batch"] = "group", groups: int = 2
 ) -> nn.Module:
-    """torchvision's ResNet-18 for small images: a 3 x 3 stem of stride 1 and no first max pooling.
+    """Torchvision's ResNet-18 for small images: a 3 x 3 stem of stride 1 and no first max pooling.
 
     Group normalisation as in Hsieh et al., "The Non-IID Data Quagmire of Decentralized Machine Learning", ICML 2020,
     arXiv 1910.00189, keeps clients' batch statistics out of the model; two groups as in Reddi et al., ICLR 2021.
@@ -88,4 +88,3 @@ def _image(input_shape: Sequence[int]) -> tuple[int, int, int]:
     if min(height, width) < 4:
         raise ValueError(f"input_shape={list(input_shape)}: this net needs at least 4 x 4 pixels")
     return channels, height, width
-

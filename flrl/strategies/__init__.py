@@ -1,8 +1,8 @@
 """Federated algorithms: each one class with both halves, the server's and the client's."""
 
-from flrl.strategies.base import Backend, Strategy, TooFewUpdatesError
+from flrl.strategies.base import Backend, Strategy
 from flrl.strategies.fedavg import FedAvg
 from flrl.strategies.fedprox import FedProx
 from flrl.strategies.fedsgd import FedSGD
 
-__all__ = ["Backend", "FedAvg", "FedProx", "FedSGD", "Strategy", "TooFewUpdatesError"]
+__all__ = ["Backend", "FedAvg", "FedProx", "FedSGD", "Strategy"]

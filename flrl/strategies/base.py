@@ -12,18 +12,14 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from flrl.aggregation import WeightedMean
 from flrl.callbacks.base import Callbacks
+from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.sampling import Sampler
 from flrl.strategies.record import evaluation_record, round_record
 from flrl.trainers import LocalProblem, Trainer
 from flrl.transforms import Transform
 from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ClientUpdate, RoundRecord, ServerState
-
-
-class TooFewUpdatesError(RuntimeError):
-    """Fewer clients than `min_clients` sent an update that could be used."""
 
 
 class Backend(Protocol):
@@ -183,7 +179,8 @@ class Strategy(ABC):
     def _check(self, result: Aggregate, round: int) -> None:
         accepted = [report for report in result.reports if report.rejected is None]
         if len(accepted) < self.min_clients:
-            rejected = "; ".join(f"client {r.client_id}: {r.rejected}" for r in result.reports if r.rejected)
+            reasons = [f"client {r.client_id}: {r.rejected}" for r in result.reports if r.rejected is not None]
+            rejected = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
             raise TooFewUpdatesError(
                 f"round {round}: {len(accepted)} usable updates, strategy.min_clients={self.min_clients}; {rejected}"
             )

@@ -36,7 +36,7 @@ class EagerTrainer(Trainer):
     """Trains with a plain PyTorch loop; arguments as for `flrl.trainers.base.Trainer`."""
 
     def check(self, module: pl.LightningModule) -> None:
-        """Refuse manual optimization and the hooks this loop does not call."""
+        """Refuse manual optimization, the hooks this loop does not call, and optimizers it cannot step."""
         check_automatic(module)
         refused = [hook for hook in REFUSED_HOOKS if overridden(module, hook)]
         if refused:
@@ -44,6 +44,13 @@ class EagerTrainer(Trainer):
                 f"trainer=eager does not call {', '.join(refused)}, which {type(module).__name__} overrides: "
                 "use trainer=lightning"
             )
+        module.trainer = TrainerStandIn(self.local_epochs, 1)  # type: ignore[assignment]
+        try:
+            optimizer, _ = parse_optimizers(module.configure_optimizers())
+        finally:
+            module.trainer = None
+        if isinstance(optimizer, LBFGS):
+            raise ValueError("trainer=eager does not pass closures, which LBFGS needs: use trainer=lightning")
 
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         """Train the client from the broadcast vector on."""
@@ -66,8 +73,6 @@ class EagerTrainer(Trainer):
         _call(module, "setup", "fit")
         _call(module, "on_fit_start")
         optimizer, schedulers = parse_optimizers(module.configure_optimizers())
-        if isinstance(optimizer, LBFGS):
-            raise ValueError("trainer=eager does not pass closures, which LBFGS needs: use trainer=lightning")
         scale_learning_rates(optimizer, schedulers, self.lr_factor(problem))
         restore_optimizer(optimizer, problem.task.memory)
         stand_in.optimizers, stand_in.lr_scheduler_configs = [optimizer], schedulers

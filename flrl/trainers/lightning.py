@@ -48,7 +48,7 @@ class LightningTrainer(Trainer):
             if trainer.interrupted:
                 raise KeyboardInterrupt
         memory = optimizer_tensors(bridge.optimizer) if self.keep_optimizer_state else None
-        return update_of(problem, metrics=bridge.log.result(), num_steps=trainer.global_step, memory=memory)
+        return update_of(problem, metrics=bridge.collected.result(), num_steps=trainer.global_step, memory=memory)
 
     def _trainer(self, problem: LocalProblem, bridge: "_Bridge") -> Any:
         bases = {base.__module__.split(".")[0] for base in type(problem.module).__mro__}
@@ -93,7 +93,7 @@ class _Bridge(pl.Callback):
     """Carries the strategy's client half into a Trainer, and the losses and logs out of it."""
 
     def __init__(self, trainer: Trainer, problem: LocalProblem, half: ClientHalf, log: LogCollector) -> None:
-        self.log = log
+        self.collected = log
         self.optimizer: torch.optim.Optimizer
         self._settings, self._problem, self._half = trainer, problem, half
 
@@ -101,8 +101,8 @@ class _Bridge(pl.Callback):
         """The module's methods to be replaced while it trains, each calling the original."""
         module = self._problem.module
         return {
-            "log": self._both(module.log, self.log.log),
-            "log_dict": self._both(module.log_dict, self.log.log_dict),
+            "log": self._both(module.log, self.collected.log),
+            "log_dict": self._both(module.log_dict, self.collected.log_dict),
             "training_step": self._training_step(module.training_step),
             "configure_optimizers": self._configure_optimizers(module.configure_optimizers),
         }
@@ -110,7 +110,7 @@ class _Bridge(pl.Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note the size of the batch, which weights what is logged."""
         size = self._settings.batch_size
-        self.log.batch_size = min(size, len(self._problem.indices) - batch_idx * size)
+        self.collected.batch_size = min(size, len(self._problem.indices) - batch_idx * size)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Let the strategy change the gradient."""
@@ -119,7 +119,7 @@ class _Bridge(pl.Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Read the logged metrics before Lightning resets them."""
-        self.log.end_epoch(reset=False)
+        self.collected.end_epoch(reset=False)
 
     @staticmethod
     def _both(original: Callable[..., None], collect: Callable[..., None]) -> Callable[..., None]:
@@ -136,7 +136,7 @@ class _Bridge(pl.Callback):
             loss = loss_of(output)
             if loss is None:
                 return output
-            self.log.add_loss(loss)
+            self.collected.add_loss(loss)
             if self._half.adjusts_loss:
                 loss = self._half.adjust_loss(loss, self._problem)
             return {**output, "loss": loss} if isinstance(output, dict) else loss

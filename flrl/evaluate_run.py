@@ -1,0 +1,106 @@
+"""Loads a finished run and evaluates its model, on the central test set and on each client's samples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from flrl.backends.worker import prepare
+from flrl.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
+from flrl.data import FederatedData
+from flrl.evaluation import Evaluator, summarize_clients
+from flrl.layout import BoundModel
+from flrl.run import make_data, make_module
+
+SHOWN_CLIENTS = 20
+
+
+def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
+    """What `conf/evaluate.yaml` says; returns what it writes into `evaluation.json`."""
+    folder = Path(cfg.run)
+    saved = folder / ".hydra" / "config.yaml"
+    if not saved.exists():
+        raise FileNotFoundError(f"run={folder}: there is no run in this folder ({saved} is missing)")
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(saved))  # type: ignore[assignment]
+    if cfg.data_dir is not None and "data_dir" in config["dataset"]:
+        config["dataset"]["data_dir"] = cfg.data_dir
+    data = make_data(config)
+    _check_partition(folder, data)
+    model = prepare(make_module(config), threads=cfg.threads, device=cfg.device)
+    source = _load(model, folder, cfg.round)
+    evaluator = Evaluator(batch_size=cfg.batch_size)
+    result: dict[str, Any] = {"model": source, "central": evaluator.central(model, data)}
+    if cfg.clients:
+        held_out = any(len(data.holdout_indices(client)) for client in range(data.num_clients))
+        chosen = [c for c in range(data.num_clients) if not held_out or len(data.holdout_indices(c))]
+        rows = [evaluator.client(model, data, client, train=not held_out) for client in chosen]
+        result["samples"] = "held out" if held_out else "training"
+        result["clients"] = summarize_clients(rows)
+        result["per_client"] = [
+            {"client_id": c} | row | {"num_samples": int(row["num_samples"])}
+            for c, row in zip(chosen, rows, strict=True)
+        ]
+    (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    _show(result, folder)
+    return result
+
+
+def _load(model: BoundModel, folder: Path, round: int | None) -> str:
+    """Load the final model, or a round's checkpoint; returns the file's name in the run's folder."""
+    if round is not None:
+        path = checkpoint_path(folder, round)
+        if not path.exists():
+            there = ", ".join(p.name for p in list_checkpoints(folder)) or "none"
+            raise FileNotFoundError(f"round={round}: {folder} has no such checkpoint; there are: {there}")
+        model.load(load_checkpoint(path, {"model": model.layout.fingerprint}).vector)
+        return str(path.relative_to(folder))
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: the run has not finished; choose a checkpoint with round=...")
+    try:
+        model.module.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be loaded into the run's model: {error}") from error
+    return path.name
+
+
+def _check_partition(folder: Path, data: FederatedData) -> None:
+    with np.load(folder / "partition.npz") as saved:
+        if str(saved["hash"]) != data.hash:
+            raise ValueError(
+                f"the partition of {folder} is not what its configuration gives today: is the data the same?"
+            )
+
+
+def _show(result: dict[str, Any], folder: Path) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{folder / result['model']}")
+    console.print("central test set  " + "  ".join(f"{n} {v:.4f}" for n, v in result["central"].items()))
+    if "clients" not in result:
+        return
+    statistics = ("mean", "weighted_mean", "std", "worst10")
+    names = sorted(
+        {
+            name.removeprefix("clients/").rsplit("_mean", 1)[0]
+            for name in result["clients"]
+            if name.endswith("_weighted_mean")
+        }
+    )
+    names = [name.removesuffix("_weighted") for name in names]
+    table = Table("metric", *statistics, title=f"{len(result['per_client'])} clients, {result['samples']} samples")
+    for name in names:
+        table.add_row(name, *(f"{result['clients'][f'clients/{name}_{s}']:.4f}" for s in statistics))
+    console.print(table)
+    keys = [key for key in result["per_client"][0] if key not in ("client_id", "num_samples")]
+    table = Table("client", "samples", *keys)
+    for row in result["per_client"][:SHOWN_CLIENTS]:
+        table.add_row(str(row["client_id"]), str(row["num_samples"]), *(f"{row[key]:.4f}" for key in keys))
+    console.print(table)
+    if len(result["per_client"]) > SHOWN_CLIENTS:
+        console.print(f"... and {len(result['per_client']) - SHOWN_CLIENTS} more, in {folder / 'evaluation.json'}")
