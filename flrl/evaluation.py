@@ -92,7 +92,7 @@ def summarize_clients(rows: list[dict[str, float]]) -> dict[str, float]:
     Statistics: `mean`, `weighted_mean` (by samples), `std` (of the population), `worst10` (the mean over the worst
     tenth of clients, rounded up: the highest for losses and errors, else the lowest). `test/` and `val/` are dropped.
     """
-    summary = {}
+    summary: dict[str, float] = {}
     weights = np.array([row["num_samples"] for row in rows])
     for name in sorted({name for row in rows for name in row} - {"num_samples"}):
         values = np.array([row[name] for row in rows])

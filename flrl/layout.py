@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 Kind = Literal["trainable", "buffer"]
 
@@ -44,7 +45,7 @@ def _averaged_tensors(module: nn.Module) -> Iterator[tuple[str, Kind, Tensor]]:
     """The tensors of the vector, in its order; a tensor that is tied under several names comes once."""
     persistent = module.state_dict(keep_vars=True).keys()
     for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+        if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"parameter {name!r} is not initialized: run one batch through a lazy module first")
         if parameter.requires_grad:
             yield name, "trainable", parameter

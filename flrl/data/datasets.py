@@ -1,6 +1,6 @@
 """The datasets that come with flrl. Each is a function that returns `Splits`, and a yaml in `conf/dataset/`.
 
-`input_shape` and `num_classes` stand in the yaml, where models interpolate them; here they are checked against the data.
+`input_shape` and `num_classes` stand in the yaml, where models interpolate them; here they are checked.
 """
 
 from collections.abc import Sequence

@@ -82,7 +82,7 @@ class TensorSource:
             chosen = order[start : start + block]
             inputs = self._prepare(self.inputs.index_select(0, chosen))
             targets = self.targets.index_select(0, chosen)
-            yield from zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
+            yield from zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True)
 
     def _prepare(self, inputs: Tensor) -> Tensor:
         if inputs.dtype == torch.uint8:

@@ -75,7 +75,7 @@ def resnet18(
     if groups < 1 or 64 % groups:
         raise ValueError(f"model.net.groups={groups}: must divide 64")
     layer = nn.BatchNorm2d if norm == "batch" else lambda width: nn.GroupNorm(groups, width)
-    net = torchvision.models.resnet18(weights=None, num_classes=num_classes, norm_layer=layer)
+    net: nn.Module = torchvision.models.resnet18(weights=None, num_classes=num_classes, norm_layer=layer)
     net.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
     net.maxpool = nn.Identity()
     return net

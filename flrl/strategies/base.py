@@ -102,7 +102,7 @@ class Strategy(ABC):
         """The loss to minimise on a batch, given that of the module."""
         return loss
 
-    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, problem: LocalProblem) -> None:
+    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, problem: LocalProblem) -> None:  # noqa: B027
         """Change a batch's gradient in place; both tensors have shape `[layout.num_trainable]`. Elementwise only."""
 
     def finish(self, update: ClientUpdate, problem: LocalProblem) -> ClientUpdate:

@@ -14,8 +14,8 @@ def evaluation_record(metrics: Mapping[str, float], digest: str) -> RoundRecord:
 def round_record(round: int, metrics: Mapping[str, float], digest: str, result: Aggregate) -> RoundRecord:
     """The record of a round, from what is known of it and from its clients' reports.
 
-    Clients' metrics are averaged over the accepted clients that reported them, weighted by samples; `transforms/` counts
-    are summed. All sums are correctly rounded, so they do not depend on order.
+    Clients' metrics are averaged over the accepted clients that reported them, weighted by samples; counts of
+    `transforms/` are summed. All sums are correctly rounded, so they do not depend on order.
     """
     accepted = [report for report in result.reports if report.rejected is None]
     numbers: dict[str, float] = {}

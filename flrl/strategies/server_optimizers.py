@@ -43,7 +43,7 @@ class Yogi(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step all tensors that have a gradient."""
         loss = None if closure is None else closure()
         for group in self.param_groups:

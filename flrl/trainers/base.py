@@ -176,7 +176,7 @@ def apply_adjustment(problem: LocalProblem, half: ClientHalf) -> None:
     parameters = problem.model.trainable()
     gradient = torch.cat([_gradient_of(parameter).reshape(-1) for parameter in parameters])
     half.adjust_gradient(gradient, problem.model.read()[: problem.model.layout.num_trainable], problem)
-    for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+    for parameter, part in zip(parameters, torch.split(gradient, [p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 

@@ -23,12 +23,22 @@ from flrl.trainers.modules import LogCollector, check_automatic, loss_of, overri
 from flrl.trainers.optimizers import (
     SchedulerStep,
     optimizer_tensors,
-    parse_optimizers,
     restore_optimizer,
     scale_learning_rates,
 )
+from flrl.trainers.stand_in import TrainerStandIn, attached, configure
 from flrl.types import ClientUpdate
 
+BATCH_HOOKS = (
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_zero_grad",
+    "optimizer_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "lr_scheduler_step",
+)
 REFUSED_HOOKS = ("backward", "optimizer_step", "configure_gradient_clipping", "configure_callbacks")
 
 
@@ -44,11 +54,8 @@ class EagerTrainer(Trainer):
                 f"trainer=eager does not call {', '.join(refused)}, which {type(module).__name__} overrides: "
                 "use trainer=lightning"
             )
-        module.trainer = TrainerStandIn(self.local_epochs, 1)  # type: ignore[assignment]
-        try:
-            optimizer, _ = parse_optimizers(module.configure_optimizers())
-        finally:
-            module.trainer = None
+        with attached(module, TrainerStandIn(self.local_epochs, 1)) as stand_in:
+            optimizer, _ = configure(module, stand_in)
         if isinstance(optimizer, LBFGS):
             raise ValueError("trainer=eager does not pass closures, which LBFGS needs: use trainer=lightning")
 
@@ -57,25 +64,19 @@ class EagerTrainer(Trainer):
         problem.model.load(problem.broadcast.vector)
         log = LogCollector()
         stand_in = TrainerStandIn(self.local_epochs, self.num_batches(problem))
-        with client_randomness(problem), replaced(problem.module, log=log.log, log_dict=log.log_dict):
-            problem.module.trainer = stand_in  # type: ignore[assignment]
-            try:
-                optimizer = self._train(problem, half, log, stand_in)
-            finally:
-                problem.module.trainer = None
+        logging = replaced(problem.module, log=log.log, log_dict=log.log_dict)
+        with client_randomness(problem), logging, attached(problem.module, stand_in):
+            optimizer = self._train(problem, half, log, stand_in)
         memory = optimizer_tensors(optimizer) if self.keep_optimizer_state else None
         return update_of(problem, metrics=log.result(), num_steps=stand_in.global_step, memory=memory)
 
-    def _train(
-        self, problem: LocalProblem, half: ClientHalf, log: LogCollector, stand_in: "TrainerStandIn"
-    ) -> Optimizer:
+    def _train(self, problem: LocalProblem, half: ClientHalf, log: LogCollector, stand_in: TrainerStandIn) -> Optimizer:
         module = problem.module
         _call(module, "setup", "fit")
         _call(module, "on_fit_start")
-        optimizer, schedulers = parse_optimizers(module.configure_optimizers())
+        optimizer, schedulers = configure(module, stand_in)
         scale_learning_rates(optimizer, schedulers, self.lr_factor(problem))
         restore_optimizer(optimizer, problem.task.memory)
-        stand_in.optimizers, stand_in.lr_scheduler_configs = [optimizer], schedulers
         _call(module, "on_train_start")
         loop = _Loop(self, problem, half, log, stand_in, optimizer, schedulers)
         for epoch in range(self.local_epochs):
@@ -99,7 +100,7 @@ class _Loop:
         problem: LocalProblem,
         half: ClientHalf,
         log: LogCollector,
-        stand_in: "TrainerStandIn",
+        stand_in: TrainerStandIn,
         optimizer: Optimizer,
         schedulers: list[SchedulerStep],
     ) -> None:
@@ -109,9 +110,7 @@ class _Loop:
         self.device = problem.model.vector.device
         self.step = step_caller(self.module.training_step)
         self.parameters = problem.model.trainable()
-        names = ("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "optimizer_zero_grad")
-        names += ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "lr_scheduler_step")
-        self.hooks = {name for name in names if overridden(self.module, name)}
+        self.hooks = {name for name in BATCH_HOOKS if overridden(self.module, name)}
 
     def epoch(self, epoch: int) -> None:
         """Train one pass over the client's batches."""
@@ -124,8 +123,7 @@ class _Loop:
             output = self.batch(batch, batch_idx, epoch)
             self.step_schedulers(batch_idx, is_last=batch_idx == last)
             if "on_train_batch_end" in self.hooks:
-                outputs = output if isinstance(output, dict) else {"loss": output}
-                self.module.on_train_batch_end(outputs, batch, batch_idx)
+                self.module.on_train_batch_end(_outputs(output), batch, batch_idx)
 
     def batch(self, batch: Any, batch_idx: int, epoch: int) -> Any:
         """One optimizer step; what `training_step` returned."""
@@ -182,32 +180,14 @@ class _Loop:
             torch.nn.utils.clip_grad_value_(self.parameters, limit)
 
 
+def _outputs(output: Any) -> Any:
+    """What Lightning gives to `on_train_batch_end`: a dict with the loss detached; None for a skipped batch."""
+    loss = loss_of(output)
+    if loss is None:
+        return None
+    return {**output, "loss": loss.detach()} if isinstance(output, dict) else {"loss": loss.detach()}
+
+
 def _call(module: pl.LightningModule, hook: str, *args: Any) -> None:
     if overridden(module, hook):
         getattr(module, hook)(*args)
-
-
-class TrainerStandIn:
-    """What `self.trainer` is while the eager loop runs: counters, the optimizer, and a clear no to all else."""
-
-    def __init__(self, max_epochs: int, num_training_batches: int) -> None:
-        self.max_epochs = max_epochs
-        self.num_training_batches = num_training_batches
-        self.estimated_stepping_batches = max_epochs * num_training_batches
-        self.current_epoch = 0
-        self.global_step = 0
-        self.optimizers: list[Optimizer] = []
-        self.lr_scheduler_configs: list[SchedulerStep] = []
-        self.loggers: list[Any] = []
-        self.logger = None
-        self.training = True
-        self.validating = self.testing = self.predicting = self.sanity_checking = False
-        self.is_global_zero = True
-        self.world_size = 1
-        self.global_rank = self.local_rank = 0
-
-    def __getattr__(self, name: str) -> Any:
-        """Anything that only a real Trainer has."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise RuntimeError(f"trainer=eager has no Trainer.{name}: use trainer=lightning")

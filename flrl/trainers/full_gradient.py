@@ -2,6 +2,7 @@
 
 from flrl.trainers.base import LocalProblem, Trainer, client_randomness, to_device, update_of
 from flrl.trainers.modules import LogCollector, loss_of, replaced, step_caller
+from flrl.trainers.stand_in import TrainerStandIn, attached, configure
 from flrl.types import ClientUpdate
 
 
@@ -23,7 +24,10 @@ def full_gradient(problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
     log = LogCollector()
     call = step_caller(module.training_step)
     num_samples = len(problem.indices)
-    with client_randomness(problem), replaced(module, log=log.log, log_dict=log.log_dict):
+    stand_in = TrainerStandIn(1, trainer.num_batches(problem))
+    logging = replaced(module, log=log.log, log_dict=log.log_dict)
+    with client_randomness(problem), logging, attached(module, stand_in):
+        configure(module, stand_in)  # only for modules that look at their learning rate while they train
         for batch_idx, (batch, size) in enumerate(trainer.batches(problem, 0)):
             log.batch_size = size
             batch = to_device(module, batch, model.vector.device)

@@ -1,0 +1,45 @@
+"""Fixtures of the whole suite, and the command line run in this process."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """`cli("seed=1", ...)` runs `flrl-train` in this process, in a temporary working directory."""
+    from flrl.train import main as train_main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(*arguments: str, main: Callable[[], None] = train_main) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["flrl-train", *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Finished(code, *capfd.readouterr())
+
+    return run

@@ -1,0 +1,135 @@
+"""What every strategy does. A new one joins by being listed."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from flrl.checkpoint import load_checkpoint, save_checkpoint
+from flrl.layout import digest
+from flrl.sampling import AllClients, UniformSampler
+from flrl.strategies import FedAvg, FedProx, FedSGD, Strategy
+from flrl.strategies.server_optimizers import Yogi
+from flrl.trainers import EagerTrainer
+from flrl.types import Aggregate, ServerState
+from tests.toys import Linear, Rich, fit, make_worker
+
+SGD = partial(torch.optim.SGD, lr=1.0)
+STRATEGIES = {
+    "fedavg": partial(FedAvg, server_optimizer=SGD),
+    "fedavgm": partial(FedAvg, server_optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9)),
+    "fedadam": partial(FedAvg, server_optimizer=partial(torch.optim.Adam, lr=0.05, eps=1e-3)),
+    "fedadagrad": partial(FedAvg, server_optimizer=partial(torch.optim.Adagrad, lr=0.1)),
+    "fedyogi": partial(FedAvg, server_optimizer=partial(Yogi, lr=0.05)),
+    "fedprox": partial(FedProx, mu=0.1, server_optimizer=SGD),
+    "fedsgd": partial(FedSGD, server_optimizer=partial(torch.optim.SGD, lr=0.5)),
+}
+every = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
+Make = Any
+
+
+def strategy(make: Make, rounds: int = 3, **options: Any) -> Strategy:
+    return make(rounds=rounds, **({"sampler": AllClients()} | options))
+
+
+def start(worker: Any) -> ServerState:
+    return worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
+
+
+@every
+def test_zero_updates_leave_the_model_unchanged(make: Make) -> None:
+    worker = make_worker(strategy(make))
+    state, layout = start(worker), worker.model.layout
+    means = {name: torch.zeros(size).double() for name, size in worker.strategy.vector_sizes(layout).items()}
+    after = worker.strategy.aggregate(state, Aggregate(means, 90.0, ()), layout)
+    assert torch.equal(after.vector, state.vector)
+
+
+@every
+def test_equal_clients_are_one_client(make: Make) -> None:
+    """Every client has the same samples in the same order, so the mean is any one of them."""
+    one = make_worker(strategy(make), sizes=(30,))
+    indices = one.data.train_indices(0)
+    many = make_worker(strategy(make), sizes=(10, 10, 10))
+    object.__setattr__(many, "data", _Copies(many.data, indices))
+    assert digest(fit(many)[0].vector) == digest(fit(one)[0].vector)
+
+
+class _Copies:
+    def __init__(self, data: Any, indices: Any) -> None:
+        self._data, self._indices = data, indices
+        self.sizes = data.sizes * 0 + len(indices)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+    def train_indices(self, client_id: int) -> Any:
+        return self._indices
+
+
+@every
+def test_the_order_of_clients_is_harmless(make: Make) -> None:
+    class Reversed(AllClients):
+        def __call__(self, num_clients: int, *, seed: int, round: int) -> Any:
+            return super().__call__(num_clients, seed=seed, round=round)[::-1]
+
+    forward, backward = (fit(make_worker(strategy(make, sampler=s)))[0] for s in (AllClients(), Reversed()))
+    assert digest(forward.vector) == digest(backward.vector)
+
+
+@every
+def test_the_state_survives_a_checkpoint(make: Make, tmp_path: Any) -> None:
+    options = {"sampler": UniformSampler(num=2), "rounds": 4}
+    trainer = EagerTrainer(batch_size=8, keep_optimizer_state=True)
+    module = partial(Linear, momentum=0.9)
+    whole, history = fit(make_worker(strategy(make, **options), module=_seeded(module), trainer=trainer))
+    half_way, _ = fit(make_worker(strategy(make, **options | {"rounds": 2}), module=_seeded(module), trainer=trainer))
+    path = save_checkpoint(tmp_path, half_way, {"a": 1})
+    worker = make_worker(strategy(make, **options), module=_seeded(module), trainer=trainer)
+    resumed, _ = fit(worker, state=load_checkpoint(path, {"a": 1}), history=history[:2])
+    assert digest(resumed.vector) == digest(whole.vector)
+    assert {name: t.tolist() for name, t in resumed.optimizer.items()} == {
+        name: t.tolist() for name, t in whole.optimizer.items()
+    }
+    assert sorted(resumed.memory) == sorted(whole.memory)
+
+
+def _seeded(make: Any) -> Any:
+    torch.manual_seed(0)
+    return make()
+
+
+@every
+def test_the_loss_falls_on_a_toy_problem(make: Make) -> None:
+    _, history = fit(make_worker(strategy(make, rounds=15)))
+    losses = [record.metrics["test/loss"] for record in history]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@every
+def test_a_module_with_everything_trains_unchanged(make: Make) -> None:
+    worker = make_worker(strategy(make, rounds=2), module=_seeded(Rich))
+    (state, history), (again, _) = fit(worker), fit(make_worker(strategy(make, rounds=2), module=_seeded(Rich)))
+    assert digest(state.vector) == digest(again.vector)
+    assert torch.isfinite(state.vector).all()
+    assert [record.metrics["clients/num"] for record in history] == [3.0, 3.0]
+
+
+@every
+def test_rounds_are_given_and_state_is_not_changed_in_place(make: Make) -> None:
+    worker = make_worker(strategy(make, rounds=2))
+    state = start(worker)
+    before = state.vector.clone()
+    after, history = fit(worker, state=state)
+    assert torch.equal(state.vector, before)
+    assert [record.round for record in history] == [1, 2]
+    assert after.round == 2
+    aggregated = worker.strategy.aggregate(
+        after, Aggregate({"update": torch.ones(worker.model.layout.size).double()}, 1.0, ()), worker.model.layout
+    )
+    kept = {name: tensor.clone() for name, tensor in aggregated.optimizer.items()}
+    worker.strategy.aggregate(
+        aggregated, Aggregate({"update": torch.ones(worker.model.layout.size).double()}, 1.0, ()), worker.model.layout
+    )
+    assert all(torch.equal(aggregated.optimizer[name], tensor) for name, tensor in kept.items())

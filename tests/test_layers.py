@@ -1,0 +1,45 @@
+"""Imports point down only, and only the entry points know Hydra."""
+
+import ast
+from pathlib import Path
+
+import flrl
+
+ROOT = Path(flrl.__file__).parent
+LAYERS = [  # from the bottom; a module may import its own layer and those below it
+    {"types", "seeding", "errors", "config"},
+    {"layout"},
+    {"data", "models"},
+    {"trainers", "aggregation", "sampling", "transforms", "evaluation"},
+    {"strategies", "backends", "callbacks", "logging", "checkpoint"},
+    {"app", "run", "evaluate_run"},
+    {"train", "evaluate"},
+]
+ENTRY_POINTS = {"app", "run", "evaluate_run", "train", "evaluate"}
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports() -> list[tuple[str, str]]:
+    pairs = []
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            pairs += [(parts[0], name) for name in names]
+    return pairs
+
+
+def test_every_module_has_a_layer() -> None:
+    modules = {path.relative_to(ROOT).with_suffix("").parts[0] for path in ROOT.rglob("*.py")}
+    assert modules - {"__init__"} == set(LEVEL)
+
+
+def test_imports_point_down() -> None:
+    up = [(a, b) for a, b in imports() if b.startswith("flrl.") and LEVEL[b.split(".")[1]] > LEVEL[a]]
+    assert up == []
+
+
+def test_only_entry_points_know_hydra_and_omegaconf() -> None:
+    knowing = {a for a, b in imports() if b.split(".")[0] in ("hydra", "omegaconf")}
+    assert knowing <= ENTRY_POINTS

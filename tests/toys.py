@@ -1,0 +1,137 @@
+"""Small modules, data and federations that tests share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from flrl.backends import SerialBackend, Worker
+from flrl.backends.worker import prepare
+from flrl.callbacks import Callback, Callbacks
+from flrl.data import FederatedData, Splits, TensorSource
+from flrl.evaluation import Evaluator
+from flrl.strategies import Strategy
+from flrl.trainers import EagerTrainer, Trainer
+from flrl.types import RoundRecord, ServerState
+
+
+class Linear(pl.LightningModule):
+    """Linear softmax classifier with plain SGD."""
+
+    def __init__(self, lr: float = 0.1, features: int = 5, classes: int = 3, **sgd: Any) -> None:
+        super().__init__()
+        self.net = nn.Linear(features, classes)
+        self.lr, self.sgd = lr, sgd
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0].to(self.net.weight.dtype)), batch[1])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        self.log("test/accuracy", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, **self.sgd)
+
+
+class Rich(pl.LightningModule):
+    """A user's module with all that ordinary ones have: dropout, BatchNorm, momentum, a scheduler, hooks, logs."""
+
+    def __init__(self, interval: str = "step") -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(5, 16),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(16, 16),
+            nn.ReLU(),
+            nn.Linear(16, 3),
+        )
+        self.interval = interval
+        self.calls: list[str] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("noise", torch.rand(()))
+        self.log("epoch", float(self.current_epoch))
+        self.log_dict({"lr": self.lr_schedulers().get_last_lr()[0], "step": float(self.global_step)})
+        return {"loss": loss}
+
+    def test_step(self, batch: Any) -> None:
+        self.log("test/loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def on_train_epoch_start(self) -> None:
+        self.calls.append(f"epoch {self.current_epoch}")
+
+    def on_after_backward(self) -> None:
+        for parameter in self.parameters():
+            parameter.grad.mul_(0.5)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.calls.append(f"batch {batch_idx} {float(outputs['loss']):.6f}")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.interval}}
+
+
+def blobs(num_samples: int = 90, features: int = 5, classes: int = 3, seed: int = 7) -> TensorSource:
+    """Overlapping clusters, one a class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num_samples) % classes
+    centres = np.random.default_rng(0).normal(size=(classes, features))
+    inputs = centres[labels] + rng.normal(size=(num_samples, features))
+    return TensorSource(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(labels.astype(np.int64)))
+
+
+def blocks(sizes: Sequence[int]) -> Any:
+    """A partition into consecutive blocks of the given sizes; FederatedData shuffles within them."""
+    return lambda num_samples, labels, rng: np.repeat(np.arange(len(sizes)), sizes)
+
+
+def make_worker(
+    strategy: Strategy,
+    *,
+    module: pl.LightningModule | None = None,
+    sizes: Sequence[int] = (20, 30, 40),
+    trainer: Trainer | None = None,
+    source: TensorSource | None = None,
+    seed: int = 0,
+    evaluator: Evaluator | None = None,
+) -> Worker:
+    """A worker over blobs; the module is initialised from the seed."""
+    source = blobs(sum(sizes)) if source is None else source
+    data = FederatedData(Splits(source, blobs(60, seed=8)), blocks(sizes), seed=seed)
+    if module is None:
+        torch.manual_seed(seed)
+        module = Linear()
+    trainer = EagerTrainer(batch_size=8) if trainer is None else trainer
+    trainer.check(module)
+    return Worker(
+        prepare(module, threads=1, device="cpu"), data, trainer, strategy, evaluator or Evaluator(batch_size=50), seed
+    )
+
+
+def fit(
+    worker: Worker,
+    *,
+    state: ServerState | None = None,
+    history: Sequence[RoundRecord] = (),
+    callbacks: Sequence[Callback] = (),
+) -> tuple[ServerState, list[RoundRecord]]:
+    """Run a worker's strategy on the serial backend, from its module's present values unless a state is given."""
+    backend = SerialBackend()
+    backend.start(worker, make_worker=None)  # type: ignore[arg-type]
+    layout = worker.model.layout
+    state = worker.strategy.initialize(worker.model.vector.clone(), layout) if state is None else state
+    return worker.strategy.fit(
+        state, backend=backend, layout=layout, seed=worker.seed, callbacks=Callbacks(callbacks), history=history
+    )

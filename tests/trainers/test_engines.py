@@ -1,0 +1,221 @@
+"""The engines take the same steps: equal bits on the same seeds, and those of a plain PyTorch loop."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from flrl.layout import BoundModel
+from flrl.sampling import AllClients
+from flrl.strategies import FedAvg, FedProx
+from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem
+from flrl.types import Broadcast, ClientTask, ClientUpdate
+from tests.toys import Linear, Rich, blobs, fit, make_worker
+
+AVERAGE = partial(FedAvg, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
+
+
+def problem(module: pl.LightningModule, *, round: int = 1, memory: Any = None, samples: int = 21) -> LocalProblem:
+    model = BoundModel(module)
+    start = torch.sin(torch.arange(model.layout.size).float()) / 3
+    start[model.layout.num_trainable :] = model.vector[model.layout.num_trainable :]
+    task = ClientTask(round, 4, samples, float(samples), memory or {})
+    return LocalProblem(model, blobs(), np.arange(samples)[::-1].copy(), task, Broadcast(round, start, 21.0), seed=3)
+
+
+def same(a: ClientUpdate, b: ClientUpdate) -> None:
+    assert a.vectors["update"].numpy().tobytes() == b.vectors["update"].numpy().tobytes()
+    assert a.metrics == b.metrics
+    assert (a.num_steps, a.up_bytes) == (b.num_steps, b.up_bytes)
+    assert {k: v.tolist() for k, v in a.memory.items()} == {k: v.tolist() for k, v in b.memory.items()}
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two epochs, shuffled": {"local_epochs": 2, "shuffle": True},
+    "clipped by norm": {"gradient_clip_val": 0.1},
+    "clipped by value": {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"},
+    "decayed": {"lr_decay": 0.5},
+    "bf16": {"precision": "bf16-mixed"},
+    "keeping the optimizer's state": {"keep_optimizer_state": True, "local_epochs": 2},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("module", [Linear, Rich, partial(Rich, "epoch")], ids=["linear", "rich", "rich by epoch"])
+@pytest.mark.parametrize(
+    "half", [AVERAGE(rounds=1), FedProx(mu=0.3, **AVERAGE.keywords, rounds=1)], ids=["avg", "prox"]
+)
+def test_eager_and_lightning_end_in_the_same_bits(
+    module: Callable[[], pl.LightningModule], settings: dict[str, Any], half: FedAvg
+) -> None:
+    updates, calls = [], []
+    for trainer in (EagerTrainer, LightningTrainer):
+        torch.manual_seed(0)
+        instance = module()
+        updates.append(trainer(batch_size=8, **settings).fit(problem(instance, round=3), half))
+        calls.append(getattr(instance, "calls", []))
+    same(*updates)
+    assert calls[0] == calls[1]
+    assert float(updates[0].vectors["update"].abs().max()) > 1e-3
+
+
+def test_settings_and_hooks_matter() -> None:
+    """The comparison above would be idle if the settings did nothing."""
+
+    def update(half: FedAvg = AVERAGE(rounds=1), **settings: Any) -> bytes:
+        torch.manual_seed(0)
+        trainer = EagerTrainer(batch_size=8, **settings)
+        return trainer.fit(problem(Rich(), round=3), half).vectors["update"].numpy().tobytes()
+
+    outcomes = {update(**settings) for name, settings in SETTINGS.items() if "keeping" not in name}
+    outcomes.add(update(FedProx(mu=0.3, **AVERAGE.keywords, rounds=1)))
+    assert len(outcomes) == len(SETTINGS)
+
+
+def plain_sgd(module: Linear, source: Any, indices: np.ndarray, *, epochs: int, lr: float, batch_size: int) -> None:
+    optimizer = torch.optim.SGD(module.parameters(), lr=lr)
+    for _ in range(epochs):
+        for start in range(0, len(indices), batch_size):
+            chosen = indices[start : start + batch_size]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module.net(source.inputs[chosen]), source.targets[chosen]).backward()
+            optimizer.step()
+
+
+@pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer])
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_one_client_with_all_data_is_plain_training(trainer: Any, rounds: int) -> None:
+    torch.manual_seed(5)
+    plain = Linear()
+    worker = make_worker(
+        AVERAGE(rounds=rounds), sizes=(90,), trainer=trainer(batch_size=8, local_epochs=2), module=Linear()
+    )
+    worker.model.load(BoundModel(plain).vector)
+    state, _ = fit(worker)
+    indices = worker.data.train_indices(0)
+    plain_sgd(plain, worker.data.splits.train, indices, epochs=2 * rounds, lr=0.1, batch_size=8)
+    assert torch.equal(state.vector, BoundModel(plain).vector)
+
+
+def test_the_training_loss_is_the_sample_weighted_mean() -> None:
+    class Constant(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return 0.0 * self.net(batch[0]).sum() + float(batch_idx + 1)
+
+    update = EagerTrainer(batch_size=8).fit(problem(Constant()), AVERAGE(rounds=1))
+    assert update.metrics == {"train/loss": (8 * 1 + 8 * 2 + 5 * 3) / 21}
+    assert update.num_steps == 3
+
+
+def test_dropout_is_seeded_by_client_and_leaves_the_global_generator_alone() -> None:
+    given = problem(Rich())
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    first = EagerTrainer(batch_size=8).fit(given, AVERAGE(rounds=1))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(999)
+    np.random.seed(1)
+    same(EagerTrainer(batch_size=8).fit(given, AVERAGE(rounds=1)), first)
+
+
+def test_fixed_order_unless_shuffled() -> None:
+    trainer = EagerTrainer(batch_size=8)
+    given = problem(Linear())
+    assert (
+        trainer.epoch_indices(given, 0).tolist() == trainer.epoch_indices(given, 1).tolist() == list(range(20, -1, -1))
+    )
+    trainer.shuffle = True
+    first, second = trainer.epoch_indices(given, 0).tolist(), trainer.epoch_indices(given, 1).tolist()
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(21))
+    assert trainer.epoch_indices(given, 0).tolist() == first
+
+
+@pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer])
+def test_learning_rate_decay_multiplies_each_round(trainer: Any) -> None:
+    """With one batch a round the update is exactly proportional to the learning rate."""
+    updates = [
+        trainer(batch_size=21, lr_decay=0.5).fit(problem(Linear().double(), round=r), AVERAGE(rounds=4)) for r in (1, 3)
+    ]
+    torch.testing.assert_close(updates[0].vectors["update"], 4 * updates[1].vectors["update"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer])
+def test_kept_momentum_goes_on_where_it_stopped(trainer: Any) -> None:
+    """Two rounds of one epoch with kept momentum are one round of two epochs."""
+    half, module = AVERAGE(rounds=1), Linear(momentum=0.9).double()
+    whole = trainer(batch_size=8, local_epochs=2).fit(problem(module), half)
+    keeping = trainer(batch_size=8, keep_optimizer_state=True)
+    first = problem(module)
+    half_way = keeping.fit(first, half)
+    assert sorted(half_way.memory) == ["optimizer/0/momentum_buffer", "optimizer/1/momentum_buffer"]
+    second = problem(module, memory=half_way.memory)
+    middle = Broadcast(1, first.broadcast.vector + half_way.vectors["update"], 21.0)
+    end = keeping.fit(LocalProblem(second.model, second.source, second.indices, second.task, middle, 3), half)
+    moved = half_way.vectors["update"] + end.vectors["update"]
+    torch.testing.assert_close(moved, whole.vectors["update"], rtol=1e-9, atol=1e-12)
+
+
+def test_infinite_buffers_do_not_spoil_the_update() -> None:
+    module = Linear()
+    module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    update = EagerTrainer(batch_size=8).fit(problem(module), AVERAGE(rounds=1)).vectors["update"]
+    assert update[-2:].tolist() == [0.0, 0.0]
+    assert torch.isfinite(update).all()
+
+
+def test_a_skipped_batch_is_no_step() -> None:
+    class Skipping(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    update = EagerTrainer(batch_size=8).fit(problem(Skipping()), AVERAGE(rounds=1))
+    assert update.num_steps == 2
+    reference = Linear()
+    given = problem(reference)
+    given.model.load(given.broadcast.vector)
+    kept = np.concatenate([given.indices[:8], given.indices[16:]])
+    plain_sgd(reference, given.source, kept, epochs=1, lr=0.1, batch_size=8)
+    assert torch.equal(update.vectors["update"], given.model.read().double() - given.broadcast.vector)
+
+
+def test_metrics_objects_are_logged_at_their_last_epochs_value() -> None:
+    from torchmetrics import SumMetric
+
+    class Counting(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.samples = SumMetric()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.samples.update(len(batch[1]))
+            self.log("samples", self.samples, on_step=False, on_epoch=True)
+            self.log("largest", float(batch_idx), reduce_fx="max", on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    for trainer in (EagerTrainer, LightningTrainer):
+        metrics = trainer(batch_size=8, local_epochs=2).fit(problem(Counting()), AVERAGE(rounds=1)).metrics
+        assert (metrics["samples"], metrics["largest"]) == (21.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"local_epochs": 0}, "trainer.local_epochs=0: must be at least 1"),
+        ({"batch_size": 0}, "trainer.batch_size=0: must be at least 1"),
+        ({"lr_decay": 0.0}, "trainer.lr_decay=0.0: must be positive"),
+        ({"gradient_clip_val": -1.0}, "trainer.gradient_clip_val=-1.0: must be positive, or null"),
+        ({"gradient_clip_algorithm": "max"}, "gradient_clip_algorithm='max': must be 'norm' or 'value'"),
+        ({"precision": "16-mixed"}, "trainer.precision='16-mixed': must be '32-true' or 'bf16-mixed'"),
+    ],
+)
+@pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer])
+def test_settings_are_checked(trainer: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer(**settings)
