@@ -74,8 +74,8 @@ def one_line(error: BaseException) -> str:
         key = re.search(r"full_key: (\S+)", str(error))
         where = f"{key.group(1)}: " if key else ""
         if cause is not None and not isinstance(cause, HydraException):
-            return str(cause) if isinstance(cause, ValueError | OSError) else f"{where}{cause}"
-        return where + _folded(str(error).splitlines()[0])
+            return str(cause) if isinstance(cause, ValueError | OSError) else where + _folded(str(cause))
+        return where + _folded(str(error))
     if isinstance(error, HydraException | OmegaConfBaseException):
         text = _folded(str(error)) if error.__cause__ is None else _folded(f"{error}\n{error.__cause__}")
         return text + _suggestion(text)

@@ -145,7 +145,7 @@ def test_what_cannot_be_flattened_is_named() -> None:
         ParameterLayout(nn.LazyLinear(3))
     module = nn.Module()
     module.z = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(ValueError, match="'z' has dtype torch.complex64"):
+    with pytest.raises(ValueError, match=r"'z' has dtype torch\.complex64"):
         ParameterLayout(module)
     with pytest.raises(ValueError, match=r"shape \(4,\), the model needs \(3,\)"):
         BoundModel(nn.Linear(2, 1)).load(torch.zeros(4))

@@ -78,7 +78,7 @@ def test_objections(weight: float, value: float, reason: str) -> None:
 
 
 def test_unannounced_vectors_are_refused() -> None:
-    with pytest.raises(ValueError, match="client 3 sent vectors {'other': 1}, expected {'update': 1}"):
+    with pytest.raises(ValueError, match=r"client 3 sent vectors \{'other': 1\}, expected \{'update': 1\}"):
         WeightedMean({"update": 1}, total_weight=1).add(update(3, 1, other=[1.0]))
     with pytest.raises(ValueError, match="total_weight must be positive and finite, got 0"):
         WeightedMean({"update": 1}, total_weight=0)

@@ -68,10 +68,10 @@ def test_eager_and_lightning_end_in_the_same_bits(
 def test_settings_and_hooks_matter() -> None:
     """The comparison above would be idle if the settings did nothing."""
 
-    def update(half: FedAvg = AVERAGE(rounds=1), **settings: Any) -> bytes:
+    def update(half: FedAvg | None = None, **settings: Any) -> bytes:
         torch.manual_seed(0)
         trainer = EagerTrainer(batch_size=8, **settings)
-        return trainer.fit(problem(Rich(), round=3), half).vectors["update"].numpy().tobytes()
+        return trainer.fit(problem(Rich(), round=3), half or AVERAGE(rounds=1)).vectors["update"].numpy().tobytes()
 
     outcomes = {update(**settings) for name, settings in SETTINGS.items() if "keeping" not in name}
     outcomes.add(update(FedProx(mu=0.3, **AVERAGE.keywords, rounds=1)))

@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 import torch
 
 from flrl.trainers import EagerTrainer, LightningTrainer
-from flrl.trainers.stand_in import TrainerStandIn
 from flrl.trainers.modules import overridden
 from flrl.trainers.optimizers import parse_optimizers, scale_learning_rates
+from flrl.trainers.stand_in import TrainerStandIn
 from tests.toys import Linear
 
 
