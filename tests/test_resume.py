@@ -1,0 +1,105 @@
+"""A run that is killed goes on to the digest of an undisturbed one; what does not belong is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+POINTS = [f"training:{round}" for round in (1, 2, 3, 4, 5)]
+POINTS += ["metrics:1", "metrics:4", "checkpoint:1", "checkpoint:4", "rename:3", "pruning:5", "summary:1"]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-m", "tests.kill_points", str(folder), *POINTS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_and_resumed_is_undisturbed(outcomes: dict[str, Any], point: str) -> None:
+    killed, resumed, outcome = outcomes[point]
+    assert (killed, resumed) == (-9, 0)
+    assert outcome == outcomes["undisturbed"][2]
+    assert [row[0] for row in outcome["rounds"]] == [1, 2, 3, 4, 5]
+    assert outcome["csv"] == 6
+
+
+RUN = ("strategy.rounds=3", "logger=none", "partition.num_clients=3")
+
+
+def last(folder: str) -> dict[str, Any]:
+    return json.loads(Path(folder, "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_a_run_folder_is_resumed_in_place_without_repeating_its_overrides(cli: Any) -> None:
+    assert cli(*RUN, "strategy.rounds=5", "seed=3", "hydra.run.dir=whole").code == 0
+    assert cli(*RUN, "seed=3", "hydra.run.dir=part").code == 0
+    done = cli("resume=part", "strategy.rounds=5")
+    assert done.code == 0
+    assert "resumed after round 3" in done.out
+    assert last("part") == last("part") | {k: v for k, v in last("whole").items() if not k.startswith("time/")}
+    assert json.loads(Path("part/summary.json").read_text())["resumed_from"] == "part"
+    again = cli("resume=part")
+    assert (again.code, last("part")["round"]) == (0, 5)
+
+
+def test_a_run_is_resumed_into_another_folder(cli: Any) -> None:
+    assert cli(*RUN, "hydra.run.dir=first", "log_clients=true").code == 0
+    before = {path: path.read_bytes() for path in Path("first").rglob("*") if path.is_file()}
+    assert cli("resume=first", "strategy.rounds=4", "hydra.run.dir=second").code == 0
+    assert {path: path.read_bytes() for path in Path("first").rglob("*") if path.is_file()} == before
+    assert len(Path("second/metrics.jsonl").read_text().splitlines()) == 4
+    assert len(Path("second/clients.jsonl").read_text().splitlines()) == 12
+
+
+def test_auto_starts_where_there_is_nothing_and_ends_where_all_is_done(cli: Any) -> None:
+    assert cli(*RUN, "resume=auto", "hydra.run.dir=run").code == 0
+    digest = last("run")["digest"]
+    assert cli(*RUN, "resume=auto", "hydra.run.dir=run").code == 0
+    assert (last("run")["digest"], last("run")["round"]) == (digest, 3)
+
+
+WRONG = {
+    "model": ("model=mlp_2nn", "belongs to another run (model was"),
+    "partition": ("partition.num_clients=4", "(partition was"),
+    "seed": ("seed=1", "seed was 0, is 1"),
+    "strategy": ("strategy=fedprox", "strategy was flrl.strategies.FedAvg, is flrl.strategies.FedProx"),
+}
+
+
+@pytest.mark.parametrize(("argument", "message"), WRONG.values(), ids=WRONG.keys())
+def test_another_run_is_refused_and_nothing_is_changed(cli: Any, argument: str, message: str) -> None:
+    assert cli(*RUN, "hydra.run.dir=run").code == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    done = cli("resume=run", argument, "hydra.run.dir=other")
+    assert done.code == 1
+    assert message in done.err
+    assert "nothing was changed" in done.err
+    done = cli(*RUN, argument, "resume=auto", "hydra.run.dir=run")
+    assert done.code == 1
+    after = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert {path for path in after if after[path] != before.get(path)} <= set(Path("run/.hydra").iterdir())
+
+
+def test_a_corrupted_checkpoint_is_refused_with_its_path(cli: Any) -> None:
+    assert cli(*RUN, "hydra.run.dir=run").code == 0
+    Path("run/checkpoints/round-00003/state.safetensors").write_bytes(b"torn")
+    done = cli("resume=run", "strategy.rounds=4")
+    assert done.code == 1
+    assert "run/checkpoints/round-00003 is not a valid checkpoint: state.safetensors does not have" in done.err
+    assert last("run")["round"] == 3
+
+
+def test_a_checkpoint_of_another_history_is_refused(cli: Any) -> None:
+    assert cli(*RUN, "hydra.run.dir=run").code == 0
+    path = Path("run/metrics.jsonl")
+    path.write_text(path.read_text().replace(last("run")["digest"], "0" * 64))
+    assert "is not the state after round 3 of run" in cli("resume=run", "strategy.rounds=4").err
+    path.write_text("")
+    assert "run/metrics.jsonl should hold rounds 1 to 3, it holds []" in cli("resume=run", "strategy.rounds=4").err
