@@ -1,0 +1,190 @@
+"""FederatedData: who owns what, what is held out, and the hash that stands for both."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flrl.data import FederatedData, Splits, TensorSource
+from flrl.data.federated import Partition
+from flrl.data.partitions import iid
+from flrl.seeding import SERVER, generator_for
+from tests.toys import blocks
+
+
+def splits(num_samples: int, labels: list[int] | None = None) -> Splits:
+    targets = torch.zeros(num_samples) if labels is None else torch.tensor(labels)
+    source = TensorSource(torch.arange(float(num_samples)).view(-1, 1), targets)
+    return Splits(source, source)
+
+
+def federated(num_samples: int, partition: Partition, *, seed: int = 0, holdout: float = 0.0) -> FederatedData:
+    return FederatedData(splits(num_samples), partition, seed=seed, holdout=holdout)
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    st.floats(0, 1, exclude_max=True),
+    st.integers(0, 2**40),
+)
+@settings(deadline=None, max_examples=100)
+def test_each_sample_is_owned_exactly_once(sizes: list[int], holdout: float, seed: int) -> None:
+    data = federated(sum(sizes), blocks(sizes), seed=seed, holdout=holdout)
+    assert data.num_clients == len(sizes)
+    assert data.sizes.dtype == np.int64
+    everything = []
+    for client, (size, start) in enumerate(zip(sizes, np.cumsum([0, *sizes]), strict=False)):
+        train, held = data.train_indices(client), data.holdout_indices(client)
+        assert (len(train), len(train) + len(held)) == (data.sizes[client], size)
+        assert len(train) >= 1
+        assert bool(len(held)) == (holdout > 0 and size > 1)
+        assert sorted([*train, *held]) == list(range(start, start + size))
+        everything += [*train, *held]
+    assert sorted(everything) == list(range(sum(sizes)))
+
+
+@pytest.mark.parametrize(
+    ("holdout", "held"),
+    [
+        (0.0, [0, 0, 0, 0, 0]),
+        (0.001, [0, 1, 1, 1, 1]),
+        (0.2, [0, 1, 1, 2, 20]),
+        (0.5, [0, 1, 2, 5, 50]),
+        (0.99, [0, 1, 2, 9, 99]),
+    ],
+)
+def test_holdout_sizes(holdout: float, held: list[int]) -> None:
+    counts = [1, 2, 3, 10, 100]
+    data = federated(116, blocks(counts), holdout=holdout)
+    assert [len(data.holdout_indices(client)) for client in range(5)] == held
+    assert data.sizes.tolist() == [count - out for count, out in zip(counts, held, strict=True)]
+
+
+def test_holding_out_takes_the_last_of_the_same_order() -> None:
+    whole = federated(12, partial(iid, num_clients=3))
+    part = federated(12, partial(iid, num_clients=3), holdout=0.25)
+    for client in range(3):
+        order = whole.train_indices(client)
+        assert np.array_equal(part.train_indices(client), order[:3])
+        assert np.array_equal(part.holdout_indices(client), order[3:])
+
+
+def test_samples_stand_in_a_random_order_fixed_by_the_seed() -> None:
+    first, again, other = (federated(40, blocks([20, 20]), seed=seed) for seed in (5, 5, 6))
+    assert np.array_equal(first.train_indices(1), again.train_indices(1))
+    assert sorted(first.train_indices(1)) == sorted(other.train_indices(1)) == list(range(20, 40))
+    assert first.train_indices(1).tolist() not in (list(range(20, 40)), other.train_indices(1).tolist())
+
+
+def test_the_partition_is_called_with_the_labels_and_the_seeds_generator() -> None:
+    calls: list[Any] = []
+
+    def spy(num_samples: int, labels: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+        calls.append((num_samples, labels, rng.integers(2**60)))
+        return np.zeros(num_samples, dtype=np.int64)
+
+    FederatedData(splits(3, [2, 0, 1]), spy, seed=9)
+    federated(3, spy, seed=9)
+    expected = generator_for(9, 0, SERVER, "partition").integers(2**60)
+    assert [(n, None if labels is None else labels.tolist(), drawn) for n, labels, drawn in calls] == [
+        (3, [2, 0, 1], expected),
+        (3, None, expected),
+    ]
+
+
+def test_the_hash_is_stable_and_tells_partitions_apart() -> None:
+    by_three = partial(iid, num_clients=3)
+    data = federated(12, by_three, holdout=0.25)
+    assert data.hash == "ceb361208208a7014d0f407a15a1bbd2601276cfb4e1e4a92418a0b18286cd24"
+    assert federated(12, by_three, holdout=0.25).hash == data.hash
+    others = [
+        federated(12, by_three, holdout=0.25, seed=1),
+        federated(12, by_three, holdout=0.5),
+        federated(12, by_three),
+        federated(12, partial(iid, num_clients=4), holdout=0.25),
+        federated(13, by_three, holdout=0.25),
+        federated(12, blocks([4, 4, 4]), holdout=0.25),
+    ]
+    assert len({data.hash} | {other.hash for other in others}) == 7
+
+
+def test_the_hash_is_the_sha256_of_ends_sizes_and_indices() -> None:
+    data = federated(5, blocks([2, 3]), holdout=0.5)
+    rows = [data.train_indices(0), data.holdout_indices(0), data.train_indices(1), data.holdout_indices(1)]
+    numbers = [2, 5, 1, 1, *np.concatenate(rows)]
+    assert data.hash == hashlib.sha256(b"".join(int(n).to_bytes(8, "little") for n in numbers)).hexdigest()
+
+
+def test_label_counts() -> None:
+    data = FederatedData(splits(6, [0, 2, 2, 0, 1, 2]), blocks([2, 3, 1]), seed=0)
+    counts = data.label_counts()
+    assert counts is not None
+    assert counts.dtype == np.int64
+    assert counts.tolist() == [[1, 0, 1], [1, 1, 1], [0, 0, 1]]
+    assert federated(6, blocks([2, 4])).label_counts() is None
+
+
+def test_label_counts_are_of_training_samples() -> None:
+    labels = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    data = FederatedData(splits(10, labels), blocks([4, 6]), seed=0, holdout=0.5)
+    counts = data.label_counts()
+    assert counts is not None
+    expected = [np.bincount(np.array(labels)[data.train_indices(c)], minlength=3).tolist() for c in range(2)]
+    assert counts.tolist() == expected
+    assert counts.sum(axis=1).tolist() == data.sizes.tolist()
+
+
+def test_partition_file_holds_what_it_says(tmp_path: Path) -> None:
+    data = federated(11, blocks([1, 4, 6]), seed=3, holdout=0.4)
+    path = tmp_path / "partition.npz"
+    data.save(path)
+    with np.load(path) as saved:
+        assert sorted(saved.files) == ["ends", "hash", "indices", "sizes"]
+        indices, ends, sizes, found = (saved[name] for name in ("indices", "ends", "sizes", "hash"))
+    assert str(found) == data.hash
+    assert ends.tolist() == [1, 5, 11]
+    assert sizes.tolist() == [1, 2, 4]
+    for client in range(3):
+        owned = indices[ends[client - 1] if client else 0 : ends[client]]
+        assert np.array_equal(owned[: sizes[client]], data.train_indices(client))
+        assert np.array_equal(owned[sizes[client] :], data.holdout_indices(client))
+
+
+@pytest.mark.parametrize("holdout", [-0.1, 1.0, float("nan")])
+def test_holdout_is_a_share(holdout: float) -> None:
+    with pytest.raises(ValueError, match=rf"^holdout={holdout}: must be at least 0 and below 1$"):
+        federated(4, blocks([4]), holdout=holdout)
+
+
+@pytest.mark.parametrize(
+    ("owner", "message"),
+    [
+        (np.zeros(3, dtype=int), r"returned shape \(3,\), expected one owner for 4 samples"),
+        (np.zeros((4, 1), dtype=int), r"returned shape \(4, 1\), expected one owner for 4 samples"),
+        (np.zeros(4), "must return client ids: whole numbers from 0 on"),
+        (np.array([0, 1, -1, 0]), "must return client ids: whole numbers from 0 on"),
+        (np.array([True, False, True, True]), "must return client ids: whole numbers from 0 on"),
+        (np.array([0, 3, 1, 0]), "left client 2 without samples"),
+        (np.array([1, 1, 1, 1]), "left client 0 without samples"),
+    ],
+)
+def test_bad_partitions_are_refused(owner: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        federated(4, lambda num_samples, labels, rng: owner)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint64])
+def test_any_whole_numbers_are_client_ids(dtype: type) -> None:
+    data = federated(4, lambda num_samples, labels, rng: np.array([1, 0, 1, 1], dtype=dtype))
+    assert data.sizes.tolist() == [1, 3]
+    assert data.hash == federated(4, lambda num_samples, labels, rng: np.array([1, 0, 1, 1])).hash
+
+
+def test_a_list_of_owners_will_do() -> None:
+    assert federated(3, lambda num_samples, labels, rng: [0, 1, 0]).sizes.tolist() == [2, 1]

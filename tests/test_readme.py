@@ -1,0 +1,68 @@
+"""The README's own examples run as they stand."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
+
+
+def write_files(folder: Path) -> None:
+    """Every block whose first line names a file becomes that file."""
+    for _, text in BLOCKS:
+        first, _, rest = text.partition("\n")
+        if re.fullmatch(r"# [\w/]+\.(py|yaml)", first):
+            path = folder / first.removeprefix("# ")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(rest)
+
+
+@pytest.mark.parametrize("section", ["Your own model", "Your own data", "Your own strategy"])
+def test_extensions_are_short_and_run(
+    section: str, cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_files(tmp_path)
+    text = README.split(f"## {section}\n")[1].split("\n## ")[0]
+    blocks = dict(reversed(re.findall(r"```(\w*)\n(.*?)```", text, flags=re.S)))
+    assert len(blocks["python"].splitlines()) <= 30
+    command = blocks[""].strip()
+    assert command.startswith("PYTHONPATH=. flrl-train ")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done = cli(*command.split()[2:], "hydra.run.dir=run", "strategy.rounds=3", "partition.num_clients=4")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["test/loss"] < rows[0]["test/loss"]
+
+
+def test_the_two_commands_are_at_the_top() -> None:
+    first = BLOCKS[0][1].splitlines()
+    assert first == [
+        "pip install -e . && python -m flrl.train +experiment=mnist_fedavg",
+        'pip install -e ".[dev]" && pytest',
+    ]
+
+
+def test_links_and_commands_name_what_exists() -> None:
+    root = Path(__file__).parents[1]
+    for page in [root / "README.md", *(root / "docs").glob("*.md"), root / "outputs" / "README.md"]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), (page.name, link)
+    selections = re.findall(r"`pytest ([^`]+)`", README)
+    for selection in [s for s in selections if s.startswith("tests")]:
+        arguments = ["pytest", "--collect-only", "-q", "-n0", *selection.split()]
+        done = subprocess.run(arguments, cwd=root, capture_output=True, text=True, env=os.environ, timeout=120)
+        assert done.returncode == 0, (selection, done.stdout[-300:])
+
+
+def test_every_choice_of_the_table_exists() -> None:
+    conf = Path(__file__).parents[1] / "conf"
+    for group in ("strategy", "model", "trainer"):
+        line = next(line for line in README.splitlines() if line.startswith(f"| `{group}`"))
+        for choice in (path.stem for path in (conf / group).glob("*.yaml")):
+            assert choice in line, (group, choice)
