@@ -10,8 +10,9 @@ import torch
 from flrl.data.federated import FederatedData
 from flrl.data.sources import Source
 from flrl.layout import BoundModel
+from flrl.lightning_hooks import overridden
 from flrl.trainers.base import to_device
-from flrl.trainers.modules import LogCollector, overridden, replaced, step_caller
+from flrl.trainers.modules import LogCollector, replaced, step_caller
 
 WORST_SHARE = 0.1
 
@@ -96,7 +97,7 @@ def summarize_clients(rows: list[dict[str, float]]) -> dict[str, float]:
     weights = np.array([row["num_samples"] for row in rows])
     for name in sorted({name for row in rows for name in row} - {"num_samples"}):
         values = np.array([row[name] for row in rows])
-        short = name.split("/")[-1]
+        short = name.removeprefix("test/").removeprefix("val/")
         ascending = np.sort(values)
         count = ceil(WORST_SHARE * len(values))
         worst = ascending[-count:] if "loss" in short or "error" in short else ascending[:count]

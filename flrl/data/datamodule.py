@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from flrl.data.sources import DatasetSource, Source, Splits, TensorSource
+from flrl.lightning_hooks import overridden
 
 
 def from_datasets(*, train: Dataset[Any], test: Dataset[Any], num_workers: int = 0) -> Splits:
@@ -23,14 +24,16 @@ def from_datamodule(*, datamodule: pl.LightningDataModule) -> Splits:
         ValueError: a loader is missing, is not a single DataLoader, or has a dataset without length or indexing.
     """
     datamodule.prepare_data()
+    name = type(datamodule).__name__
+    if not overridden(datamodule, "train_dataloader"):
+        raise ValueError(f"{name} has no train_dataloader")
+    own = [loader for loader in ("test_dataloader", "val_dataloader") if overridden(datamodule, loader)]
+    if not own:
+        raise ValueError(f"{name} has neither a test_dataloader nor a val_dataloader")
     datamodule.setup("fit")
     train = _single(datamodule.train_dataloader(), "train_dataloader")
     datamodule.setup("test")
-    has_test = type(datamodule).test_dataloader is not pl.LightningDataModule.test_dataloader
-    name = "test_dataloader" if has_test else "val_dataloader"
-    if not has_test and type(datamodule).val_dataloader is pl.LightningDataModule.val_dataloader:
-        raise ValueError(f"{type(datamodule).__name__} has neither a test_dataloader nor a val_dataloader")
-    test = _single(getattr(datamodule, name)(), name)
+    test = _single(getattr(datamodule, own[0])(), own[0])
     return Splits(train=_from_loader(train), test=_from_loader(test))
 
 
@@ -40,7 +43,7 @@ def _single(loader: object, name: str) -> DataLoader[Any]:
     if not isinstance(loader, DataLoader):
         kind = "several loaders" if isinstance(loader, Iterable) else type(loader).__name__
         raise ValueError(f"{name} must return one torch DataLoader, got {kind}")
-    if not (hasattr(loader.dataset, "__len__") and hasattr(loader.dataset, "__getitem__")):
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
         raise ValueError(f"{name}: {type(loader.dataset).__name__} is not a map-style dataset")
     return loader
 
@@ -50,6 +53,6 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
 
 
 def _source(dataset: Dataset[Any], *, num_workers: int) -> Source:
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
         return TensorSource(*dataset.tensors)
     return DatasetSource(dataset, num_workers=num_workers)

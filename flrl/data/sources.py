@@ -60,8 +60,8 @@ class TensorSource:
             raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets")
         if (mean is None) != (std is None):
             raise ValueError("mean and std come together: one is given, the other is not")
-        if std is not None and min(std) <= 0:
-            raise ValueError(f"std={list(std)}: every channel's must be positive")
+        if mean is not None and std is not None:
+            _check_normalisation(inputs, list(mean), list(std))
         self.inputs = inputs
         self.targets = targets
         self.labels = targets.numpy() if targets.dtype == torch.int64 and targets.ndim == 1 else None
@@ -88,8 +88,16 @@ class TensorSource:
         if inputs.dtype == torch.uint8:
             inputs = inputs.to(torch.float32).div_(255)
         if self._mean is not None and self._std is not None:
-            inputs = inputs.sub_(self._mean).div_(self._std)
+            inputs = inputs.to(torch.float32).sub_(self._mean).div_(self._std)
         return inputs
+
+
+def _check_normalisation(inputs: Tensor, mean: list[float], std: list[float]) -> None:
+    channels = inputs.shape[1] if inputs.ndim > 1 else 1
+    if len(mean) != len(std) or len(mean) not in (1, channels):
+        raise ValueError(f"mean={mean} and std={std}: the inputs have {channels} channels")
+    if not all(value > 0 for value in std):
+        raise ValueError(f"std={std}: every channel's must be positive")
 
 
 class DatasetSource:
@@ -140,14 +148,18 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
     """
     if isinstance(dataset, Subset):
         inner = labels_of(dataset.dataset)
-        return None if inner is None else inner[np.asarray(dataset.indices)]
-    found = next((getattr(dataset, name) for name in ("targets", "labels", "y") if hasattr(dataset, name)), None)
+        return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
+    names = (name for name in ("targets", "labels", "y") if getattr(dataset, name, None) is not None)
+    found: Any = next((getattr(dataset, name) for name in names), None)
     if found is None:
         samples = (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
         found = [sample[1] if isinstance(sample, tuple | list) and len(sample) > 1 else None for sample in samples]
         if any(label is None for label in found):
             return None
-    labels = np.asarray(found)
+    try:
+        labels = np.asarray(found)
+    except ValueError:  # ragged: not one number a sample
+        return None
     if labels.ndim != 1 or len(labels) != len(dataset) or not np.issubdtype(labels.dtype, np.integer):  # type: ignore[arg-type]
         return None
     return labels.astype(np.int64)

@@ -34,7 +34,7 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net
-        self.loss = nn.CrossEntropyLoss() if loss is None else loss
+        self.loss = nn.functional.cross_entropy if loss is None else loss
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._optimizer = optimizer

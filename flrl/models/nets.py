@@ -21,6 +21,8 @@ def mlp_2nn(*, input_shape: Sequence[int], num_classes: int, hidden: int = 200) 
         num_classes: number of classes.
         hidden: units of each of the two hidden layers.
     """
+    if hidden < 1:
+        raise ValueError(f"model.net.hidden={hidden}: must be at least 1")
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(prod(input_shape), hidden),

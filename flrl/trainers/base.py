@@ -15,8 +15,8 @@ from torch import Tensor
 
 from flrl.data.sources import Source
 from flrl.layout import BoundModel
+from flrl.lightning_hooks import overridden
 from flrl.seeding import generator_for, seed_for
-from flrl.trainers.modules import overridden
 from flrl.types import Broadcast, ClientTask, ClientUpdate, Memory
 
 
@@ -203,6 +203,14 @@ def client_randomness(problem: LocalProblem) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+def transfers(module: pl.LightningModule, device: torch.device) -> bool:
+    """Whether `to_device` would do anything."""
+    return device.type != "cpu" or any(overridden(module, hook) for hook in TRANSFER_HOOKS)
 
 
 def to_device(module: pl.LightningModule, batch: Any, device: torch.device) -> Any:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.optim import LBFGS, Optimizer
 
+from flrl.lightning_hooks import overridden
 from flrl.trainers.base import (
     ClientHalf,
     LocalProblem,
@@ -17,9 +18,10 @@ from flrl.trainers.base import (
     apply_adjustment,
     client_randomness,
     to_device,
+    transfers,
     update_of,
 )
-from flrl.trainers.modules import LogCollector, check_automatic, loss_of, overridden, replaced, step_caller
+from flrl.trainers.modules import LogCollector, check_automatic, loss_of, replaced, step_caller
 from flrl.trainers.optimizers import (
     SchedulerStep,
     optimizer_tensors,
@@ -111,12 +113,16 @@ class _Loop:
         self.step = step_caller(self.module.training_step)
         self.parameters = problem.model.trainable()
         self.hooks = {name for name in BATCH_HOOKS if overridden(self.module, name)}
+        self.transfers = transfers(self.module, self.device)
+        self.adjusts_loss, self.adjusts_gradient = half.adjusts_loss, half.adjusts_gradient
+        self.plain_zero_grad = type(optimizer).zero_grad is Optimizer.zero_grad
 
     def epoch(self, epoch: int) -> None:
         """Train one pass over the client's batches."""
         last = self.stand_in.num_training_batches - 1
         for batch_idx, (batch, size) in enumerate(self.trainer.batches(self.problem, epoch)):
-            batch = to_device(self.module, batch, self.device)
+            if self.transfers:
+                batch = to_device(self.module, batch, self.device)
             self.log.batch_size = size
             if "on_train_batch_start" in self.hooks and self.module.on_train_batch_start(batch, batch_idx) == -1:
                 break
@@ -134,14 +140,14 @@ class _Loop:
         if loss is None:
             return None
         self.log.add_loss(loss)
-        if self.half.adjusts_loss:
+        if self.adjusts_loss:
             loss = self.half.adjust_loss(loss, self.problem)
         if "on_before_backward" in self.hooks:
             self.module.on_before_backward(loss)
         loss.backward()  # type: ignore[no-untyped-call]
         if "on_after_backward" in self.hooks:
             self.module.on_after_backward()
-        if self.half.adjusts_gradient:
+        if self.adjusts_gradient:
             apply_adjustment(self.problem, self.half)
         if "on_before_optimizer_step" in self.hooks:
             self.module.on_before_optimizer_step(self.optimizer)
@@ -167,6 +173,10 @@ class _Loop:
             self.module.on_before_zero_grad(self.optimizer)
         if "optimizer_zero_grad" in self.hooks:
             self.module.optimizer_zero_grad(epoch, batch_idx, self.optimizer)
+        elif self.plain_zero_grad:  # the same without the profiler's ranges, which cost more than the work
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
         else:
             self.optimizer.zero_grad()
 

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-# `lightning.pytorch` is a second copy of the same package; modules of both are welcome.
-LIGHTNING_PACKAGES = ("pytorch_lightning.", "lightning.pytorch.")
-
-
-def overridden(module: pl.LightningModule, hook: str) -> bool:
-    """Whether a module has its own version of a hook."""
-    method = getattr(module, hook, None)
-    return method is not None and not str(getattr(method, "__module__", "")).startswith(LIGHTNING_PACKAGES)
+from flrl.lightning_hooks import overridden
 
 
 def check_automatic(module: pl.LightningModule) -> None:

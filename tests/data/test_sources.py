@@ -180,7 +180,7 @@ def test_channels_are_counted_before_training(options: dict[str, Any]) -> None:
 
 
 def test_inputs_and_targets_go_in_pairs() -> None:
-    with pytest.raises(ValueError, match="^4 inputs but 3 targets$"):
+    with pytest.raises(ValueError, match=r"^4 inputs but 3 targets$"):
         TensorSource(IMAGES, torch.zeros(3))
 
 
@@ -247,6 +247,7 @@ def test_workers_keep_the_order() -> None:
         (having(targets=[1, 1, 1], labels=[2, 2, 2], y=[3, 3, 3]), [1, 1, 1]),
         (having(labels=[2, 2, 2], y=[3, 3, 3]), [2, 2, 2]),
         (Squares(size=3), [0, 1, 4]),
+        (having(labels=None), [0, 1, 4]),
         (TensorDataset(torch.zeros(3, 2), torch.tensor([2, 0, 1])), [2, 0, 1]),
         (Squares(lambda i: [0.0, np.int64(i)], size=3), [0, 1, 2]),
         (ConcatDataset([having(targets=[5, 5, 5]), Squares(size=2)]), [0, 1, 4, 0, 1]),
@@ -269,7 +270,6 @@ def test_labels_are_found(dataset: Dataset[Any], labels: list[int]) -> None:
         having(targets=["cat", "dog", "cat"]),
         having(targets=[[0, 1], [1, 0], [1, 1]]),
         having(targets=[0, 1]),
-        having(labels=None),
         having(targets=[[0], [0, 1], []]),
         Squares(lambda i: torch.zeros(2), size=3),
         Squares(lambda i: (torch.zeros(2),), size=3),

@@ -6,8 +6,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from flrl.lightning_hooks import overridden
 from flrl.trainers import EagerTrainer, LightningTrainer
-from flrl.trainers.modules import overridden
 from flrl.trainers.optimizers import parse_optimizers, scale_learning_rates
 from flrl.trainers.stand_in import TrainerStandIn
 from tests.toys import Linear
