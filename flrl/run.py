@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from flrl.backends import Worker
@@ -22,6 +21,7 @@ from flrl.callbacks.checkpoint import identity_of
 from flrl.callbacks.run_folder import read_history
 from flrl.checkpoint import list_checkpoints, load_checkpoint
 from flrl.data import FederatedData
+from flrl.instantiation import make
 from flrl.layout import digest
 from flrl.logging import Loggers
 from flrl.types import RoundRecord, ServerState
@@ -36,9 +36,9 @@ def run(cfg: DictConfig) -> float | None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if hydra.output_subdir is not None:
         OmegaConf.save(OmegaConf.create(config), folder / hydra.output_subdir / "config.yaml")
-    backend = _make(config["backend"])
-    make = partial(make_worker, config)
-    worker = make(threads=backend.threads, device=backend.device)
+    backend = make(config, "backend")
+    others = partial(make_worker, config)
+    worker = others(threads=backend.threads, device=backend.device)
     info = RunInfo(
         name=config["name"],
         folder=folder,
@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> float | None:
     callbacks = _callbacks(config)
     try:
         with terminated_gently():
-            backend.start(worker, make)
+            backend.start(worker, others)
             callbacks.setup(info)
             _, history = worker.strategy.fit(
                 state,
@@ -83,7 +83,7 @@ def make_worker(config: Config, *, threads: int, device: str) -> Worker:
     """
     seed = config["seed"]
     data = make_data(config)
-    trainer, strategy, evaluator = (_make(config[name]) for name in ("trainer", "strategy", "evaluation"))
+    trainer, strategy, evaluator = (make(config, name) for name in ("trainer", "strategy", "evaluation"))
     strategy.sampler.check(data.num_clients)
     cohort = len(strategy.sampler(data.num_clients, seed=seed, round=1))
     if strategy.min_clients > cohort:
@@ -96,24 +96,20 @@ def make_worker(config: Config, *, threads: int, device: str) -> Worker:
 
 def make_data(config: Config) -> FederatedData:
     """The dataset, shared out."""
-    splits = _make(config["dataset"])
-    return FederatedData(splits, _make(config["partition"]), seed=config["seed"], holdout=config["holdout"])
+    splits = make(config, "dataset")
+    return FederatedData(splits, make(config, "partition"), seed=config["seed"], holdout=config["holdout"])
 
 
 def make_module(config: Config) -> Any:
     """The LightningModule, initialised from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        return _make(config["model"])
-
-
-def _make(node: Config) -> Any:
-    return instantiate(node, _convert_="all")
+        return make(config, "model")
 
 
 def _callbacks(config: Config) -> Callbacks:
-    loggers = Loggers(_make(config["logger"]) if config["logger"] else {})
-    own: dict[str, Callback] = _make(config["callbacks"]) if config["callbacks"] else {}
+    loggers = Loggers(make(config, "logger") if config["logger"] else {})
+    own: dict[str, Callback] = make(config, "callbacks") if config["callbacks"] else {}
     return Callbacks([RunFolder(log_clients=config["log_clients"]), loggers, *own.values()])
 
 

