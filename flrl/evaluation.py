@@ -15,6 +15,7 @@ from flrl.trainers.base import to_device
 from flrl.trainers.modules import LogCollector, replaced, step_caller
 
 WORST_SHARE = 0.1
+LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
 
 
 class Evaluator:
@@ -91,16 +92,18 @@ def summarize_clients(rows: list[dict[str, float]]) -> dict[str, float]:
     """Statistics over clients of every metric but `num_samples`: `clients/<metric>_<statistic>`.
 
     Statistics: `mean`, `weighted_mean` (by samples), `std` (of the population), `worst10` (the mean over the worst
-    tenth of clients, rounded up: the highest for losses and errors, else the lowest). `test/` and `val/` are dropped.
+    tenth of clients, rounded up: the highest for losses and errors, else the lowest;
+    over the clients that have the metric). `test/` and `val/` are dropped.
     """
     summary: dict[str, float] = {}
-    weights = np.array([row["num_samples"] for row in rows])
     for name in sorted({name for row in rows for name in row} - {"num_samples"}):
-        values = np.array([row[name] for row in rows])
+        having = [row for row in rows if name in row]
+        values = np.array([row[name] for row in having])
+        weights = np.array([row["num_samples"] for row in having])
         short = name.removeprefix("test/").removeprefix("val/")
         ascending = np.sort(values)
         count = ceil(WORST_SHARE * len(values))
-        worst = ascending[-count:] if "loss" in short or "error" in short else ascending[:count]
+        worst = ascending[-count:] if any(word in short.lower() for word in LOWER_IS_BETTER) else ascending[:count]
         statistics: dict[str, float] = {
             "mean": values.mean(),
             "weighted_mean": (values * weights).sum() / weights.sum(),

@@ -310,3 +310,11 @@ def test_batches_go_through_the_modules_transfer_hooks() -> None:
 
     result = Evaluator().run(BoundModel(Doubled()), NUMBERS, np.arange(5))
     assert result["test/mean"] == 8.0
+
+
+def test_a_metric_that_some_clients_lack_and_errors_by_other_names() -> None:
+    rows = [{"num_samples": 1.0, "test/mse": 1.0}, {"num_samples": 3.0, "test/mse": 5.0, "test/auc": 0.5}]
+    summary = summarize_clients(rows)
+    assert summary["clients/mse_worst10"] == 5.0
+    assert summary["clients/mse_weighted_mean"] == 4.0
+    assert summary["clients/auc_mean"] == summary["clients/auc_weighted_mean"] == 0.5

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from flrl.data.sources import DatasetSource, Source, Splits, TensorSource
@@ -11,7 +12,10 @@ from flrl.lightning_hooks import overridden
 
 
 def from_datasets(*, train: Dataset[Any], test: Dataset[Any], num_workers: int = 0) -> Splits:
-    """Two map-style datasets as a federated dataset; a `TensorDataset` of two tensors is batched by indexing."""
+    """Two map-style datasets as a federated dataset.
+
+    A `TensorDataset` of two floating-point tensors is batched by indexing; the samples are the same.
+    """
     return Splits(train=_source(train, num_workers=num_workers), test=_source(test, num_workers=num_workers))
 
 
@@ -24,15 +28,15 @@ def from_datamodule(*, datamodule: pl.LightningDataModule) -> Splits:
         ValueError: a loader is missing, is not a single DataLoader, or has a dataset without length or indexing.
     """
     datamodule.prepare_data()
+    datamodule.setup("fit")
+    datamodule.setup("test")
     name = type(datamodule).__name__
     if not overridden(datamodule, "train_dataloader"):
         raise ValueError(f"{name} has no train_dataloader")
     own = [loader for loader in ("test_dataloader", "val_dataloader") if overridden(datamodule, loader)]
     if not own:
         raise ValueError(f"{name} has neither a test_dataloader nor a val_dataloader")
-    datamodule.setup("fit")
     train = _single(datamodule.train_dataloader(), "train_dataloader")
-    datamodule.setup("test")
     test = _single(getattr(datamodule, own[0])(), own[0])
     return Splits(train=_from_loader(train), test=_from_loader(test))
 
@@ -53,6 +57,6 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
 
 
 def _source(dataset: Dataset[Any], *, num_workers: int) -> Source:
-    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and dataset.tensors[0].dtype != torch.uint8:
         return TensorSource(*dataset.tensors)
     return DatasetSource(dataset, num_workers=num_workers)

@@ -35,6 +35,8 @@ class FederatedData:
         if not 0 <= holdout < 1:
             raise ValueError(f"holdout={holdout}: must be at least 0 and below 1")
         num_samples = len(splits.train)
+        if num_samples == 0:
+            raise ValueError("the dataset has no training samples")
         rng = generator_for(seed, 0, SERVER, "partition")
         owner = np.asarray(partition(num_samples, splits.train.labels, rng))
         if owner.shape != (num_samples,):

@@ -51,8 +51,7 @@ def dirichlet(
     """
     _check(num_samples, num_clients, min_samples)
     labels = _require(labels, "dirichlet")
-    if not (alpha > 0 and np.isfinite(alpha)):
-        raise ValueError(f"partition.alpha={alpha}: must be positive and finite")
+    _check_alpha(alpha, num_clients)
     owner = np.empty(num_samples, dtype=np.int64)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
@@ -112,8 +111,7 @@ def quantity_skew(
         ValueError: `alpha` is not positive, or there are too few samples.
     """
     _check(num_samples, num_clients, min_samples)
-    if not (alpha > 0 and np.isfinite(alpha)):
-        raise ValueError(f"partition.alpha={alpha}: must be positive and finite")
+    _check_alpha(alpha, num_clients)
     owner = np.empty(num_samples, dtype=np.int64)
     owner[rng.permutation(num_samples)] = _deal(num_samples, rng.dirichlet(np.full(num_clients, alpha)))
     return _top_up(owner, num_clients, min_samples, rng)
@@ -129,6 +127,11 @@ def _check(num_samples: int, num_clients: int, min_samples: int) -> None:
             f"partition.num_clients={num_clients}: {num_samples} training samples are too few for "
             f"{min_samples} (partition.min_samples) each; at most {num_samples // min_samples} clients"
         )
+
+
+def _check_alpha(alpha: float, num_clients: int) -> None:
+    if not (alpha > 0 and np.isfinite(alpha * num_clients)):
+        raise ValueError(f"partition.alpha={alpha}: must be positive and finite")
 
 
 def _require(labels: np.ndarray | None, name: str) -> np.ndarray:

@@ -75,7 +75,7 @@ class TensorSource:
 
     def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (inputs, targets); inputs that were pixels or that have a mean come as float32."""
-        order = torch.from_numpy(np.ascontiguousarray(indices))
+        order = torch.from_numpy(np.array(indices))
         sample_bytes = 4 * max(1, self.inputs[:1].numel())
         block = batch_size * max(1, _BLOCK_BYTES // (sample_bytes * batch_size))
         for start in range(0, len(order), block):
@@ -120,6 +120,8 @@ class DatasetSource:
     ) -> None:
         self.dataset = dataset
         self.labels = labels_of(dataset) if labels is None else labels
+        if self.labels is not None and len(self.labels) != len(self):
+            raise ValueError(f"{len(self)} samples but {len(self.labels)} labels")
         self._num_workers = num_workers
         self._collate_fn = collate_fn
 

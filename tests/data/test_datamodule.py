@@ -170,3 +170,19 @@ def loading(**loaders: Any) -> pl.LightningDataModule:
 def test_what_cannot_be_shared_out_is_refused(datamodule: pl.LightningDataModule, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_datamodule(datamodule=datamodule)
+
+
+def test_loaders_that_are_assigned_in_setup() -> None:
+    class Late(pl.LightningDataModule):
+        def setup(self, stage: str) -> None:
+            self.train_dataloader = lambda: DataLoader(TRAIN)  # type: ignore[method-assign]
+            self.test_dataloader = lambda: DataLoader(TEST)  # type: ignore[method-assign]
+
+    splits = from_datamodule(datamodule=Late())
+    assert (len(splits.train), len(splits.test)) == (6, 2)
+
+
+def test_bytes_in_a_tensor_dataset_are_left_alone_either_way() -> None:
+    pixels = TensorDataset(torch.full((2, 1), 255, dtype=torch.uint8), torch.tensor([0, 1]))
+    inputs, _ = first(from_datasets(train=pixels, test=pixels).train, 2)
+    assert (inputs.dtype, inputs.tolist()) == (torch.uint8, [[255], [255]])

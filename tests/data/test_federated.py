@@ -188,3 +188,9 @@ def test_any_whole_numbers_are_client_ids(dtype: type) -> None:
 
 def test_a_list_of_owners_will_do() -> None:
     assert federated(3, lambda num_samples, labels, rng: [0, 1, 0]).sizes.tolist() == [2, 1]
+
+
+def test_no_samples_are_said() -> None:
+    empty = TensorSource(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="the dataset has no training samples"):
+        FederatedData(Splits(empty, empty), lambda n, labels, rng: np.zeros(n, dtype=np.int64), seed=0)

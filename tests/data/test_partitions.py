@@ -258,3 +258,9 @@ def test_shards_refuses_what_cannot_be_cut() -> None:
     expected = "10 samples do not make 12 shards with at least 1 samples for each of 4 clients"
     with pytest.raises(ValueError, match=rf"^partition\.shards_per_client=3: {expected}$"):
         shards(10, LABELS, np.random.default_rng(0), num_clients=4, shards_per_client=3)
+
+
+@pytest.mark.parametrize("partition", [dirichlet, quantity_skew])
+def test_an_alpha_beyond_numbers_is_refused(partition: Any) -> None:
+    with pytest.raises(ValueError, match=r"^partition\.alpha=1e\+308: must be positive and finite$"):
+        partition(10, LABELS, np.random.default_rng(0), num_clients=4, alpha=1e308)

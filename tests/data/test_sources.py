@@ -281,3 +281,8 @@ def test_labels_are_found(dataset: Dataset[Any], labels: list[int]) -> None:
 )
 def test_what_is_no_class_is_none(dataset: Dataset[Any]) -> None:
     assert labels_of(dataset) is None
+
+
+def test_given_labels_are_one_a_sample() -> None:
+    with pytest.raises(ValueError, match=r"^3 samples but 2 labels$"):
+        DatasetSource(Squares(size=3), labels=np.zeros(2, dtype=np.int64))

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,24 @@ def records(path: Path) -> Iterator[Record]:
             yield record
 
 
+def finished(path: Path) -> list[Record]:
+    """All records, once W&B's own process has written the last one."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = list(records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"no exit record among {len(found)}")
+
+
 def test_an_offline_wandb_run_holds_it_all(cli: Any) -> None:
     done = cli("logger=wandb_offline", "tags=[a,b]", "name=study", "strategy.rounds=3", "hydra.run.dir=run")
     assert done.code == 0
     assert done.err == ""
     assert len(done.out.splitlines()) == 1 + 3 + 3
     (path,) = Path("run/wandb").glob("offline-run-*/run-*.wandb")
-    found = list(records(path))
+    found = finished(path)
     run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
     assert (run.project, run.run_group, run.display_name, list(run.tags)) == ("flrl", "study", "study-0", ["a", "b"])
     history = []
@@ -61,7 +73,6 @@ def test_an_offline_wandb_run_holds_it_all(cli: Any) -> None:
     assert "strategy" in configured
     (picture,) = Path("run/wandb").rglob("partition*.png")
     assert matplotlib.image.imread(picture).ndim == 3
-    assert any(record.WhichOneof("record_type") == "exit" for record in found)
 
 
 def test_two_jobs_of_a_sweep_are_two_wandb_runs(cli: Any) -> None:
