@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 # A TensorSource gathers and normalises this many bytes of float32 inputs at a time: many small batches share the cost
 # of the calls, and the block still fits the cache.
 _BLOCK_BYTES = 2**20
+# A TensorSource keeps at most this many bytes of prepared float32 inputs for indices that come again.
+_KEPT_BYTES = 2**28
 
 
 class Source(Protocol):
@@ -26,8 +28,11 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[Any]:
-        """The samples of `indices`, in that order, in batches; the last one may be smaller."""
+    def batches(self, indices: np.ndarray, batch_size: int, *, again: bool = False) -> Iterator[Any]:
+        """The samples of `indices`, in that order, in batches; the last one may be smaller.
+
+        `again` says that the same indices are going to be asked for again, so what is prepared may be kept.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,19 @@ class TensorSource:
         channels = (-1,) + (1,) * (inputs.ndim - 2)
         self._mean = None if mean is None else torch.tensor(list(mean), dtype=torch.float32).view(channels)
         self._std = None if std is None else torch.tensor(list(std), dtype=torch.float32).view(channels)
+        self._kept: dict[bytes, tuple[Tensor, Tensor, int]] = {}
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.inputs)
 
-    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, indices: np.ndarray, batch_size: int, *, again: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (inputs, targets); inputs that were pixels or that have a mean come as float32."""
+        kept = self._keep(indices) if again else None
+        if kept is not None:
+            yield from zip(torch.split(kept[0], batch_size), torch.split(kept[1], batch_size), strict=True)
+            return
         order = torch.from_numpy(np.array(indices))
         sample_bytes = 4 * max(1, self.inputs[:1].numel())
         block = batch_size * max(1, _BLOCK_BYTES // (sample_bytes * batch_size))
@@ -83,6 +94,27 @@ class TensorSource:
             inputs = self._prepare(self.inputs.index_select(0, chosen))
             targets = self.targets.index_select(0, chosen)
             yield from zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True)
+
+    def _keep(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | None:
+        """The prepared samples of `indices`, made once; None where keeping them would take too much memory.
+
+        Batches are views of what is kept. If somebody changed one in place, its version tells, and it is made anew.
+        """
+        key = np.ascontiguousarray(indices).tobytes()
+        if key not in self._kept:
+            size = 4 * self.inputs[:1].numel() * len(indices)
+            if self._kept_bytes + size > _KEPT_BYTES:
+                return None
+            self._kept_bytes += size
+        elif self._kept[key][2] == self._kept[key][0]._version + self._kept[key][1]._version:
+            return self._kept[key][:2]
+        order, step = torch.from_numpy(np.array(indices)), 4096
+        targets = self.targets.index_select(0, order)
+        inputs = torch.empty(len(order), *self.inputs.shape[1:], dtype=self._prepare(self.inputs[:0]).dtype)
+        for start in range(0, len(order), step):
+            inputs[start : start + step] = self._prepare(self.inputs.index_select(0, order[start : start + step]))
+        self._kept[key] = (inputs, targets, inputs._version + targets._version)
+        return inputs, targets
 
     def _prepare(self, inputs: Tensor) -> Tensor:
         if inputs.dtype == torch.uint8:
@@ -129,8 +161,8 @@ class DatasetSource:
         """Number of samples."""
         return len(self.dataset)  # type: ignore[arg-type]  # a map-style dataset is sized
 
-    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[Any]:
-        """Batches as the dataset's samples collate."""
+    def batches(self, indices: np.ndarray, batch_size: int, *, again: bool = False) -> Iterator[Any]:
+        """Batches as the dataset's samples collate; nothing is kept, since samples may be random."""
         # The generator keeps the loader from drawing a base seed from the global one, which belongs to the client.
         seed = int(torch.initial_seed() % 2**63) if self._num_workers else 0
         yield from DataLoader(

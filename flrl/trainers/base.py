@@ -135,7 +135,7 @@ class Trainer(ABC):
     def batches(self, problem: LocalProblem, epoch: int) -> Iterator[tuple[Any, int]]:
         """One local epoch's batches, each with its number of samples."""
         indices = self.epoch_indices(problem, epoch)
-        for start, batch in enumerate(problem.source.batches(indices, self.batch_size)):
+        for start, batch in enumerate(problem.source.batches(indices, self.batch_size, again=not self.shuffle)):
             yield batch, min(self.batch_size, len(indices) - start * self.batch_size)
 
     def num_batches(self, problem: LocalProblem) -> int:

@@ -286,3 +286,40 @@ def test_what_is_no_class_is_none(dataset: Dataset[Any]) -> None:
 def test_given_labels_are_one_a_sample() -> None:
     with pytest.raises(ValueError, match=r"^3 samples but 2 labels$"):
         DatasetSource(Squares(size=3), labels=np.zeros(2, dtype=np.int64))
+
+
+def kept_source() -> TensorSource:
+    pixels = torch.arange(30, dtype=torch.uint8).view(10, 3, 1, 1)
+    return TensorSource(pixels, torch.arange(10), mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+
+
+def flat(batches: Any) -> list[Any]:
+    return [(inputs.flatten().tolist(), targets.tolist()) for inputs, targets in batches]
+
+
+def test_what_is_kept_is_what_is_made_anew() -> None:
+    source, indices = kept_source(), np.array([3, 1, 4, 1, 5])
+    fresh = flat(source.batches(indices, 2))
+    assert [flat(source.batches(indices, 2, again=True)) for _ in range(2)] == [fresh, fresh]
+    assert flat(source.batches(indices, 3, again=True)) == flat(source.batches(indices, 3))
+    assert flat(source.batches(indices[::-1], 2, again=True)) == flat(source.batches(indices[::-1], 2))
+
+
+def test_a_batch_changed_in_place_does_not_change_what_is_kept() -> None:
+    source, indices = kept_source(), np.arange(5)
+    fresh = flat(source.batches(indices, 2))
+    for inputs, targets in source.batches(indices, 2, again=True):
+        inputs.mul_(7)
+        targets.zero_()
+    assert flat(source.batches(indices, 2, again=True)) == fresh
+
+
+def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_KEPT_BYTES", 4 * 3 * 5)
+    source = kept_source()
+    first, second = np.arange(5), np.arange(5, 10)
+    for _ in range(2):
+        assert flat(source.batches(first, 2, again=True)) == flat(source.batches(first, 2))
+        assert flat(source.batches(second, 2, again=True)) == flat(source.batches(second, 2))
+    assert source._kept_bytes == 60
+    assert len(source._kept) == 1
