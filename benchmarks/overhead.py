@@ -6,11 +6,12 @@ Both sides train the federation of `conf/experiment/mnist_fedavg.yaml` on one th
 
 - the bare loop: tensors that were shuffled, normalised and cut into clients beforehand, an `nn.Sequential`,
   `torch.optim.SGD`, cross-entropy, and a mean of the parameters;
-- flrl: `Strategy.fit` on the serial backend with the eager trainer, without callbacks: batches are gathered by index
-  from uint8 pixels and normalised as they are needed, updates go through the exact sum.
+- flrl: `Strategy.fit` on the serial backend with the eager trainer, without callbacks. Every repetition has a worker of
+  its own, so that gathering the clients' samples from uint8 pixels and normalising them is timed, as a run pays for it;
+  updates go through the exact sum.
 
-Evaluation is timed on neither side. The sides take turns, each first in every other repetition; what counts is the
-ratio. That both did the same work is checked by the models they end with.
+Reading the files and evaluation are timed on neither side. The sides take turns, each first in every other repetition;
+what counts is the ratio. That both did the same work is checked by the models they end with.
 """
 
 import argparse
@@ -99,20 +100,19 @@ class BareLoop:
 class Framework:
     """The same through flrl; `time/train_s` is a round from its cohort to its new model."""
 
-    def __init__(self, worker: Worker, config: dict[str, Any]) -> None:
-        self.worker = worker
-        self.seed = config["seed"]
-        self.initial = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
-        self.backend = SerialBackend(threads=1)
-        self.backend.start(worker, lambda **_: worker)
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
 
     def __call__(self) -> Outcome:
-        """Train all rounds."""
-        state, history = self.worker.strategy.fit(
-            self.initial,
-            backend=self.backend,
-            layout=self.worker.model.layout,
-            seed=self.seed,
+        """Train all rounds with a new worker: nothing that an earlier repetition prepared is left."""
+        worker = make_worker(self.config, threads=1, device="cpu")
+        backend = SerialBackend(threads=1)
+        backend.start(worker, lambda **_: worker)
+        state, history = worker.strategy.fit(
+            worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout),
+            backend=backend,
+            layout=worker.model.layout,
+            seed=worker.seed,
             callbacks=Callbacks(),
         )
         return Outcome(sum(record.metrics["time/train_s"] for record in history), state.vector)
@@ -124,7 +124,7 @@ def main() -> None:
     config = composed(arguments.data_dir)
     worker = make_worker(config, threads=1, device="cpu")
     bare, flrl = SIDES
-    outcomes = take_turns({bare: BareLoop(worker, config), flrl: Framework(worker, config)}, arguments.repetitions)
+    outcomes = take_turns({bare: BareLoop(worker, config), flrl: Framework(config)}, arguments.repetitions)
     report = described(outcomes, worker, config)
     print(table(report))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

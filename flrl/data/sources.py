@@ -108,7 +108,7 @@ class TensorSource:
             self._kept_bytes += size
         elif self._kept[key][2] == self._kept[key][0]._version + self._kept[key][1]._version:
             return self._kept[key][:2]
-        order, step = torch.from_numpy(np.array(indices)), 4096
+        order, step = torch.from_numpy(np.array(indices)), 512
         targets = self.targets.index_select(0, order)
         inputs = torch.empty(len(order), *self.inputs.shape[1:], dtype=self._prepare(self.inputs[:0]).dtype)
         for start in range(0, len(order), step):
