@@ -5,6 +5,7 @@ import difflib
 import functools
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +38,7 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
 
     @functools.wraps(task)
     def guarded(cfg: DictConfig) -> Any:
-        with explained(full_error):
+        with explained(full_error), restored(Path(HydraConfig.get().runtime.output_dir)):
             return task(cfg)
 
     try:
@@ -116,35 +118,97 @@ def _run_dir(resume: str | None, default: str) -> str:
     return default if resume in (None, "auto") else str(resume)
 
 
-def with_overrides_of_resumed_run(arguments: list[str]) -> list[str]:
-    """Command-line arguments, preceded by the overrides of the run that `resume=<folder>` names.
+def arranged(arguments: list[str]) -> list[str]:
+    """Command-line arguments with options before overrides, which is the order that Hydra takes.
 
-    So a run is resumed without repeating them; what is given now wins.
+    Those of the run that `resume=<folder>` names come first, so a run is resumed without repeating them; what is given
+    now wins.
     """
-    keys = {_key(argument) for argument in arguments}
-    folder = next((argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")), "")
-    saved = Path(folder) / ".hydra" / "overrides.yaml"
-    if folder in ("", "auto", "null") or not saved.exists():
-        return arguments
-    earlier = [str(override) for override in OmegaConf.load(saved)]
-    return [override for override in earlier if _key(override) not in keys] + arguments
+    options, overrides = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        options.append(argument)
+        if argument in _OPTIONS_WITH_VALUE:
+            options.append(next(remaining, ""))
+    folder = next((override.partition("=")[2] for override in overrides if override.startswith("resume=")), "")
+    saved = Path(folder) / (BEFORE if (Path(folder) / BEFORE).is_dir() else ".hydra")
+    if folder in ("", "auto", "null") or not (saved / "overrides.yaml").exists():
+        return options + overrides
+    if not any(option.startswith(("-cd", "--config-dir")) for option in options):
+        sources = OmegaConf.load(saved / "hydra.yaml").hydra.runtime.config_sources
+        options += [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    keys = {_key(override) for override in overrides}
+    earlier = [str(override) for override in OmegaConf.load(saved / "overrides.yaml")]
+    return options + [override for override in earlier if _key(override) not in keys] + overrides
+
+
+_OPTIONS_WITH_VALUE = (
+    "-cp",
+    "--config-path",
+    "-cn",
+    "--config-name",
+    "-cd",
+    "--config-dir",
+    "-p",
+    "--package",
+    "-c",
+    "--cfg",
+)
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
+BEFORE = ".hydra.before"
+"""Where the `.hydra` of a run stays while another command asks to go on with that run."""
+
+
+@contextlib.contextmanager
+def restored(folder: Path) -> Iterator[None]:
+    """Put a run's own `.hydra` back if the command that wanted to go on with it was refused."""
+    try:
+        yield
+    finally:
+        if (folder / BEFORE).is_dir():  # the run removes it once it has accepted the command
+            shutil.rmtree(folder / ".hydra", ignore_errors=True)
+            (folder / BEFORE).rename(folder / ".hydra")
+
+
 class KeepRunFolder(Callback):
     """A Hydra callback that looks before Hydra writes: no run overwrites another, no resume from nowhere."""
+
+    # Hydra turns a callback's exceptions into warnings; `explained` turns them into an exit before that.
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process if the run's folder is taken and not to be resumed, or if there is nothing to resume."""
         folder, resume = Path(config.hydra.run.dir), config.resume
-        # Hydra turns a callback's exceptions into warnings; `explained` turns them into an exit before that.
-        with explained(full_error=False):
-            if resume is None and (folder / "metrics.jsonl").exists():
-                raise ValueError(
-                    f"{folder} already holds a run: resume=auto goes on with it, or choose another hydra.run.dir"
-                )
+        with explained(full_error=False), restored(folder):
             if resume not in (None, "auto") and not (Path(resume) / ".hydra").is_dir():
                 raise ValueError(f"resume={resume}: there is no run in this folder")
+            in_place = resume == "auto" or (resume is not None and Path(resume).resolve() == folder.resolve())
+            if not in_place:
+                _check_free(folder)
+        if (folder / ".hydra").is_dir():
+            shutil.copytree(folder / ".hydra", folder / BEFORE)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """End the process if the sweep's folder holds a run already."""
+        with explained(full_error=False):
+            if config.resume is None:
+                for metrics in sorted(Path(config.hydra.sweep.dir).glob("**/metrics.jsonl")):
+                    _check_free(metrics.parent)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """End the process if an earlier job of the sweep had the same folder."""
+        with explained(full_error=False):
+            if config.resume is None:
+                _check_free(Path(config.hydra.runtime.output_dir))
+
+
+def _check_free(folder: Path) -> None:
+    if any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "model.safetensors", "summary.json")):
+        raise ValueError(f"{folder} already holds a run: resume=auto goes on with it, or choose another hydra.run.dir")

@@ -1,8 +1,10 @@
 """Evaluate a finished run: `python -m flrl.evaluate run=outputs/... clients=true`, or `flrl-evaluate ...`."""
 
+import sys
+
 from omegaconf import DictConfig
 
-from flrl.app import run_app
+from flrl.app import arranged, run_app
 from flrl.config import EvaluateConfig
 
 
@@ -15,6 +17,7 @@ def evaluate(cfg: DictConfig) -> None:
 
 def main() -> None:
     """The console script `flrl-evaluate`."""
+    sys.argv[1:] = arranged(sys.argv[1:])
     run_app(evaluate, config_name="evaluate", schema=EvaluateConfig)
 
 

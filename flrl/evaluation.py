@@ -13,6 +13,7 @@ from flrl.layout import BoundModel
 from flrl.lightning_hooks import overridden
 from flrl.trainers.base import to_device
 from flrl.trainers.modules import LogCollector, replaced, step_caller
+from flrl.trainers.stand_in import TrainerStandIn, attached
 
 WORST_SHARE = 0.1
 LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
@@ -75,7 +76,8 @@ class Evaluator:
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
         try:
-            with torch.inference_mode(), replaced(module, log=log.log, log_dict=log.log_dict):
+            logging = replaced(module, log=log.log, log_dict=log.log_dict)
+            with torch.inference_mode(), logging, attached(module, TrainerStandIn(1, 1)):
                 _call(module, f"on_{name.removesuffix('_step')}_epoch_start")
                 for batch_idx, batch in enumerate(source.batches(indices, self.batch_size)):
                     log.batch_size = min(self.batch_size, len(indices) - batch_idx * self.batch_size)

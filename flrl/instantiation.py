@@ -1,9 +1,10 @@
 """From a resolved configuration to objects, with the types of our own constructors checked by name first."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -16,7 +17,16 @@ def make(config: Mapping[str, Any], name: str) -> Any:
         ValueError: a value does not have the type that a constructor in flrl declares; names the key and the value.
     """
     check_types(config[name], name)
-    return instantiate(config[name], _convert_="all")
+    try:
+        return instantiate(config[name], _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | TypeError):
+            message = str(cause)
+            raise ValueError(message if message.startswith(name) else f"{name}: {message}") from cause
+        if cause is None or isinstance(cause, HydraException | ImportError):
+            raise
+        raise cause from None
 
 
 def check_types(node: Any, path: str) -> None:
@@ -54,6 +64,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
+    if get_origin(hint) in (list, Sequence):
+        return isinstance(value, list)
     return isinstance(value, hint) if hint in _NAMES else True
 
 
@@ -62,4 +74,4 @@ def _described(hint: Any) -> str:
         return " or ".join(repr(choice) for choice in get_args(hint))
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_described(choice) for choice in get_args(hint))
-    return _NAMES.get(hint, str(hint))
+    return "a list" if get_origin(hint) in (list, Sequence) else _NAMES.get(hint, str(hint))

@@ -128,6 +128,7 @@ class BoundModel:
         self._tensors = [tensor for _, _, tensor in _averaged_tensors(module)]
         averaged = {id(tensor) for tensor in self._tensors}
         self._local = [(buffer, buffer.clone()) for buffer in module.buffers() if id(buffer) not in averaged]
+        self._frozen = [(name, p, p._version) for name, p in module.named_parameters() if not p.requires_grad]
         self._bind()
 
     def _views(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -151,11 +152,22 @@ class BoundModel:
         self._bind()
         for buffer, initial in self._local:
             buffer.copy_(initial)
+        for parameter in self.trainable():
+            parameter.requires_grad_(True)
         for tensor in self._tensors:
             tensor.grad = None
 
     def read(self) -> Tensor:
-        """The model as it is now: `vector` itself, brought up to date where a tensor is no view of it."""
+        """The model as it is now: `vector` itself, brought up to date where a tensor is no view of it.
+
+        Raises:
+            ValueError: a parameter that was frozen when the module was bound has been trained or changed since.
+        """
+        for name, parameter, version in self._frozen:
+            if parameter.requires_grad or parameter._version != version:
+                raise ValueError(
+                    f"parameter {name!r} was frozen at the start and has been changed: it would not be sent"
+                )
         for tensor, view in self._views():
             if tensor.data_ptr() != view.data_ptr() or tensor.dtype != view.dtype:
                 view.copy_(tensor.detach())

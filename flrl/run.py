@@ -1,6 +1,7 @@
 """From a configuration to a finished run: builds the objects, resumes, fits."""
 
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from flrl.app import BEFORE
 from flrl.backends import Worker
 from flrl.backends.worker import prepare
 from flrl.callbacks import Callback, Callbacks, RunFolder, RunInfo
@@ -34,8 +37,13 @@ def run(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    if hydra.output_subdir is not None:
-        OmegaConf.save(OmegaConf.create(config), folder / hydra.output_subdir / "config.yaml")
+    with _lock(folder):
+        return _run(config, folder, hydra.output_subdir)
+
+
+def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> float | None:
+    if not 0 <= config["seed"] < 2**63:
+        raise ValueError(f"seed={config['seed']}: must be at least 0 and below 2**63")
     backend = make(config, "backend")
     others = partial(make_worker, config)
     worker = others(threads=backend.threads, device=backend.device)
@@ -52,6 +60,10 @@ def run(cfg: DictConfig) -> float | None:
         resumed_from=_resume_folder(config["resume"], folder),
     )
     state, history = _first_state(worker, info)
+    # From here on the folder is this run's.
+    shutil.rmtree(folder / BEFORE, ignore_errors=True)
+    if output_subdir is not None:
+        OmegaConf.save(OmegaConf.create(config), folder / output_subdir / "config.yaml")
     callbacks = _callbacks(config)
     try:
         with terminated_gently():
@@ -89,6 +101,8 @@ def make_worker(config: Config, *, threads: int, device: str) -> Worker:
     if strategy.min_clients > cohort:
         raise ValueError(f"strategy.min_clients={strategy.min_clients}: only {cohort} clients take part in a round")
     model = prepare(make_module(config), threads=threads, device=device)
+    if not model.layout.num_trainable:
+        raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters")
     trainer.check(model.module)
     evaluator.check(model.module, data)
     return Worker(model, data, trainer, strategy, evaluator, seed)
@@ -104,18 +118,36 @@ def make_module(config: Config) -> Any:
     """The LightningModule, initialised from the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        return make(config, "model")
+        module = make(config, "model")
+        if not isinstance(getattr(module, "automatic_optimization", None), bool):
+            raise ValueError(f"model: {type(module).__name__} is not a LightningModule")
+        module.configure_model()
+        return module
 
 
 def _callbacks(config: Config) -> Callbacks:
     loggers = Loggers(make(config, "logger") if config["logger"] else {})
     own: dict[str, Callback] = make(config, "callbacks") if config["callbacks"] else {}
-    return Callbacks([RunFolder(log_clients=config["log_clients"]), loggers, *own.values()])
+    return Callbacks(
+        [RunFolder(log_clients=config["log_clients"]), loggers, *(c for c in own.values() if c is not None)]
+    )
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One process at a time writes into a run's folder."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another process is running in {folder}") from error
 
 
 def _resume_folder(resume: str | None, folder: Path) -> Path | None:
     """The run folder to resume from, or None to start from the beginning."""
     source = folder if resume == "auto" else Path(resume) if resume else None
+    if source is not None and (source / "summary.json").exists() and not list_checkpoints(source):
+        raise ValueError(f"{source} holds a finished run without checkpoints: there is nothing to resume from")
     return source if source is not None and list_checkpoints(source) else None
 
 

@@ -7,7 +7,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from flrl.app import run_app, with_overrides_of_resumed_run
+from flrl.app import arranged, run_app
 from flrl.config import TrainConfig
 
 
@@ -20,7 +20,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """The console script `flrl-train`."""
-    sys.argv[1:] = with_overrides_of_resumed_run(sys.argv[1:])
+    sys.argv[1:] = arranged(sys.argv[1:])
     run_app(train, config_name="train", schema=TrainConfig)
 
 

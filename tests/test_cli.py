@@ -95,6 +95,14 @@ WRONG = {
         ("strategy=fedprox", "strategy.min_clients=no"),
         "strategy.min_clients=no: must be a whole number",
     ),
+    "no list": (("strategy.transforms=null",), "strategy.transforms=null: must be a list".replace("null", "None")),
+    "server null": (("strategy.server_optimizer.lr=null",), "strategy: "),
+    "client null": (("model.optimizer.lr=null",), "model: Classifier.configure_optimizers: "),
+    "large seed": (("seed=99999999999999999999",), "seed=99999999999999999999: must be at least 0 and below 2**63"),
+    "early stopping": (
+        ("callbacks=early_stopping", "strategy.rounds=1", "callbacks.early_stopping.patience=0"),
+        "patience=0",
+    ),
     "rounds": (("strategy.rounds=0",), "strategy.rounds=0: must be at least 1"),
     "clients": (("partition.num_clients=5000",), "partition.num_clients=5000: 1438 training samples are too few"),
     "alpha": (("partition=dirichlet", "partition.alpha=0"), "partition.alpha=0: must be positive and finite"),
@@ -163,7 +171,7 @@ def test_a_corrupted_data_file(cli: Any) -> None:
         (folder / f"{name}-ubyte").write_bytes(b"torn")
     done = cli("+experiment=mnist_fedavg")
     assert done.code == 1
-    assert f"error: {folder.resolve()}/train-images-idx3-ubyte is corrupted: its SHA-256 is" in done.err
+    assert f"error: dataset: {folder.resolve()}/train-images-idx3-ubyte is corrupted: its SHA-256 is" in done.err
     assert (folder / "train-images-idx3-ubyte").read_bytes() == b"torn"
 
 

@@ -84,7 +84,8 @@ def test_another_run_is_refused_and_nothing_is_changed(cli: Any, argument: str, 
     done = cli(*RUN, argument, "resume=auto", "hydra.run.dir=run")
     assert done.code == 1
     after = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    assert {path for path in after if after[path] != before.get(path)} <= set(Path("run/.hydra").iterdir())
+    assert after == before
+    assert cli("resume=run", "strategy.rounds=4").code == 0
 
 
 def test_a_corrupted_checkpoint_is_refused_with_its_path(cli: Any) -> None:
@@ -103,3 +104,69 @@ def test_a_checkpoint_of_another_history_is_refused(cli: Any) -> None:
     assert "is not the state after round 3 of run" in cli("resume=run", "strategy.rounds=4").err
     path.write_text("")
     assert "run/metrics.jsonl should hold rounds 1 to 3, it holds []" in cli("resume=run", "strategy.rounds=4").err
+
+
+def test_another_optimizer_is_refused(cli: Any) -> None:
+    assert cli(*RUN, "hydra.run.dir=run").code == 0
+    done = cli("resume=run", "strategy=fedadam", "strategy.rounds=4")
+    assert done.code == 1
+    assert "optimizers was {'server': 'torch.optim.SGD'}, is {'server': 'torch.optim.Adam'}" in done.err
+
+
+def test_a_refused_typo_does_not_stick(cli: Any) -> None:
+    assert cli(*RUN, "hydra.run.dir=run").code == 0
+    assert cli("resume=run", "strategy.rounds=abc").code == 1
+    assert cli("resume=run", "strategy.rounds=4").code == 0
+    assert last("run")["round"] == 4
+
+
+def test_a_model_of_ones_own_is_found_again(cli: Any) -> None:
+    folder = Path("my_conf/model")
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("_target_: tests.toys.Late")
+    for name in ("run", "again"):
+        assert cli("--config-dir=my_conf", "model=mine", *RUN, f"hydra.run.dir={name}").code == 0
+    assert last("run")["digest"] == last("again")["digest"]
+    assert cli("resume=run", "strategy.rounds=4").code == 0
+    assert cli("resume=again", "--config-dir", "my_conf", "strategy.rounds=4").code == 0
+    assert last("run")["digest"] == last("again")["digest"]
+
+
+def test_a_finished_run_without_checkpoints_is_not_started_anew(cli: Any) -> None:
+    assert cli(*RUN, "hydra.run.dir=run", "callbacks=none").code == 0
+    done = cli("resume=run", "strategy.rounds=4")
+    assert done.err == "error: run holds a finished run without checkpoints: there is nothing to resume from\n"
+    assert last("run")["round"] == 3
+
+
+def test_a_taken_folder_is_not_resumed_into(cli: Any) -> None:
+    assert cli(*RUN, "hydra.run.dir=first").code == 0
+    assert cli(*RUN, "seed=1", "hydra.run.dir=second").code == 0
+    assert "second already holds a run" in cli("resume=first", "hydra.run.dir=second").err
+    Path("second/metrics.jsonl").unlink()
+    assert "second already holds a run" in cli(*RUN, "hydra.run.dir=second").err
+
+
+def test_two_processes_do_not_share_a_folder(cli: Any) -> None:
+    from filelock import FileLock
+
+    Path("run").mkdir()
+    with FileLock("run/.lock"):
+        done = cli(*RUN, "hydra.run.dir=run")
+    assert done.code == 1
+    assert done.err == f"error: another process is running in {Path('run').resolve()}\n"
+
+
+def test_a_sweep_does_not_overwrite_runs(cli: Any) -> None:
+    sweep = ("-m", "seed=0,1", "strategy.rounds=1", "logger=none", "hydra.sweep.dir=sweep")
+    assert cli(*sweep).code == 0
+    assert "sweep/0 already holds a run" in cli(*sweep).err
+    done = cli(*sweep[:-1], "hydra.sweep.dir=other", "hydra.sweep.subdir=same")
+    assert done.code == 1
+    assert "already holds a run" in done.err
+
+
+def test_early_stopping_waits_for_an_evaluation(cli: Any) -> None:
+    early = ("callbacks=early_stopping", "evaluation.every=3", "strategy.rounds=4", "hydra.run.dir=run", "logger=none")
+    assert cli(*early).code == 0
+    assert last("run")["round"] == 4

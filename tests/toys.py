@@ -37,6 +37,21 @@ class Linear(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr, **self.sgd)
 
 
+class Late(Linear):
+    """Builds its layers in `configure_model`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.net
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "net"):
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
 class Rich(pl.LightningModule):
     """A user's module with all that ordinary ones have: dropout, BatchNorm, momentum, a scheduler, hooks, logs."""
 

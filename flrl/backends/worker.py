@@ -12,8 +12,10 @@ from flrl.data import FederatedData
 from flrl.errors import ClientError
 from flrl.evaluation import Evaluator, summarize_clients
 from flrl.layout import BoundModel
+from flrl.seeding import SERVER, seed_for
 from flrl.strategies.base import Strategy
 from flrl.trainers import LocalProblem, Trainer
+from flrl.trainers.base import isolated_randomness
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate
 
 
@@ -66,6 +68,11 @@ class Worker:
         if not (central or clients):
             return {}
         self.model.load(vector)
+        seed = seed_for(self.seed, round, SERVER, "evaluation")
+        with isolated_randomness(seed, self.model.vector.device):
+            return self._metrics(central=central, clients=clients)
+
+    def _metrics(self, *, central: bool, clients: bool) -> dict[str, float]:
         metrics = self.evaluator.central(self.model, self.data) if central else {}
         if clients:
             held = [c for c in range(self.data.num_clients) if len(self.data.holdout_indices(c))]
@@ -108,6 +115,9 @@ def prepare(model: Any, *, threads: int, device: str) -> BoundModel:
         threads: intra-op threads; the bits of a run depend on them.
         device: "cpu", "cuda", "cuda:1", ...
     """
+    if threads < 1:
+        raise ValueError(f"threads={threads}: must be at least 1")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: torch finds no CUDA device here")
     torch.set_num_threads(threads)
-    model.configure_model()
     return BoundModel(model.to(device))

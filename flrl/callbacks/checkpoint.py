@@ -50,9 +50,14 @@ class Checkpoint(Callback):
 
 def identity_of(run: RunInfo) -> Mapping[str, Any]:
     """What a run must share with a checkpoint to be resumed from it."""
+    strategy, model = run.config["strategy"], run.config["model"]
+    optimizers = {"server": (strategy.get("server_optimizer") or {}).get("_target_")}
+    if run.config["trainer"].get("keep_optimizer_state"):
+        optimizers["clients"] = (model.get("optimizer") or {}).get("_target_")
     return {
         "model": run.model.layout.fingerprint,
         "partition": run.data.hash,
         "seed": run.seed,
-        "strategy": run.config["strategy"]["_target_"],
+        "strategy": strategy["_target_"],
+        "optimizers": optimizers,
     }

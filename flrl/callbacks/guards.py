@@ -40,7 +40,8 @@ class EarlyStopping(Callback):
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
         """The best value came too long ago."""
         values = [self.sign * record.metrics[self.monitor] for record in history if self.monitor in record.metrics]
-        if history and not values and history[-1].round > 0:
+        evaluated = history and any(name.startswith(("test/", "val/")) for name in history[-1].metrics)
+        if evaluated and self.monitor not in history[-1].metrics:
             known = ", ".join(sorted(history[-1].metrics))
             raise ValueError(f"early_stopping.monitor={self.monitor!r} was not evaluated; there are: {known}")
         best, since = math.inf, 0

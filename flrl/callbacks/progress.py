@@ -77,7 +77,9 @@ class Progress(Callback):
             self._console.print(f"stopped early after round {state.round}")
         if history:
             metrics = {
-                name: value for name, value in history[-1].metrics.items() if name.startswith(("test/", "clients/a"))
+                name: value
+                for name, value in history[-1].metrics.items()
+                if name.startswith(("test/", "val/", "clients/a"))
             }
             self._console.print("result  " + "  ".join(_shown(name, value) for name, value in metrics.items()))
             self._console.print(f"digest  {history[-1].digest}")
@@ -96,7 +98,7 @@ def round_line(record: RoundRecord, rounds: int, max_clients: int) -> str:
     parts = [f"round {record.round:>{len(str(rounds))}}/{rounds}"]
     if "train/loss" in metrics:
         parts.append(_shown("train/loss", metrics["train/loss"]) + _clients(record, max_clients))
-    parts += [_shown(name, value) for name, value in metrics.items() if name.startswith("test/")]
+    parts += [_shown(name, value) for name, value in metrics.items() if name.startswith(("test/", "val/"))]
     if metrics.get("clients/rejected"):
         names = ", ".join(f"client {r.client_id}: {r.rejected}" for r in record.reports if r.rejected)
         parts.append(f"[bold red]rejected {names}[/]")

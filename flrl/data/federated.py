@@ -34,6 +34,8 @@ class FederatedData:
     def __init__(self, splits: Splits, partition: Partition, *, seed: int, holdout: float = 0.0) -> None:
         if not 0 <= holdout < 1:
             raise ValueError(f"holdout={holdout}: must be at least 0 and below 1")
+        if not isinstance(splits, Splits):
+            raise ValueError(f"the dataset must be given as flrl.data.Splits, got {type(splits).__name__}")
         num_samples = len(splits.train)
         if num_samples == 0:
             raise ValueError("the dataset has no training samples")

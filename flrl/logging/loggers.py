@@ -1,6 +1,7 @@
 """Feeds Lightning's loggers (CSV, TensorBoard, W&B, or anybody's) with every round's metrics."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 from pytorch_lightning.loggers import Logger
@@ -60,6 +61,9 @@ class Loggers(Callback):
 
     def _log(self, record: RoundRecord) -> None:
         numbers = {name: value for name, value in record.metrics.items() if math.isfinite(value)}
-        for logger in self.loggers.values():
-            logger.log_metrics(numbers | {"round": record.round}, step=record.round)
-            logger.save()
+        with warnings.catch_warnings():
+            # After a resume the CSV logger finds its folder, and is about to get all rows again.
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+            for logger in self.loggers.values():
+                logger.log_metrics(numbers | {"round": record.round}, step=record.round)
+                logger.save()

@@ -184,17 +184,18 @@ def _gradient_of(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-@contextlib.contextmanager
-def client_randomness(problem: LocalProblem) -> Iterator[None]:
-    """Seed torch's, NumPy's and Python's global generators for this client; put back what was there.
-
-    Dropout and random transforms draw from the global generators; so they are a function of (seed, round, client).
-    """
+def client_randomness(problem: LocalProblem) -> contextlib.AbstractContextManager[None]:
+    """Seed the global generators for this client: dropout and random transforms follow (seed, round, client)."""
     task = problem.task
     seed = seed_for(problem.seed, task.round, task.client_id, "train")
+    return isolated_randomness(seed, problem.model.vector.device)
+
+
+@contextlib.contextmanager
+def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's, NumPy's and Python's global generators for a while; put back what was there."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    vector = problem.model.vector
-    with torch.random.fork_rng(devices=[vector.device] if vector.is_cuda else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)

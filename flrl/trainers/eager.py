@@ -57,7 +57,10 @@ class EagerTrainer(Trainer):
                 "use trainer=lightning"
             )
         with attached(module, TrainerStandIn(self.local_epochs, 1)) as stand_in:
-            optimizer, _ = configure(module, stand_in)
+            try:
+                optimizer, _ = configure(module, stand_in)
+            except TypeError as error:
+                raise ValueError(f"model: {type(module).__name__}.configure_optimizers: {error}") from error
         if isinstance(optimizer, LBFGS):
             raise ValueError("trainer=eager does not pass closures, which LBFGS needs: use trainer=lightning")
 

@@ -260,3 +260,30 @@ def test_partial_participation_follows_the_seed() -> None:
         fit(make_worker(average(5, sampler=UniformSampler(num=2)), seed=seed), callbacks=[Watch()])
     assert cohorts[:5] == cohorts[5:10] != cohorts[10:]
     assert {len(cohort) for cohort in cohorts} == {2}
+
+
+def test_frozen_parameters_stay_frozen_or_are_named() -> None:
+    class Thaws(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.bias.requires_grad_(False)
+
+        def on_train_start(self) -> None:
+            self.net.bias.requires_grad_(True)
+
+    with pytest.raises(ClientError, match=r"parameter 'net\.bias' was frozen at the start and has been changed"):
+        fit(make_worker(average(), module=Thaws()))
+
+
+def test_evaluation_is_seeded_by_round_alone() -> None:
+    class Noisy(Linear):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("test/noise", torch.rand(()))
+
+    losses = []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        _, history = fit(make_worker(average(2), module=Noisy()))
+        losses.append([record.metrics["test/noise"] for record in history])
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]
