@@ -9,6 +9,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flrl.config import CONF_DIR
+from flrl.config import CONF_DIR, EvaluateConfig, TrainConfig
 from flrl.errors import ClientError, FlrlError
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, FlrlError, ValueError, OSError, ArithmeticError)
@@ -102,13 +103,7 @@ def _suggestion(text: str) -> str:
         folder, _, word = word.rpartition("/")
         known = [path.stem for path in (CONF_DIR / folder).glob("*.yaml")]
     else:
-        known = [path.name for path in CONF_DIR.iterdir() if path.is_dir()] + [
-            "seed",
-            "name",
-            "resume",
-            "tags",
-            "holdout",
-        ]
+        known = [field.name for config in (TrainConfig, EvaluateConfig) for field in fields(config)]
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -60,11 +60,11 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
         resumed_from=_resume_folder(config["resume"], folder),
     )
     state, history = _first_state(worker, info)
-    # From here on the folder is this run's.
+    callbacks = _callbacks(config)
+    # Nothing can be refused any more: from here on the folder is this run's.
     shutil.rmtree(folder / BEFORE, ignore_errors=True)
     if output_subdir is not None:
         OmegaConf.save(OmegaConf.create(config), folder / output_subdir / "config.yaml")
-    callbacks = _callbacks(config)
     try:
         with terminated_gently():
             backend.start(worker, others)

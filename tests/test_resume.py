@@ -170,3 +170,12 @@ def test_early_stopping_waits_for_an_evaluation(cli: Any) -> None:
     early = ("callbacks=early_stopping", "evaluation.every=3", "strategy.rounds=4", "hydra.run.dir=run", "logger=none")
     assert cli(*early).code == 0
     assert last("run")["round"] == 4
+
+
+def test_a_logger_that_is_refused_does_not_stick(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert cli(*RUN, "hydra.run.dir=run").code == 0
+    assert "needs an API key" in cli("resume=run", "logger=wandb").err
+    assert cli("resume=run", "strategy.rounds=4").code == 0
