@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from flrl.backends import SerialBackend, Worker
 from flrl.callbacks import Callbacks
 from flrl.config import CONF_DIR, TrainConfig
-from flrl.run import make_worker
+from flrl.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_DIFFERENCE = 1e-6
@@ -105,9 +105,9 @@ class Framework:
 
     def __call__(self) -> Outcome:
         """Train all rounds with a new worker: nothing that an earlier repetition prepared is left."""
-        worker = make_worker(self.config, threads=1, device="cpu")
+        worker = made(self.config)
         backend = SerialBackend(threads=1)
-        backend.start(worker, lambda **_: worker)
+        backend.start(worker)
         state, history = worker.strategy.fit(
             worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout),
             backend=backend,
@@ -122,7 +122,7 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(1)
     config = composed(arguments.data_dir)
-    worker = make_worker(config, threads=1, device="cpu")
+    worker = made(config)
     bare, flrl = SIDES
     outcomes = take_turns({bare: BareLoop(worker, config), flrl: Framework(config)}, arguments.repetitions)
     report = described(outcomes, worker, config)
@@ -157,6 +157,12 @@ def composed(data_dir: Path) -> dict[str, Any]:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = compose("train", overrides)
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def made(config: dict[str, Any]) -> Worker:
+    """A worker with data of its own."""
+    recipe = Recipe(config)
+    return recipe.worker(recipe.data(), threads=1, device="cpu")
 
 
 def take_turns(sides: dict[str, Callable[[], Outcome]], repetitions: int) -> dict[str, list[Outcome]]:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flrl.config import CONF_DIR, EvaluateConfig, TrainConfig
-from flrl.errors import ClientError, FlrlError
+from flrl.errors import ClientError, FlrlError, WorkerError
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, FlrlError, ValueError, OSError, ArithmeticError)
 
@@ -62,8 +61,8 @@ def explained(full_error: bool) -> Iterator[None]:
     except USER_ERRORS as error:
         if full_error:
             raise
-        if isinstance(error, ClientError) and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
+        if isinstance(error, ClientError | WorkerError):
+            print(error.traceback, end="", file=sys.stderr)
         print(f"error: {one_line(error)}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print(f"  {note}", file=sys.stderr)

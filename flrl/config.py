@@ -20,6 +20,7 @@ class TrainConfig:
     optimized_metric: str | None = None
     log_clients: bool = False
     holdout: float = 0.0
+    on_client_failure: str = "stop"
     dataset: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)

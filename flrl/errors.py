@@ -10,4 +10,26 @@ class TooFewUpdatesError(FlrlError):
 
 
 class ClientError(FlrlError):
-    """A client's training raised; the cause is chained."""
+    """A client's training raised.
+
+    Attributes:
+        client_id: the client.
+        traceback: where it raised, as text; the cause is chained besides if it was raised in this process.
+    """
+
+    def __init__(self, message: str, *, client_id: int | None = None, traceback: str = "") -> None:
+        super().__init__(message)
+        self.client_id = client_id
+        self.traceback = traceback
+
+
+class WorkerError(FlrlError):
+    """A worker process ended, does not answer, or raised outside of any client's training.
+
+    Attributes:
+        traceback: where it raised, as text.
+    """
+
+    def __init__(self, message: str, *, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback

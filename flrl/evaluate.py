@@ -5,6 +5,7 @@ import sys
 from omegaconf import DictConfig
 
 from flrl.app import arranged, run_app
+from flrl.backends.world import attend
 from flrl.config import EvaluateConfig
 
 
@@ -18,7 +19,7 @@ def evaluate(cfg: DictConfig) -> None:
 def main() -> None:
     """The console script `flrl-evaluate`."""
     sys.argv[1:] = arranged(sys.argv[1:])
-    run_app(evaluate, config_name="evaluate", schema=EvaluateConfig)
+    attend(lambda: run_app(evaluate, config_name="evaluate", schema=EvaluateConfig))
 
 
 if __name__ == "__main__":

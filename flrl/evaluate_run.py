@@ -16,7 +16,7 @@ from flrl.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
 from flrl.data import FederatedData
 from flrl.evaluation import Evaluator, summarize_clients
 from flrl.layout import BoundModel
-from flrl.run import make_data, make_module
+from flrl.recipe import Recipe
 
 SHOWN_CLIENTS = 20
 
@@ -30,15 +30,16 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(saved))  # type: ignore[assignment]
     if cfg.data_dir is not None and "data_dir" in config["dataset"]:
         config["dataset"]["data_dir"] = cfg.data_dir
-    data = make_data(config)
+    recipe = Recipe(config)
+    data = recipe.data()
     _check_partition(folder, data)
-    model = prepare(make_module(config), threads=cfg.threads, device=cfg.device)
+    model = prepare(recipe.module(), threads=cfg.threads, device=cfg.device)
     source = _load(model, folder, cfg.round)
     evaluator = Evaluator(batch_size=cfg.batch_size)
     result: dict[str, Any] = {"model": source, "central": evaluator.central(model, data)}
     if cfg.clients:
-        held_out = any(len(data.holdout_indices(client)) for client in range(data.num_clients))
-        chosen = [c for c in range(data.num_clients) if not held_out or len(data.holdout_indices(c))]
+        held_out = any(data.holdout_size(client) for client in range(data.num_clients))
+        chosen = [c for c in range(data.num_clients) if not held_out or data.holdout_size(c)]
         rows = [evaluator.client(model, data, client, train=not held_out) for client in chosen]
         result["samples"] = "held out" if held_out else "training"
         result["clients"] = summarize_clients(rows)

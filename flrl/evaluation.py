@@ -6,13 +6,15 @@ from math import ceil
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torchmetrics import Metric
 
 from flrl.data.federated import FederatedData
 from flrl.data.sources import Source
 from flrl.layout import BoundModel
 from flrl.lightning_hooks import overridden
-from flrl.trainers.base import to_device
-from flrl.trainers.modules import LogCollector, replaced, step_caller
+from flrl.seeding import SERVER, seed_for
+from flrl.trainers.base import isolated_randomness, seed_generators, to_device
+from flrl.trainers.modules import LogCollector, Logged, counts_only, joined, replaced, step_caller
 from flrl.trainers.stand_in import TrainerStandIn, attached
 
 WORST_SHARE = 0.1
@@ -47,7 +49,7 @@ class Evaluator:
     def check(self, module: pl.LightningModule, data: FederatedData) -> None:
         """Raise ValueError if the module or the data do not have what is to be evaluated."""
         _step_name(module)
-        if self.clients_every and not any(len(data.holdout_indices(c)) for c in range(data.num_clients)):
+        if self.clients_every and not any(data.holdout_size(c) for c in range(data.num_clients)):
             raise ValueError("evaluation.clients_every needs held-out samples: set holdout, for example holdout=0.2")
 
     def due(self, round: int, rounds: int) -> tuple[bool, bool]:
@@ -57,37 +59,61 @@ class Evaluator:
         clients = bool(self.clients_every) and round > 0 and (round % self.clients_every == 0 or last)
         return central, clients
 
-    def central(self, model: BoundModel, data: FederatedData) -> dict[str, float]:
+    def num_batches(self, data: FederatedData) -> int:
+        """Batches of the central test set."""
+        return ceil(len(data.splits.test) / self.batch_size)
+
+    def divisible(self, module: pl.LightningModule) -> bool:
+        """Whether parts of the test set can be evaluated apart: no hook around the epoch, only metrics that count."""
+        hooks = [f"on_{_step_name(module).removesuffix('_step')}_epoch_{end}" for end in ("start", "end")]
+        metrics = [part for part in module.modules() if isinstance(part, Metric)]
+        return not any(overridden(module, hook) for hook in hooks) and all(map(counts_only, metrics))
+
+    def central(self, model: BoundModel, data: FederatedData, *, seed: int = 0) -> dict[str, float]:
         """What the module logs over the whole test set."""
-        return self.run(model, data.splits.test, np.arange(len(data.splits.test)))
+        return self.run(model, data.splits.test, np.arange(len(data.splits.test)), seed=seed)
 
     def client(
-        self, model: BoundModel, data: FederatedData, client_id: int, *, train: bool = False
+        self, model: BoundModel, data: FederatedData, client_id: int, *, train: bool = False, seed: int = 0
     ) -> dict[str, float]:
         """What the module logs over one client's held-out (or training) samples, and `num_samples`."""
         indices = data.train_indices(client_id) if train else data.holdout_indices(client_id)
-        return self.run(model, data.splits.train, indices) | {"num_samples": float(len(indices))}
+        seed = seed_for(seed, 0, client_id, "evaluation")
+        return self.run(model, data.splits.train, indices, seed=seed) | {"num_samples": float(len(indices))}
 
-    def run(self, model: BoundModel, source: Source, indices: np.ndarray) -> dict[str, float]:
+    def run(self, model: BoundModel, source: Source, indices: np.ndarray, *, seed: int = 0) -> dict[str, float]:
         """What the module logs over the given samples, with the model's present vector."""
+        batches = range(ceil(len(indices) / self.batch_size))
+        return joined([self.part(model, source, indices, batches, seed=seed)], model.module)
+
+    def part(self, model: BoundModel, source: Source, indices: np.ndarray, batches: range, *, seed: int = 0) -> Logged:
+        """What the module logs over some of the batches that `indices` fall into; all of them unless `divisible`."""
         module: pl.LightningModule = model.module  # type: ignore[assignment]
-        name = _step_name(module)
+        name, device, size = _step_name(module), model.vector.device, self.batch_size
         log, call = LogCollector(), step_caller(getattr(module, name))
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
         try:
             logging = replaced(module, log=log.log, log_dict=log.log_dict)
-            with torch.inference_mode(), logging, attached(module, TrainerStandIn(1, 1)):
+            stand_in = attached(module, TrainerStandIn(1, 1))
+            with torch.inference_mode(), isolated_randomness(seed, device), logging, stand_in:
                 _call(module, f"on_{name.removesuffix('_step')}_epoch_start")
-                for batch_idx, batch in enumerate(source.batches(indices, self.batch_size)):
-                    log.batch_size = min(self.batch_size, len(indices) - batch_idx * self.batch_size)
-                    call(to_device(module, batch, model.vector.device), batch_idx)
+                chosen = indices[batches.start * size : batches.stop * size]
+                for batch_idx, batch in enumerate(source.batches(chosen, size), batches.start):
+                    # A batch draws the same random numbers whichever batches are evaluated before it.
+                    seed_generators(seed_for(seed, 0, SERVER, f"batch {batch_idx}"))
+                    log.batch_size = min(size, len(indices) - batch_idx * size)
+                    call(to_device(module, batch, device), batch_idx)
                 _call(module, f"on_{name.removesuffix('_step')}_epoch_end")
-                log.end_epoch(reset=True)
+                if not self.divisible(module):
+                    log.end_epoch(reset=True)
+                logged = log.logged(module)
+                for metric in (part for part in module.modules() if isinstance(part, Metric)):
+                    metric.reset()
         finally:
             for part, training in modes:
                 part.training = training
-        return log.result()
+        return logged
 
 
 def summarize_clients(rows: list[dict[str, float]]) -> dict[str, float]:

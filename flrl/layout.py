@@ -7,7 +7,7 @@ loading the global model is one copy and reading the trained one is none.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import reduce
 from math import prod
@@ -187,3 +187,9 @@ def digest(vector: Tensor) -> str:
     """SHA-256 of a vector's bytes, as 64 hexadecimal digits."""
     data = vector.detach().cpu().contiguous().view(torch.uint8)
     return hashlib.sha256(data.numpy().data).hexdigest()
+
+
+def checksum(vectors: Iterable[Tensor]) -> str:
+    """A quick fingerprint of vectors to find differences by: the sum of their float64 bits modulo 2^64."""
+    total = sum(int(vector.detach().to(torch.float64).contiguous().view(torch.int64).sum()) for vector in vectors)
+    return f"{total % 2**64:016x}"

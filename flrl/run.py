@@ -4,32 +4,27 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from flrl.app import BEFORE
-from flrl.backends import Worker
-from flrl.backends.worker import prepare
+from flrl.backends.worker import Worker
 from flrl.callbacks import Callback, Callbacks, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import identity_of
 from flrl.callbacks.run_folder import read_history
 from flrl.checkpoint import list_checkpoints, load_checkpoint
-from flrl.data import FederatedData
 from flrl.instantiation import make
 from flrl.layout import digest
 from flrl.logging import Loggers
+from flrl.recipe import Recipe
 from flrl.types import RoundRecord, ServerState
-
-Config = Mapping[str, Any]
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -42,11 +37,10 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> float | None:
-    if not 0 <= config["seed"] < 2**63:
-        raise ValueError(f"seed={config['seed']}: must be at least 0 and below 2**63")
+    recipe = Recipe(config)
     backend = make(config, "backend")
-    others = partial(make_worker, config)
-    worker = others(threads=backend.threads, device=backend.device)
+    data = backend.share(recipe.data())
+    worker = recipe.worker(data, threads=backend.threads, device=backend.device)
     info = RunInfo(
         name=config["name"],
         folder=folder,
@@ -56,7 +50,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
         config=config,
         command=shlex.join(sys.argv),
         model=worker.model,
-        data=worker.data,
+        data=data,
         resumed_from=_resume_folder(config["resume"], folder),
     )
     state, history = _first_state(worker, info)
@@ -67,7 +61,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
         OmegaConf.save(OmegaConf.create(config), folder / output_subdir / "config.yaml")
     try:
         with terminated_gently():
-            backend.start(worker, others)
+            backend.start(worker, recipe, folder=folder)
             callbacks.setup(info)
             _, history = worker.strategy.fit(
                 state,
@@ -85,47 +79,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
     return _optimized(config["optimized_metric"], history)
 
 
-def make_worker(config: Config, *, threads: int, device: str) -> Worker:
-    """Build what a worker needs, and check that its parts go together; the same objects from the same configuration.
-
-    Args:
-        config: the resolved configuration.
-        threads: intra-op threads.
-        device: where the model trains.
-    """
-    seed = config["seed"]
-    data = make_data(config)
-    trainer, strategy, evaluator = (make(config, name) for name in ("trainer", "strategy", "evaluation"))
-    strategy.sampler.check(data.num_clients)
-    cohort = len(strategy.sampler(data.num_clients, seed=seed, round=1))
-    if strategy.min_clients > cohort:
-        raise ValueError(f"strategy.min_clients={strategy.min_clients}: only {cohort} clients take part in a round")
-    model = prepare(make_module(config), threads=threads, device=device)
-    if not model.layout.num_trainable:
-        raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters")
-    trainer.check(model.module)
-    evaluator.check(model.module, data)
-    return Worker(model, data, trainer, strategy, evaluator, seed)
-
-
-def make_data(config: Config) -> FederatedData:
-    """The dataset, shared out."""
-    splits = make(config, "dataset")
-    return FederatedData(splits, make(config, "partition"), seed=config["seed"], holdout=config["holdout"])
-
-
-def make_module(config: Config) -> Any:
-    """The LightningModule, initialised from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config["seed"])
-        module = make(config, "model")
-        if not isinstance(getattr(module, "automatic_optimization", None), bool):
-            raise ValueError(f"model: {type(module).__name__} is not a LightningModule")
-        module.configure_model()
-        return module
-
-
-def _callbacks(config: Config) -> Callbacks:
+def _callbacks(config: dict[str, Any]) -> Callbacks:
     loggers = Loggers(make(config, "logger") if config["logger"] else {})
     own: dict[str, Callback] = make(config, "callbacks") if config["callbacks"] else {}
     return Callbacks(

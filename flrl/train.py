@@ -8,11 +8,15 @@ import sys
 from omegaconf import DictConfig
 
 from flrl.app import arranged, run_app
+from flrl.backends.world import attend
 from flrl.config import TrainConfig
 
 
 def train(cfg: DictConfig) -> float | None:
     """One run; returns the metric that `optimized_metric` names, for sweepers."""
+    from flrl.backends.world import prepare
+
+    prepare(cfg.backend.get("_target_", ""))
     from flrl.run import run
 
     return run(cfg)
@@ -21,7 +25,7 @@ def train(cfg: DictConfig) -> float | None:
 def main() -> None:
     """The console script `flrl-train`."""
     sys.argv[1:] = arranged(sys.argv[1:])
-    run_app(train, config_name="train", schema=TrainConfig)
+    attend(lambda: run_app(train, config_name="train", schema=TrainConfig))
 
 
 if __name__ == "__main__":

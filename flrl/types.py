@@ -102,6 +102,7 @@ class ClientReport:
         metrics: the numbers the client reported.
         up_bytes: bytes sent to the server.
         rejected: why the update was left out of the sum, or None.
+        checksum: `flrl.layout.checksum` of the vectors that the client sent; empty if it sent none.
         memory: what the client remembers until it next takes part.
     """
 
@@ -111,6 +112,7 @@ class ClientReport:
     metrics: Mapping[str, float]
     up_bytes: int
     rejected: str | None = None
+    checksum: str = ""
     memory: Memory = field(default_factory=dict)
 
 
@@ -122,11 +124,13 @@ class Aggregate:
         means: weighted means of the clients' float64 vectors, by name; empty if no update was accepted.
         total_weight: the sum of the accepted updates' weights.
         reports: one per client of the cohort, in the order of client ids.
+        share: `total_weight` over the weight of all clients, in (0, 1]; the round loop sets it, backends do not.
     """
 
     means: Mapping[str, Tensor]
     total_weight: float
     reports: Sequence[ClientReport]
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

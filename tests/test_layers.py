@@ -13,10 +13,11 @@ LAYERS = [  # from the bottom; a module may import its own layer and those below
     {"trainers", "aggregation", "sampling", "transforms", "evaluation"},
     {"strategies", "backends", "callbacks", "logging", "checkpoint"},
     {"instantiation"},
+    {"recipe"},
     {"app", "run", "evaluate_run"},
     {"train", "evaluate"},
 ]
-ENTRY_POINTS = {"app", "run", "instantiation", "evaluate_run", "train", "evaluate"}
+ENTRY_POINTS = {"app", "recipe", "run", "instantiation", "evaluate_run", "train", "evaluate"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

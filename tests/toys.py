@@ -144,7 +144,7 @@ def fit(
 ) -> tuple[ServerState, list[RoundRecord]]:
     """Run a worker's strategy on the serial backend, from its module's present values unless a state is given."""
     backend = SerialBackend()
-    backend.start(worker, make_worker=None)  # type: ignore[arg-type]
+    backend.start(worker)
     layout = worker.model.layout
     state = worker.strategy.initialize(worker.model.vector.clone(), layout) if state is None else state
     return worker.strategy.fit(

@@ -36,6 +36,11 @@ class ExactSum:
         size: elements of the vectors.
         device: where the sum lives.
 
+    Attributes:
+        parts: high and low parts of the sum, float64 `[2, size]`: what accumulators add when they merge.
+        bound: an upper bound on the sum of absolute values, in units of 2^-20.
+        pending: how many addends the low part may hold; an addition of parts is exact up to 2^12 of them.
+
     Example:
         >>> a, b = ExactSum(1), ExactSum(1)
         >>> for x in (1e6, 1e-9, -1e6): a.add(torch.tensor([x]))
@@ -45,10 +50,9 @@ class ExactSum:
     """
 
     def __init__(self, size: int, *, device: torch.device | str = "cpu") -> None:
-        self.high = torch.zeros(size, dtype=torch.float64, device=device)
-        self.low = torch.zeros(size, dtype=torch.float64, device=device)
-        self._bound = 0
-        self._pending = 0
+        self.parts = torch.zeros(2, size, dtype=torch.float64, device=device)
+        self.bound = 0
+        self.pending = 0
         self._scratch = torch.empty(2, min(size, _BLOCK), dtype=torch.float64, device=device)
 
     def add(self, vector: Tensor, weight: float = 1.0, *, start: int = 0) -> None:
@@ -61,16 +65,16 @@ class ExactSum:
         largest = abs(weight) * largest_magnitude(vector)
         if not math.isfinite(largest):
             raise ValueError("a value to be summed is not finite")
-        self._grow(math.ceil(largest / _BOUND_UNIT), f"a value of magnitude {largest:.3g}")
-        self._make_room(1)
+        self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")
+        total_high, total_low = self.parts
         for begin in range(0, vector.numel(), _BLOCK):
             values = vector[begin : begin + _BLOCK]
             target = slice(start + begin, start + begin + values.numel())
             block, high = self._scratch[:, : values.numel()]
             block.copy_(values).mul_(weight)
             torch.add(block, _ROUND_HIGH, out=high).sub_(_ROUND_HIGH)
-            self.high[target].add_(high)
-            self.low[target].add_(block.sub_(high).add_(_ROUND_LOW).sub_(_ROUND_LOW))
+            total_high[target].add_(high)
+            total_low[target].add_(block.sub_(high).add_(_ROUND_LOW).sub_(_ROUND_LOW))
 
     def merge(self, other: "ExactSum") -> None:
         """Add all that another accumulator of the same size holds.
@@ -78,27 +82,33 @@ class ExactSum:
         Raises:
             OverflowError: the sum of absolute values could pass `LIMIT`.
         """
-        self._grow(other._bound, "the sum of another accumulator")
-        self._make_room(other._pending)
-        self.high.add_(other.high)
-        self.low.add_(other.low)
+        self.expect(other.bound, other.pending)
+        self.parts.add_(other.parts.to(self.parts.device))
+
+    def expect(self, bound: int, pending: int, *, what: str = "the sum of another accumulator") -> None:
+        """Make room for parts with this bound and so many pending addends, which the caller is about to add.
+
+        Raises:
+            OverflowError: the sum of absolute values could pass `LIMIT`.
+        """
+        if (self.bound + bound) * _BOUND_UNIT > LIMIT:
+            raise OverflowError(f"exact sum: adding {what} could pass the limit of {LIMIT:.3g} on absolute values")
+        if self.pending + pending > _MAX_PENDING:
+            self.settle()
+        self.bound += bound
+        self.pending += pending
+
+    def settle(self) -> None:
+        """Carry what the low part holds into the high part; the value stays, and one addend is pending."""
+        high, low = self.parts
+        carry = torch.add(low, _ROUND_HIGH).sub_(_ROUND_HIGH)
+        high.add_(carry)
+        low.sub_(carry)
+        self.pending = 1
 
     def value(self) -> Tensor:
         """The sum, rounded once to float64; shape `[size]`."""
-        return self.high + self.low
-
-    def _grow(self, amount: int, what: str) -> None:
-        if (self._bound + amount) * _BOUND_UNIT > LIMIT:
-            raise OverflowError(f"exact sum: adding {what} could pass the limit of {LIMIT:.3g} on absolute values")
-        self._bound += amount
-
-    def _make_room(self, pending: int) -> None:
-        if self._pending + pending > _MAX_PENDING:
-            carry = torch.add(self.low, _ROUND_HIGH).sub_(_ROUND_HIGH)
-            self.high.add_(carry)
-            self.low.sub_(carry)
-            self._pending = 1
-        self._pending += pending
+        return self.parts[0] + self.parts[1]
 
 
 def largest_magnitude(vector: Tensor) -> float:

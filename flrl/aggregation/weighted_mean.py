@@ -55,7 +55,7 @@ class WeightedMean:
         for name, size in self.sizes.items():
             self.sum.add(update.vectors[name], update.weight * self.scale, start=start)
             start += size
-        weight = torch.tensor([update.weight], dtype=torch.float64, device=self.sum.high.device)
+        weight = torch.tensor([update.weight], dtype=torch.float64, device=self.sum.parts.device)
         self.sum.add(weight, self.scale, start=start)
 
     def merge(self, other: "WeightedMean") -> None:

@@ -1,6 +1,17 @@
-"""Where clients train: in this process, in several, or under MPI."""
+"""Where clients train: in this process, in several, or under MPI.
 
-from flrl.backends.serial import SerialBackend
-from flrl.backends.worker import Worker
+What a backend needs is imported when its class is asked for, so that an entry point can look at `world` first.
+"""
 
-__all__ = ["SerialBackend", "Worker"]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {"MpiBackend": "mpi", "ProcessBackend": "process", "SerialBackend": "serial", "Worker": "worker"}
+
+__all__ = ["MpiBackend", "ProcessBackend", "SerialBackend", "Worker"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

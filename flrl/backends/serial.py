@@ -1,12 +1,13 @@
 """The serial backend: one worker in this process trains client after client."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from flrl.backends.worker import Worker
+from flrl.backends.worker import Worker, WorkerRecipe, check_settings
+from flrl.data import FederatedData
 from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask
 
 
@@ -19,21 +20,22 @@ class SerialBackend:
     """
 
     def __init__(self, *, threads: int = 1, device: str = "cpu") -> None:
-        if threads < 1:
-            raise ValueError(f"backend.threads={threads}: must be at least 1")
-        kind = torch.device(device).type
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"backend.device={device}: torch finds no CUDA device here")
+        check_settings(threads, device)
         self.threads = threads
         self.device = device
         self._worker: Worker
 
-    def start(self, worker: Worker, make_worker: Callable[..., Worker]) -> None:
+    def share(self, data: FederatedData) -> FederatedData:
+        """The data as the controller is to hold it."""
+        return data
+
+    def start(self, worker: Worker, recipe: WorkerRecipe | None = None, *, folder: Path | None = None) -> None:
         """Begin to serve.
 
         Args:
             worker: the controller's own.
-            make_worker: called with `threads` and `device`, makes the like in another process; not needed here.
+            recipe: makes the like in another process; not needed here.
+            folder: where other processes may write logs; not needed here.
         """
         self._worker = worker
 

@@ -1,9 +1,12 @@
 """What one worker does, on every backend: train clients, fold their updates, evaluate."""
 
-from collections.abc import Callable, Sequence
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,12 +14,30 @@ from flrl.aggregation import WeightedMean
 from flrl.data import FederatedData
 from flrl.errors import ClientError
 from flrl.evaluation import Evaluator, summarize_clients
-from flrl.layout import BoundModel
+from flrl.layout import BoundModel, checksum
 from flrl.seeding import SERVER, seed_for
 from flrl.strategies.base import Strategy
 from flrl.trainers import LocalProblem, Trainer
-from flrl.trainers.base import isolated_randomness
+from flrl.trainers.modules import Logged, joined
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationShare:
+    """What is to be evaluated: batches of the central test set, and clients on their held-out samples."""
+
+    batches: range
+    clients: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPart:
+    """What a share gave, in a form that can be sent: central logs, and each client's metrics."""
+
+    central: Logged | None
+    clients: Mapping[int, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +51,7 @@ class Worker:
         strategy: its client half is used.
         evaluator: what is evaluated when.
         seed: the run's seed.
+        drop_failures: a client whose training raises is reported as rejected, instead of ending the run.
     """
 
     model: BoundModel
@@ -38,14 +60,19 @@ class Worker:
     strategy: Strategy
     evaluator: Evaluator
     seed: int
+    drop_failures: bool = False
 
     def train(
-        self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
+        self,
+        broadcast: Broadcast,
+        tasks: Sequence[ClientTask],
+        on_report: Callable[[ClientReport], None],
+        on_start: Callable[[ClientTask], None] = lambda task: None,
     ) -> tuple[WeightedMean, list[ClientReport]]:
         """Train the given clients, one after the other, and fold their updates.
 
         Raises:
-            ClientError: a client's training raised.
+            ClientError: a client's training raised, and failures are not dropped.
         """
         device = self.model.vector.device
         variables = {name: tensor.to(device) for name, tensor in broadcast.variables.items()}
@@ -54,30 +81,57 @@ class Worker:
         accumulator = WeightedMean(sizes, total_weight=broadcast.total_weight, device=device)
         reports = []
         for task in tasks:
-            update = self._client(task, broadcast)
-            objection = accumulator.objection(update)
-            if objection is None:
-                accumulator.add(update)
-            reports.append(_report(task, update, objection))
+            on_start(task)
+            reports.append(self._fold(task, broadcast, accumulator))
             on_report(reports[-1])
         return accumulator, reports
 
+    def _fold(self, task: ClientTask, broadcast: Broadcast, accumulator: WeightedMean) -> ClientReport:
+        try:
+            update = self._client(task, broadcast)
+        except ClientError as error:
+            if not self.drop_failures:
+                raise
+            log.warning("%s; its update is left out\n%s", error, error.traceback)
+            return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(error), memory=task.memory)
+        objection = accumulator.objection(update)
+        if objection is None:
+            accumulator.add(update)
+        return _report(task, update, objection)
+
     def evaluate(self, vector: Tensor, *, round: int, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round."""
+        share = self.due(round, rounds)
+        return {} if share is None else self.combine([self.evaluate_share(vector, round, share)])
+
+    def due(self, round: int, rounds: int) -> EvaluationShare | None:
+        """All that is to be evaluated after a round, if anything."""
         central, clients = self.evaluator.due(round, rounds)
-        if not (central or clients):
-            return {}
+        batches = range(self.evaluator.num_batches(self.data) if central else 0)
+        held = [c for c in range(self.data.num_clients) if self.data.holdout_size(c)] if clients else []
+        return EvaluationShare(batches, held) if central or clients else None
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the central test set can be evaluated in parts."""
+        return self.evaluator.divisible(self.model.module)  # type: ignore[arg-type]
+
+    def evaluate_share(self, vector: Tensor, round: int, share: EvaluationShare) -> EvaluationPart:
+        """Evaluate some of what is due."""
         self.model.load(vector)
         seed = seed_for(self.seed, round, SERVER, "evaluation")
-        with isolated_randomness(seed, self.model.vector.device):
-            return self._metrics(central=central, clients=clients)
+        test = self.data.splits.test
+        central = None
+        if len(share.batches):
+            central = self.evaluator.part(self.model, test, np.arange(len(test)), share.batches, seed=seed)
+        clients = {c: self.evaluator.client(self.model, self.data, c, seed=seed) for c in share.clients}
+        return EvaluationPart(central, clients)
 
-    def _metrics(self, *, central: bool, clients: bool) -> dict[str, float]:
-        metrics = self.evaluator.central(self.model, self.data) if central else {}
-        if clients:
-            held = [c for c in range(self.data.num_clients) if len(self.data.holdout_indices(c))]
-            metrics |= summarize_clients([self.evaluator.client(self.model, self.data, c) for c in held])
-        return metrics
+    def combine(self, parts: Sequence[EvaluationPart]) -> dict[str, float]:
+        """The metrics of a round from the parts of its evaluation; which part came from where does not matter."""
+        metrics = joined([part.central for part in parts if part.central is not None], self.model.module)
+        clients = {client_id: row for part in parts for client_id, row in part.clients.items()}
+        return metrics | summarize_clients([dict(clients[client_id]) for client_id in sorted(clients)])
 
     def _client(self, task: ClientTask, broadcast: Broadcast) -> ClientUpdate:
         indices = self.data.train_indices(task.client_id)
@@ -90,8 +144,11 @@ class Worker:
                 counted[f"transforms/{transform.name}/clients"] = 1.0
                 update = replace(update, metrics={**update.metrics, **counted})
         except Exception as error:
-            where = f"client {task.client_id}, round {task.round}"
-            raise ClientError(f"{where}: {type(error).__name__}: {error}") from error
+            raise ClientError(
+                f"client {task.client_id}, round {task.round}: {type(error).__name__}: {error}",
+                client_id=task.client_id,
+                traceback=traceback.format_exc(),
+            ) from error
         return update
 
 
@@ -103,8 +160,27 @@ def _report(task: ClientTask, update: ClientUpdate, objection: str | None) -> Cl
         metrics=update.metrics,
         up_bytes=update.up_bytes,
         rejected=objection,
+        checksum=checksum(update.vectors.values()),
         memory=update.memory if objection is None else task.memory,
     )
+
+
+class WorkerRecipe(Protocol):
+    """How a worker is made, in a form that can be sent to another process; `flrl.recipe.Recipe` is one."""
+
+    def data(self) -> FederatedData:
+        """The clients' samples."""
+
+    def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
+        """A worker with a model of its own over the given data."""
+
+
+def check_settings(threads: int, device: str) -> None:
+    """Raise ValueError for settings of a backend that cannot be met here."""
+    if threads < 1:
+        raise ValueError(f"backend.threads={threads}: must be at least 1")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"backend.device={device}: torch finds no CUDA device here")
 
 
 def prepare(model: Any, *, threads: int, device: str) -> BoundModel:

@@ -122,11 +122,15 @@ def _idx_dataset(
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read an idx file of unsigned bytes (http://yann.lecun.com/exdb/mnist): shape in the header, then the data."""
-    data = path.read_bytes()
-    dimensions = data[3]
-    shape = np.frombuffer(data, dtype=">i4", count=dimensions, offset=4)
-    return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
+    """Read an idx file of unsigned bytes (http://yann.lecun.com/exdb/mnist): shape in the header, then the data.
+
+    The array lies in the file: what is not looked at is not loaded.
+    """
+    with path.open("rb") as file:
+        dimensions = file.read(4)[3]
+        shape = tuple(np.frombuffer(file.read(4 * dimensions), dtype=">i4").tolist())
+    # Copy on write: all processes that read the file share its memory, and none can change it.
+    return np.memmap(path, dtype=np.uint8, mode="c", offset=4 + 4 * dimensions, shape=shape)
 
 
 def _check_shape(splits: Splits, input_shape: Sequence[int], num_classes: int, name: str) -> None:

@@ -1,7 +1,8 @@
 """A dataset shared out among clients: one copy of the samples, one list of indices a client."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ class FederatedData:
             raise ValueError(f"the partition left client {int(np.argmin(counts))} without samples")
         self.splits = splits
         self.num_clients = len(counts)
+        self._place: np.ndarray | None = None
         self._indices = np.lexsort((rng.permutation(num_samples), owner)).astype(np.int64)
         self._ends = np.cumsum(counts)
         held = np.where(counts > 1, np.minimum(np.maximum(np.rint(holdout * counts), holdout > 0), counts - 1), 0)
@@ -61,18 +63,55 @@ class FederatedData:
 
     def train_indices(self, client_id: int) -> np.ndarray:
         """The client's training samples: indices into `splits.train`."""
-        start = self._ends[client_id - 1] if client_id else 0
-        return self._indices[start : start + self.sizes[client_id]]
+        return self._placed(client_id)[: self.sizes[client_id]]
 
     def holdout_indices(self, client_id: int) -> np.ndarray:
         """The client's held-out samples: indices into `splits.train`; may be empty."""
+        return self._placed(client_id)[self.sizes[client_id] :]
+
+    def holdout_size(self, client_id: int) -> int:
+        """How many samples the client holds out."""
+        return len(self._owned(client_id)) - int(self.sizes[client_id])
+
+    def _owned(self, client_id: int) -> np.ndarray:
         start = self._ends[client_id - 1] if client_id else 0
-        return self._indices[start + self.sizes[client_id] : self._ends[client_id]]
+        return self._indices[start : self._ends[client_id]]
+
+    def _placed(self, client_id: int) -> np.ndarray:
+        """The client's samples, as indices into `splits.train` as it is here."""
+        if self._place is None:
+            return self._owned(client_id)
+        placed: np.ndarray = self._place[self._owned(client_id)]
+        if (placed < 0).any():
+            raise ValueError(f"the samples of client {client_id} are not held here")
+        return placed
+
+    def only(self, client_ids: Iterable[int], *, test: bool) -> "FederatedData":
+        """The same federation with the samples of the given clients alone; asking for another client's is an error.
+
+        Args:
+            client_ids: whose training and held-out samples stay.
+            test: whether the central test samples stay.
+
+        Raises:
+            ValueError: a source has no `subset`.
+        """
+        for source in (self.splits.train, self.splits.test):
+            if not hasattr(source, "subset"):
+                raise ValueError(f"{type(source).__name__} cannot be taken apart: it has no method `subset`")
+        chosen = np.concatenate([np.empty(0, np.int64), *(self._owned(client_id) for client_id in client_ids)])
+        other = copy(self)
+        other._place = np.full(len(self._indices), -1, np.int64)
+        other._place[chosen] = np.arange(len(chosen))
+        nothing = np.empty(0, np.int64)
+        tests = self.splits.test if test else self.splits.test.subset(nothing)
+        other.splits = Splits(train=self.splits.train.subset(chosen), test=tests)
+        return other
 
     def label_counts(self) -> np.ndarray | None:
-        """How many training samples of each class each client has, int64 `[num_clients, classes]`, or None."""
+        """How many training samples of each class each client has, int64 `[num_clients, classes]`; None if unknown."""
         labels = self.splits.train.labels
-        if labels is None:
+        if labels is None or self._place is not None:
             return None
         classes = int(labels.max()) + 1
         owner = np.repeat(np.arange(self.num_clients), self.sizes)

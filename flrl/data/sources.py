@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 # A TensorSource gathers and normalises this many bytes of float32 inputs at a time: many small batches share the cost
 # of the calls, and the block still fits the cache.
 _BLOCK_BYTES = 2**20
-# A TensorSource keeps at most this many bytes of prepared float32 inputs for indices that come again.
+# Sources on one machine keep at most this many bytes of prepared float32 inputs for indices that come again.
 _KEPT_BYTES = 2**28
 
 
@@ -34,6 +34,9 @@ class Source(Protocol):
         `again` says that the same indices are going to be asked for again, so what is prepared may be kept.
         """
 
+    def subset(self, indices: np.ndarray) -> "Source":
+        """A source of the given samples alone, in that order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Splits:
@@ -51,6 +54,11 @@ class TensorSource:
         targets: `[samples]` or `[samples, ...]`; int64 targets of one dimension are the samples' classes.
         mean: subtracted from each channel (dimension 1 of `inputs`) after division by 255.
         std: each channel is divided by it after that.
+
+    Attributes:
+        inputs: as given.
+        targets: as given.
+        kept_limit: bytes of prepared inputs that may be kept; copies in several processes should share it out.
     """
 
     def __init__(
@@ -73,8 +81,28 @@ class TensorSource:
         channels = (-1,) + (1,) * (inputs.ndim - 2)
         self._mean = None if mean is None else torch.tensor(list(mean), dtype=torch.float32).view(channels)
         self._std = None if std is None else torch.tensor(list(std), dtype=torch.float32).view(channels)
+        self.kept_limit = _KEPT_BYTES
+        self._forget()
+
+    def _forget(self) -> None:
         self._kept: dict[bytes, tuple[Tensor, Tensor, int]] = {}
         self._kept_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts without prepared samples."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_kept")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What `__getstate__` gave."""
+        vars(self).update(state)
+        self._forget()
+
+    def subset(self, indices: np.ndarray) -> "TensorSource":
+        """A source of its own with copies of the given samples."""
+        chosen = torch.from_numpy(np.array(indices))
+        other = TensorSource(self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen))
+        other._mean, other._std, other.kept_limit = self._mean, self._std, self.kept_limit
+        return other
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -103,7 +131,7 @@ class TensorSource:
         key = np.ascontiguousarray(indices).tobytes()
         if key not in self._kept:
             size = 4 * self.inputs[:1].numel() * len(indices)
-            if self._kept_bytes + size > _KEPT_BYTES:
+            if self._kept_bytes + size > self.kept_limit:
                 return None
             self._kept_bytes += size
         elif self._kept[key][2] == self._kept[key][0]._version + self._kept[key][1]._version:
@@ -171,6 +199,15 @@ class DatasetSource:
             num_workers=self._num_workers,
             collate_fn=self._collate_fn,
             generator=torch.Generator().manual_seed(seed),
+        )
+
+    def subset(self, indices: np.ndarray) -> "DatasetSource":
+        """A source that asks the dataset for the given samples only."""
+        return DatasetSource(
+            Subset(self.dataset, indices.tolist()),
+            labels=None if self.labels is None else self.labels[indices],
+            num_workers=self._num_workers,
+            collate_fn=self._collate_fn,
         )
 
 

@@ -3,6 +3,7 @@
 A strategy holds settings only. What changes from round to round is in `ServerState`, which goes in and comes out.
 """
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+import pytorch_lightning as pl
 from torch import Tensor
 
 from flrl.callbacks.base import Callbacks
@@ -59,6 +61,9 @@ class Strategy(ABC):
         self.sampler = sampler
         self.min_clients = min_clients
         self.transforms = tuple(transforms)
+
+    def check(self, module: pl.LightningModule, trainer: Trainer) -> None:  # noqa: B027
+        """Raise ValueError, by name, for what the algorithm cannot honour in a module or trainer; before any round."""
 
     # The server's half.
 
@@ -165,6 +170,7 @@ class Strategy(ABC):
         broadcast = self.broadcast(state, round, sum(task.weight for task in tasks))
         result = backend.train(broadcast, tasks, callbacks.on_client_end)
         self._check(result, round)
+        result = replace(result, share=result.total_weight / self._weight_of_all(sizes))
         for transform in reversed(self.transforms):
             result = replace(result, means=transform.decode(result.means))
         memory = {**state.memory, **{report.client_id: report.memory for report in result.reports if report.memory}}
@@ -175,6 +181,10 @@ class Strategy(ABC):
         sent = layout.nbytes + sum(tensor.nbytes for tensor in broadcast.variables.values())
         metrics = evaluated | seconds | {"comm/down_bytes": float(sent * len(tasks))}
         return state, round_record(round, metrics, digest(state.vector), result)
+
+    def _weight_of_all(self, sizes: np.ndarray) -> float:
+        numbers, counts = np.unique(sizes, return_counts=True)
+        return math.fsum(self.weight(int(n)) * int(count) for n, count in zip(numbers, counts, strict=True))
 
     def _check(self, result: Aggregate, round: int) -> None:
         accepted = [report for report in result.reports if report.rejected is None]

@@ -2,12 +2,15 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from flrl.lightning_hooks import overridden
@@ -38,6 +41,23 @@ def loss_of(output: Any) -> Tensor | None:
     if loss is not None and not isinstance(loss, Tensor):
         raise ValueError(f"training_step returned {type(loss).__name__}; it must return a tensor, a dict or None")
     return loss
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """What a module logged over some batches, in a form that can be sent and joined with that of other batches.
+
+    Attributes:
+        values: numbers and their weights, by name.
+        reduce: how each name's numbers become one.
+        states: by logged name, a torchmetrics object's place in the module and its counts as plain lists.
+        computed: values that stand for all batches already.
+    """
+
+    values: Mapping[str, Sequence[tuple[float, float]]]
+    reduce: Mapping[str, str]
+    states: Mapping[str, tuple[str, Mapping[str, Any]]]
+    computed: Mapping[str, float]
 
 
 class LogCollector:
@@ -91,18 +111,72 @@ class LogCollector:
 
     def result(self) -> dict[str, float]:
         """All that was logged, by name; `train/loss` is the mean of the losses noted, where there are any."""
-        numbers = {name: _reduced(self._reduce[name], logged) for name, logged in self._values.items()}
+        numbers = {name: reduced(self._reduce[name], _numbers(logged)) for name, logged in self._values.items()}
         if self._losses:
-            numbers["train/loss"] = _reduced("mean", self._losses)
+            numbers["train/loss"] = reduced("mean", _numbers(self._losses))
         return numbers | self._computed
 
+    def logged(self, module: pl.LightningModule) -> Logged:
+        """All that was logged since the last `end_epoch`, and what that computed."""
+        paths = {id(part): path for path, part in module.named_modules()}
+        for name, metric in self._metrics.items():
+            if id(metric) not in paths or not counts_only(metric):
+                raise ValueError(f"self.log({name!r}): the {type(metric).__name__} must be an attribute of the module")
+        return Logged(
+            {name: _numbers(logged) for name, logged in self._values.items()},
+            dict(self._reduce),
+            {name: (paths[id(metric)], _lists(metric)) for name, metric in self._metrics.items()},
+            dict(self._computed),
+        )
 
-def _reduced(reduce: str, logged: list[tuple[Tensor, float]]) -> float:
-    values = torch.stack([value for value, _ in logged]).to(torch.float64).flatten()
-    if reduce != "mean":
-        return float(getattr(torch, reduce)(values))
-    weights = torch.tensor([weight for _, weight in logged], dtype=torch.float64, device=values.device)
-    return float((values * weights).sum() / weights.sum())
+
+def joined(parts: Sequence[Logged], module: nn.Module) -> dict[str, float]:
+    """What a module logged over all batches together, given what it logged over each part of them."""
+    values: dict[str, list[tuple[float, float]]] = {}
+    for part in parts:
+        for name, logged in part.values.items():
+            values.setdefault(name, []).extend(logged)
+    reduce = {name: how for part in parts for name, how in part.reduce.items()}
+    result = {name: reduced(reduce[name], logged) for name, logged in values.items()}
+    for name, path in {name: path for part in parts for name, (path, _) in part.states.items()}.items():
+        metric = module.get_submodule(path)
+        assert isinstance(metric, Metric)
+        metric.reset()
+        for part in parts:
+            if name in part.states:
+                metric.merge_state({key: torch.tensor(value) for key, value in part.states[name][1].items()})
+        with warnings.catch_warnings():  # it was updated, though not here
+            warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
+            result[name] = float(metric.compute())
+        metric.reset()
+    return result | {name: value for part in parts for name, value in part.computed.items()}
+
+
+def counts_only(metric: Metric) -> bool:
+    """Whether all that a torchmetrics object keeps are counts, so that those of several parts can be joined exactly."""
+    states = metric.metric_state.values()
+    whole = all(isinstance(state, Tensor) and not state.is_floating_point() for state in states)
+    return whole and metric.full_state_update is False and not metric.dist_sync_on_step
+
+
+def _lists(metric: Metric) -> dict[str, Any]:
+    return {key: state.tolist() for key, state in metric.metric_state.items() if isinstance(state, Tensor)}
+
+
+def _numbers(logged: list[tuple[Tensor, float]]) -> list[tuple[float, float]]:
+    values = torch.stack([value for value, _ in logged]).to(torch.float64).flatten().tolist()
+    return list(zip(values, (weight for _, weight in logged), strict=True))
+
+
+def reduced(reduce: str, logged: Sequence[tuple[float, float]]) -> float:
+    """One number for (value, weight) pairs; sums are rounded once, so that no order of the pairs matters."""
+    values = [value for value, _ in logged]
+    if reduce in ("min", "max"):
+        return float(getattr(torch, reduce)(torch.tensor(values, dtype=torch.float64)))
+    add = math.fsum if all(map(math.isfinite, values)) else sum
+    if reduce == "sum":
+        return float(add(values))
+    return float(add(value * weight for value, weight in logged) / math.fsum(weight for _, weight in logged))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,132 @@
+"""What controller and workers say to each other, and how tensors travel beside it: as bytes, never pickled.
+
+A message is a small picklable dataclass. Tensors go in one buffer, whose `Specs` say what lies where.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flrl.backends.worker import EvaluationPart, EvaluationShare
+from flrl.types import ClientReport, ClientTask
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Specs:
+    """What lies in a buffer of bytes.
+
+    Attributes:
+        entries: name, dtype, shape and first byte of each tensor.
+        nbytes: length of the buffer.
+    """
+
+    entries: Sequence[tuple[str, str, tuple[int, ...], int]] = ()
+    nbytes: int = 0
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Specs":
+        """The layout of a buffer for the given tensors."""
+        entries, start = [], 0
+        for name, tensor in tensors.items():
+            entries.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), start))
+            start += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        return cls(tuple(entries), start)
+
+    def views(self, buffer: Tensor) -> dict[str, Tensor]:
+        """The tensors in a buffer (uint8, at least `nbytes` long) under their names, as views of it."""
+        found = {}
+        for name, dtype, shape, start in self.entries:
+            kind: torch.dtype = getattr(torch, dtype)
+            size = torch.Size(shape).numel() * kind.itemsize
+            found[name] = buffer[start : start + size].view(kind).view(shape)
+        return found
+
+    def fill(self, buffer: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors into a buffer."""
+        for name, view in self.views(buffer).items():
+            view.copy_(tensors[name].detach())
+
+
+# From the controller.
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train these clients; the broadcast vector and variables come with it for all, the clients' memory for each.
+
+    Attributes:
+        round: the round.
+        total_weight: the sum of the whole cohort's weights.
+        tasks: the worker's clients, without their memory.
+    """
+
+    round: int
+    total_weight: float
+    tasks: Sequence[ClientTask]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluate this share of what is due; the vector comes with it for all."""
+
+    round: int
+    share: EvaluationShare
+
+
+# From a worker.
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker has been made: the number of its process, and the machine."""
+
+    process: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A client's training begins."""
+
+    client_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A client has been trained and folded; its memory comes with `Trained`."""
+
+    report: ClientReport
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """All clients have been trained: what the exact sum holds. Their memory comes with it, as `<client id>/<name>`."""
+
+    bound: int
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The share has been evaluated."""
+
+    part: EvaluationPart
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Something was raised.
+
+    Attributes:
+        error: its type and text.
+        client_id: whose training it was, if any.
+        traceback: where.
+    """
+
+    error: str
+    client_id: int | None
+    traceback: str

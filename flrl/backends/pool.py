@@ -1,0 +1,365 @@
+"""The controller's half of every backend with several workers: who does what, what came back, what went wrong.
+
+How messages and tensors get to the workers is a `Hub`'s business; the workers' half is in `serving.py`.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from flrl.aggregation import WeightedMean
+from flrl.backends.dealing import at_random, contiguous, longest_first
+from flrl.backends.messages import Evaluate, Evaluated, Failed, Ready, Reported, Started, Train, Trained
+from flrl.backends.shared import SharedObject
+from flrl.backends.watch import watching
+from flrl.backends.worker import EvaluationPart, EvaluationShare, Worker, WorkerRecipe, check_settings
+from flrl.data import FederatedData
+from flrl.errors import ClientError, WorkerError
+from flrl.seeding import SERVER, generator_for
+from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, Memory
+
+Heard = tuple[int, Any, Mapping[str, Tensor]]
+_LOOK_EVERY_S = 0.5
+
+
+class WorkerLostError(Exception):
+    """A worker has ended: which one, and how."""
+
+    def __init__(self, worker: int, how: str) -> None:
+        super().__init__(worker, how)
+        self.worker, self.how = worker, how
+
+
+class Hub(Protocol):
+    """The controller's ends of the lines to its workers, by the workers' numbers."""
+
+    @property
+    def others(self) -> Sequence[int]:
+        """Numbers of the workers that are not the controller itself."""
+
+    def dispatch(
+        self, messages: Mapping[int, Any], common: Mapping[str, Tensor], own: Mapping[int, Mapping[str, Tensor]]
+    ) -> None:
+        """Send a message to each of `others`, the same tensors to all of them, and tensors of its own to each.
+
+        Raises:
+            WorkerLostError: a worker has ended.
+        """
+
+    def hear(self, timeout: float | None) -> list[Heard]:
+        """Messages that have come, with their tensors; waits up to `timeout` seconds, or for ever, for the first.
+
+        Raises:
+            WorkerLostError: a worker has ended.
+        """
+
+    def reduce(self, parts: Tensor) -> None:
+        """Add what each of `others` has finished its training with to the controller's float64 tensor, in place."""
+
+    def name(self, worker: int) -> str:
+        """How errors call a worker."""
+
+    def close(self, *, busy: bool) -> None:
+        """Let the workers go, at once if they are `busy`."""
+
+
+class PoolBackend(ABC):
+    """A backend whose clients train in several processes.
+
+    Args:
+        threads: intra-op threads of torch in each process. Another number gives other bits.
+        device: where the models train; the workers of "cuda" share out the devices there are.
+        timeout_s: longest time in seconds that a worker may take over one client, or over its part of an evaluation;
+            null waits for ever.
+        dealing: who trains whom: "longest_first" gives the clients with most samples first, each to the worker that
+            has least to do; "random" is there to show that no result depends on it.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        device: str = "cpu",
+        timeout_s: float | None = None,
+        dealing: Literal["longest_first", "random"] = "longest_first",
+    ) -> None:
+        check_settings(threads, device)
+        if timeout_s is not None and not timeout_s > 0:
+            raise ValueError(f"backend.timeout_s={timeout_s}: must be positive, or null")
+        if dealing not in ("longest_first", "random"):
+            raise ValueError(f"backend.dealing={dealing!r}: must be 'longest_first' or 'random'")
+        self.threads = threads
+        self.device = device
+        self.timeout_s = timeout_s
+        self.dealing = dealing
+        self.shared: SharedObject | None = None
+        self._worker: Worker
+        self._hub: Hub | None = None
+        self._job: _Job | None = None
+
+    # What differs from backend to backend.
+
+    @property
+    @abstractmethod
+    def workers_here(self) -> Sequence[int]:
+        """The controller's own number as a worker that trains, or nothing."""
+
+    @abstractmethod
+    def share(self, data: FederatedData) -> FederatedData:
+        """The data as the controller is to hold it; called once, before `start`."""
+
+    @abstractmethod
+    def connect(self, worker: Worker, recipe: WorkerRecipe, folder: Path | None) -> Hub:
+        """Begin to make the workers."""
+
+    def deal(self, tasks: Sequence[ClientTask], round: int) -> dict[int, list[ClientTask]]:
+        """Each worker's part of a cohort."""
+        sizes = [task.num_samples for task in tasks]
+        if self.dealing == "random":
+            rng = generator_for(self._worker.seed, round, SERVER, "dealing")
+            hands = at_random(sizes, len(self._all), rng)
+        else:
+            hands = longest_first(sizes, len(self._all))
+        return {worker: [tasks[i] for i in hand] for worker, hand in zip(self._all, hands, strict=True)}
+
+    def divide(self, due: EvaluationShare) -> dict[int, EvaluationShare]:
+        """Each worker's part of an evaluation."""
+        hands = longest_first([self._worker.data.holdout_size(client) for client in due.clients], len(self._all))
+        batches = [due.batches] + [range(0)] * (len(self._all) - 1)
+        if self._worker.divisible:
+            batches = contiguous(len(due.batches), len(self._all))
+        clients = [[due.clients[index] for index in hand] for hand in hands]
+        return {w: EvaluationShare(b, c) for w, b, c in zip(self._all, batches, clients, strict=True)}
+
+    # What a run and a strategy see.
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Training samples of every client."""
+        return self._worker.data.sizes
+
+    def start(self, worker: Worker, recipe: WorkerRecipe, *, folder: Path | None = None) -> None:
+        """Make the workers, and wait until all are ready.
+
+        Args:
+            worker: the controller's own.
+            recipe: makes the others.
+            folder: where they write their logs, if anywhere.
+
+        Raises:
+            WorkerError: one could not be made.
+        """
+        self._worker = worker
+        self._hub = self.connect(worker, recipe, folder)
+        self._new_job("start").finish()
+
+    def close(self) -> None:
+        """End the workers."""
+        hub, self._hub = self._hub, None
+        if hub is not None:
+            hub.close(busy=self._job is not None and bool(self._job.waiting))
+        if self.shared is not None:
+            self.shared.segment.close()
+            self.shared = None
+
+    def train(
+        self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
+    ) -> Aggregate:
+        """Train the cohort.
+
+        Raises:
+            ClientError: a client's training raised.
+            WorkerError: a worker has ended, or has not answered for `timeout_s`.
+        """
+        hands = self.deal(tasks, broadcast.round)
+        job = self._new_job(f"round {broadcast.round}", on_report)
+        self._send_tasks(job, broadcast, hands)
+        sizes = self._worker.strategy.vector_sizes(self._worker.model.layout)
+        accumulator = WeightedMean(sizes, total_weight=broadcast.total_weight)
+        for own in self.workers_here:
+            accumulator.merge(self._train_here(job, own, broadcast, hands[own]))
+        job.finish()
+        for bound, pending in job.sums:
+            accumulator.sum.expect(bound, pending)
+        self._hub_now.reduce(accumulator.sum.parts)
+        means, total_weight = accumulator.result()
+        return Aggregate(means, total_weight, tuple(job.reports[task.client_id] for task in tasks))
+
+    def evaluate(self, vector: Tensor, *, round: int, rounds: int) -> dict[str, float]:
+        """The metrics that are due after a round."""
+        due = self._worker.due(round, rounds)
+        if due is None:
+            return {}
+        shares = self.divide(due)
+        job = self._new_job(f"evaluation after round {round}")
+        messages = {index: Evaluate(round, shares[index]) for index in self._hub_now.others}
+        job.dispatch(messages, {"vector": vector}, {})
+        for own in set(shares) - set(messages):
+            with watching(job.look, every_s=_LOOK_EVERY_S):
+                job.parts.append(self._worker.evaluate_share(vector, round, shares[own]))
+        job.finish()
+        return self._worker.combine(job.parts)
+
+    def _train_here(self, job: "_Job", own: int, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> WeightedMean:
+        def on_report(report: ClientReport) -> None:
+            job.reported_here(own, report)
+
+        def on_start(task: ClientTask) -> None:
+            job.started(own, task)
+
+        with watching(job.look, every_s=_LOOK_EVERY_S):
+            accumulator, reports = self._worker.train(broadcast, tasks, on_report, on_start)
+        job.clients.pop(own, None)
+        job.reports |= {report.client_id: report for report in reports}
+        return accumulator
+
+    @property
+    def _hub_now(self) -> Hub:
+        assert self._hub is not None, "the backend has not been started"
+        return self._hub
+
+    @property
+    def _all(self) -> list[int]:
+        return [*self.workers_here, *self._hub_now.others]
+
+    def _new_job(self, what: str, on_report: Callable[[ClientReport], None] = lambda report: None) -> "_Job":
+        self._job = _Job(self._hub_now, what, self.timeout_s, on_report)
+        return self._job
+
+    def _send_tasks(self, job: "_Job", broadcast: Broadcast, hands: Mapping[int, Sequence[ClientTask]]) -> None:
+        messages, memory = {}, {}
+        for index in self._hub_now.others:
+            tasks = tuple(replace(task, memory={}) for task in hands[index])
+            messages[index] = Train(broadcast.round, broadcast.total_weight, tasks)
+            memory[index] = _flat({task.client_id: task.memory for task in hands[index]})
+        job.dispatch(messages, {"vector": broadcast.vector, **broadcast.variables}, memory)
+
+
+class _Job:
+    """What the workers have been asked for, and what has come back."""
+
+    def __init__(self, hub: Hub, what: str, timeout_s: float | None, on_report: Callable[[ClientReport], None]) -> None:
+        self.hub, self.what, self.timeout_s, self.on_report = hub, what, timeout_s, on_report
+        self.waiting = set(hub.others)
+        self.heard = dict.fromkeys(hub.others, time.monotonic())
+        self.clients: dict[int, int] = {}
+        self.reports: dict[int, ClientReport] = {}
+        self.sums: list[tuple[int, int]] = []
+        self.parts: list[EvaluationPart] = []
+        self._looking = False
+
+    def dispatch(
+        self, messages: Mapping[int, Any], common: Mapping[str, Tensor], own: Mapping[int, Mapping[str, Tensor]]
+    ) -> None:
+        """Ask the workers.
+
+        Raises:
+            WorkerError: one has ended.
+        """
+        try:
+            self.hub.dispatch(messages, common, own)
+        except WorkerLostError as lost:
+            raise self._lost(lost) from None
+        self.heard = dict.fromkeys(self.heard, time.monotonic())
+
+    def started(self, worker: int, task: ClientTask) -> None:
+        """A client's training has begun in this process."""
+        self.clients[worker], self.heard[worker] = task.client_id, time.monotonic()
+
+    def reported_here(self, worker: int, report: ClientReport) -> None:
+        """A client's training has ended in this process."""
+        self.heard[worker] = time.monotonic()
+        self.on_report(report)
+        self.look()
+
+    def finish(self) -> None:
+        """Wait until every worker has done what it was asked for."""
+        while self.waiting:
+            self.look(timeout=_LOOK_EVERY_S)
+
+    def look(self, *, timeout: float = 0.0) -> None:
+        """Take what has come.
+
+        Raises:
+            ClientError: a client's training raised.
+            WorkerError: a worker failed otherwise, has ended, or has not answered for too long.
+        """
+        if self._looking:  # a look from the alarm in the middle of another one
+            return
+        self._looking = True
+        try:
+            for index, message, tensors in self.hub.hear(timeout):
+                self.heard[index] = time.monotonic()
+                self._take(index, message, tensors)
+        except WorkerLostError as lost:
+            raise self._lost(lost) from None
+        finally:
+            self._looking = False
+        self._check_silence()
+
+    def _take(self, index: int, message: Any, tensors: Mapping[str, Tensor]) -> None:
+        match message:
+            case Started(client_id):
+                self.clients[index] = client_id
+            case Reported(report):
+                self.clients.pop(index, None)
+                self.reports[report.client_id] = report
+                self.on_report(report)
+            case Trained(bound, pending):
+                for client_id, memory in by_client(tensors).items():
+                    kept = {name: tensor.clone() for name, tensor in memory.items()}
+                    self.reports[client_id] = replace(self.reports[client_id], memory=kept)
+                self.sums.append((bound, pending))
+                self.waiting.discard(index)
+            case Evaluated(part):
+                self.parts.append(part)
+                self.waiting.discard(index)
+            case Ready():
+                self.waiting.discard(index)
+            case Failed():
+                self._fail(index, message)
+
+    def _fail(self, index: int, failure: Failed) -> None:
+        self.waiting.discard(index)
+        name = self.hub.name(index)
+        if failure.client_id is None:
+            raise WorkerError(f"{self.what}, {name}: {failure.error}", traceback=failure.traceback)
+        where = f"client {failure.client_id}, {self.what}, {name}"
+        raise ClientError(f"{where}: {failure.error}", client_id=failure.client_id, traceback=failure.traceback)
+
+    def _check_silence(self) -> None:
+        now = time.monotonic()
+        for index in {*self.waiting, *self.clients}:
+            if self.timeout_s is not None and now - self.heard[index] > self.timeout_s:
+                raise WorkerError(
+                    f"{self.hub.name(index)} has not answered for {self.timeout_s:g} s "
+                    f"(backend.timeout_s){self.doing(index)}"
+                )
+
+    def _lost(self, lost: WorkerLostError) -> WorkerError:
+        return WorkerError(f"{self.hub.name(lost.worker)} {lost.how}{self.doing(lost.worker)}")
+
+    def doing(self, index: int) -> str:
+        """What a worker is at."""
+        if index in self.clients:
+            return f" while training client {self.clients[index]}, {self.what}"
+        return f", {self.what}"
+
+
+def _flat(memory: Mapping[int, Memory]) -> dict[str, Tensor]:
+    return {f"{client}/{name}": tensor for client, tensors in memory.items() for name, tensor in tensors.items()}
+
+
+def by_client(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Tensors named `<client id>/<name>`, by client id and name."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for full, tensor in tensors.items():
+        client_id, name = full.split("/", 1)
+        found.setdefault(int(client_id), {})[name] = tensor
+    return found

@@ -1,0 +1,221 @@
+"""The process backend: workers on this machine, spawned once a run; vectors and samples lie in memory they share."""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from flrl.backends.messages import Ready, Specs
+from flrl.backends.pool import Heard, Hub, PoolBackend, WorkerLostError
+from flrl.backends.serving import Tensors, device_of, failure, log_into, serve, share_kept_samples
+from flrl.backends.shared import Handle, Reader, Segment, into_shared_memory
+from flrl.backends.watch import die_with_parent, signals_ignored
+from flrl.backends.worker import Worker, WorkerRecipe
+from flrl.data import FederatedData
+
+Letter = tuple[str, Specs] | None
+_SPAWN = multiprocessing.get_context("spawn")
+_PARTS = "parts"
+_GOODBYE_S = 2.0
+
+
+class ProcessBackend(PoolBackend):
+    """Trains in several processes on this machine; the controller only serves them.
+
+    Args:
+        workers: processes; null takes as many as there are cores, or clients in a round if those are fewer.
+        threads: as for every backend.
+        device: as for every backend with several workers, as are the others.
+        timeout_s: see there.
+        dealing: see there.
+    """
+
+    workers_here = ()
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        threads: int = 1,
+        device: str = "cpu",
+        timeout_s: float | None = None,
+        dealing: Literal["longest_first", "random"] = "longest_first",
+    ) -> None:
+        super().__init__(threads=threads, device=device, timeout_s=timeout_s, dealing=dealing)
+        if workers is not None and workers < 1:
+            raise ValueError(f"backend.workers={workers}: must be at least 1, or null")
+        self.workers = workers
+
+    def share(self, data: FederatedData) -> FederatedData:
+        """The data in memory that the workers see too, where it can be put there."""
+        data, self.shared = into_shared_memory(data)
+        return data
+
+    def connect(self, worker: Worker, recipe: WorkerRecipe, folder: Path | None) -> Hub:
+        """Spawn the workers."""
+        cohort = worker.strategy.sampler(worker.data.num_clients, seed=worker.seed, round=1)
+        number = min(_cores(), len(cohort)) if self.workers is None else self.workers
+        handle = None if self.shared is None else self.shared.handle
+        common = (number, recipe, handle, self.threads, self.device, folder)
+        return _ProcessHub([_Start(index, *common) for index in range(number)])
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """All that a worker process needs to begin."""
+
+    index: int
+    processes: int
+    recipe: WorkerRecipe
+    data: Handle | None
+    threads: int
+    device: str
+    folder: Path | None
+
+
+class _ProcessHub:
+    """The controller's ends: a pipe to each worker for messages, segments of shared memory for tensors."""
+
+    def __init__(self, starts: Sequence[_Start]) -> None:
+        self.others = range(len(starts))
+        self._lines: list[Connection] = []
+        self._processes: list[SpawnProcess] = []
+        self._reader, self._common = Reader(), Segment()
+        self._own = [Segment() for _ in starts]
+        self._finished: dict[int, Tensor] = {}
+        atexit.register(self._kill)
+        with signals_ignored():  # a Ctrl-C reaches all processes of a terminal; the controller alone answers it
+            for start in starts:
+                here, there = _SPAWN.Pipe()
+                process = _SPAWN.Process(target=_run, args=(start, there), name=f"flrl worker {start.index}")
+                process.start()
+                there.close()
+                self._lines.append(here)
+                self._processes.append(process)
+
+    def dispatch(self, messages: Mapping[int, Any], common: Tensors, own: Mapping[int, Tensors]) -> None:
+        to_all = _post(self._common, common)
+        for index, message in messages.items():
+            try:
+                self._lines[index].send((message, to_all, _post(self._own[index], own.get(index, {}))))
+            except OSError:
+                raise WorkerLostError(index, self._end_of(index)) from None
+
+    def hear(self, timeout: float | None) -> list[Heard]:
+        heard: list[Heard] = []
+        wait(self._lines, timeout)  # a line ends when its worker does
+        for index, line in enumerate(self._lines):
+            try:
+                while line.poll():
+                    message, letter = line.recv()
+                    tensors = _open(self._reader, letter)
+                    if _PARTS in tensors:
+                        self._finished[index] = tensors.pop(_PARTS)
+                    heard.append((index, message, tensors))
+            except (EOFError, OSError):
+                if not heard:  # else what it said last comes first
+                    raise WorkerLostError(index, self._end_of(index)) from None
+        return heard
+
+    def reduce(self, parts: Tensor) -> None:
+        for index in self.others:
+            parts.add_(self._finished.pop(index))
+
+    def name(self, worker: int) -> str:
+        return f"worker {worker} (process {self._processes[worker].pid})"
+
+    def close(self, *, busy: bool) -> None:
+        for line in self._lines:
+            line.close()  # a worker that waits sees this and ends
+        until = time.monotonic() + (0.0 if busy else _GOODBYE_S)
+        for process in self._processes:
+            process.join(max(0.0, until - time.monotonic()))
+        self._kill()
+        atexit.unregister(self._kill)
+        for segment in (self._common, *self._own):
+            segment.close()
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+
+    def _end_of(self, index: int) -> str:
+        self._processes[index].join(1.0)
+        code = self._processes[index].exitcode
+        if code is None:
+            return "has closed its line"
+        hint = " (is memory short?)" if code == -signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-code).name}{hint}" if code < 0 else f"ended with exit code {code}"
+
+
+class _ProcessLink:
+    """A worker's end."""
+
+    def __init__(self, line: Connection) -> None:
+        self._line = line
+        self._reader, self._segment = Reader(), Segment()
+
+    def receive(self) -> tuple[Any, Tensors, Tensors]:
+        try:
+            message, common, own = self._line.recv()
+        except (EOFError, OSError):
+            return None, {}, {}
+        return message, _open(self._reader, common), _open(self._reader, own)
+
+    def send(self, message: Any, tensors: Tensors) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the controller has gone: `receive` will tell
+            self._line.send((message, _post(self._segment, tensors)))
+
+    def finish(self, message: Any, tensors: Tensors, parts: Tensor) -> None:
+        self.send(message, {**tensors, _PARTS: parts})
+
+
+def _post(segment: Segment, tensors: Tensors) -> Letter:
+    """Put tensors into shared memory; says where they are."""
+    if not tensors:
+        return None
+    specs = Specs.of(tensors)
+    specs.fill(segment.buffer(specs.nbytes), tensors)
+    return segment.path, specs
+
+
+def _open(reader: Reader, letter: Letter) -> dict[str, Tensor]:
+    if letter is None:
+        return {}
+    path, specs = letter
+    return specs.views(reader.buffer(path, specs.nbytes))
+
+
+def _run(start: _Start, line: Connection) -> None:
+    """A worker process from its beginning to its end."""
+    parent = multiprocessing.parent_process()
+    die_with_parent(None if parent is None else parent.pid)
+    log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
+    link = _ProcessLink(line)
+    try:
+        data = start.recipe.data() if start.data is None else start.data.load()
+        share_kept_samples(data, start.processes)
+        worker = start.recipe.worker(data, threads=start.threads, device=device_of(start.device, start.index))
+    except BaseException as error:
+        link.send(failure(error), {})
+        return
+    link.send(Ready(os.getpid(), socket.gethostname()), {})
+    serve(link, worker)

@@ -1,0 +1,106 @@
+"""The workers' half of every backend with several workers: trains and evaluates what it is told to."""
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flrl.backends.messages import Evaluate, Evaluated, Failed, Reported, Started, Train, Trained
+from flrl.backends.pool import by_client
+from flrl.backends.worker import Worker
+from flrl.data import FederatedData, TensorSource
+from flrl.errors import ClientError
+from flrl.types import Broadcast
+
+log = logging.getLogger(__name__)
+Tensors = Mapping[str, Tensor]
+
+
+class Link(Protocol):
+    """A worker's end of the line to its controller."""
+
+    def receive(self) -> tuple[Any, Tensors, Tensors]:
+        """The next message, or None to end; tensors that all workers were sent with it, and this worker's own."""
+
+    def send(self, message: Any, tensors: Tensors) -> None:
+        """Send a message and tensors."""
+
+    def finish(self, message: Any, tensors: Tensors, parts: Tensor) -> None:
+        """Send the last message and tensors of a round, and give `parts` to the sum, as the other workers do."""
+
+
+def serve(link: Link, worker: Worker) -> None:
+    """Do what the controller asks for, until there is no more."""
+    while True:
+        message, common, own = link.receive()
+        if message is None:
+            return
+        try:
+            if isinstance(message, Train):
+                _train(link, worker, message, common, own)
+            elif isinstance(message, Evaluate):
+                link.send(Evaluated(worker.evaluate_share(common["vector"], message.round, message.share)), {})
+            else:
+                raise TypeError(f"no worker knows what to do with {type(message).__name__}")
+        except BaseException as error:
+            log.error("%s", traceback.format_exc())
+            link.send(failure(error), {})
+
+
+def failure(error: BaseException) -> Failed:
+    """What the controller is told of an error."""
+    if isinstance(error, ClientError) and error.__cause__ is not None:
+        cause = error.__cause__
+        return Failed(f"{type(cause).__name__}: {cause}", error.client_id, error.traceback)
+    return Failed(f"{type(error).__name__}: {error}", None, traceback.format_exc())
+
+
+def _train(link: Link, worker: Worker, message: Train, common: Tensors, own: Tensors) -> None:
+    started = time.perf_counter()
+    memory = by_client(own)
+    tasks = [replace(task, memory=memory.get(task.client_id, {})) for task in message.tasks]
+    variables = {name: tensor for name, tensor in common.items() if name != "vector"}
+    accumulator, reports = worker.train(
+        Broadcast(message.round, common["vector"], message.total_weight, variables),
+        tasks,
+        lambda report: link.send(Reported(replace(report, memory={})), {}),
+        lambda task: link.send(Started(task.client_id), {}),
+    )
+    accumulator.sum.settle()
+    kept = {f"{report.client_id}/{name}": t for report in reports for name, t in report.memory.items()}
+    link.finish(Trained(accumulator.sum.bound, accumulator.sum.pending), kept, accumulator.sum.parts.cpu())
+    clients = ", ".join(str(task.client_id) for task in tasks) or "none"
+    log.info("round %d: clients %s, %.3f s", message.round, clients, time.perf_counter() - started)
+
+
+def share_kept_samples(data: FederatedData, processes: int) -> None:
+    """Let each of so many processes on a machine keep its part of the prepared samples."""
+    if isinstance(data.splits.train, TensorSource):
+        data.splits.train.kept_limit //= processes
+
+
+def device_of(device: str, index: int) -> str:
+    """The device of a machine's worker: those of "cuda" take turns over the devices there are."""
+    return f"cuda:{index % torch.cuda.device_count()}" if device == "cuda" else device
+
+
+def log_into(path: Path | None) -> None:
+    """Let all that this process prints and logs go into a file, from now on."""
+    if path is None:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr, force=True)

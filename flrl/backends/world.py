@@ -1,0 +1,205 @@
+"""The MPI world that this process was started in, if any, and how an entry point runs in it.
+
+Process 0 runs the entry point: Hydra, files, loggers. The others wait until it asks for them and serve until it ends;
+whatever happens, none is left waiting. Imports nothing heavy, so that `--help` is as fast as without MPI.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from flrl.backends.watch import die_with_parent
+from flrl.errors import FlrlError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+DOWN, UP, DATA = 1, 2, 3
+"""Tags: messages from process 0, messages to it, tensors beside either."""
+PREPARE = "prepare"
+_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PALS_SIZE")
+_GOODBYE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Two processes or more.
+
+    Attributes:
+        comm: all processes.
+        node: those of this machine.
+        leader: the first process of this machine, by its number in `comm`.
+    """
+
+    comm: "MPI.Comm"
+    node: "MPI.Comm"
+    leader: int
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What process 0 sends another one.
+
+    Attributes:
+        message: what to do; None to end.
+        heads: name, dtype and shape of the tensors for all that belong to it, and whether they are broadcast now;
+            those that are not are still there from an earlier message.
+        own: the layout of the tensors for this process alone, if there are any.
+        wait: whether process 0 waits for an answer before it sends the tensors.
+    """
+
+    message: Any
+    heads: Sequence[tuple[str, Any, tuple[int, ...], bool]] = ()
+    own: Any = None
+    wait: bool = False
+
+
+@cache
+def world() -> World | None:
+    """The processes that an MPI launcher has started together with this one; None if it is alone.
+
+    Raises:
+        FlrlError: the launcher and the MPI library do not belong together, or there is no library.
+    """
+    announced = _announced()
+    if announced < 2:
+        return None
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise FlrlError(
+            f"mpi4py finds no MPI library ({error}): load your cluster's, or pip install 'flrl[mpi]'"
+        ) from error
+    if MPI.COMM_WORLD.size != announced:
+        raise FlrlError(
+            f"{announced} processes were started, but {MPI.Get_library_version().splitlines()[0]} sees "
+            f"{MPI.COMM_WORLD.size}: use the mpiexec that belongs to it"
+        )
+    comm = MPI.COMM_WORLD.Dup()
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+    return World(comm, node, node.bcast(comm.rank, root=0))
+
+
+def _announced() -> int:
+    """How many processes the launcher has started, by its environment variables."""
+    sizes = [os.environ[name] for name in _LAUNCHERS if name in os.environ]
+    if "PMIX_RANK" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
+        sizes.append(os.environ["SLURM_STEP_NUM_TASKS"])
+    return int(sizes[0]) if sizes else 1
+
+
+def attend(app: Callable[[], None]) -> None:
+    """Run an entry point: as it is in a process that is alone, in process 0 of several, while the others serve it."""
+    try:
+        here = world()
+    except FlrlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    if here is None:
+        app()
+    elif here.comm.rank == 0:
+        _lead(here.comm, app)
+    else:
+        _follow(here)
+
+
+def prepare(backend: str) -> None:
+    """Let the other processes import what they will need while this one does; says so if they will not be needed.
+
+    Args:
+        backend: the `_target_` of the backend's configuration.
+    """
+    here = world()
+    if here is None:
+        return
+    if backend.endswith(".MpiBackend"):
+        for rank in range(1, here.comm.size):
+            here.comm.send(Content(PREPARE), rank, DOWN)
+    else:
+        idle = f"{here.comm.size - 1} of {here.comm.size} MPI processes"
+        print(f"{idle} have nothing to do: backend=mpi would use them", file=sys.stderr)
+
+
+def _lead(comm: "MPI.Comm", app: Callable[[], None]) -> None:
+    # Launchers put a terminal of their own between us and the user's, which may be a file: no live bars for rich.
+    os.environ.setdefault("TTY_COMPATIBLE", "0")
+    code: Any = 1
+    try:
+        app()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    code = code if isinstance(code, int) else int(code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not _dismiss(comm, _GOODBYE_S if code else 20 * _GOODBYE_S):
+        comm.Abort(code or 1)
+    sys.exit(code)
+
+
+def _dismiss(comm: "MPI.Comm", seconds: float) -> bool:
+    """Tell the others to end; whether all of them said goodbye in time."""
+    requests = [comm.isend(Content(None), rank, DOWN) for rank in range(1, comm.size)]
+    left, until = set(range(1, comm.size)), time.monotonic() + seconds
+    pause = Pause()
+    while left and time.monotonic() < until:
+        if not comm.iprobe(tag=UP):
+            pause()
+            continue
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        message = comm.recv(tag=UP, status=status)
+        if message is None:
+            left.discard(status.source)
+    for request in requests:
+        if not left:
+            request.wait()
+    return not left
+
+
+def _follow(here: World) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # process 0 answers these for all
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent()
+    try:
+        if wait_for_message(here.comm).message is not None:
+            from flrl.backends.mpi import follow
+
+            follow(here)
+        here.comm.send(None, 0, UP)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        here.comm.Abort(1)
+
+
+def wait_for_message(comm: "MPI.Comm") -> Content:
+    """The next message of process 0, waited for without keeping a core busy."""
+    pause = Pause()
+    while not comm.iprobe(source=0, tag=DOWN):
+        pause()
+    content: Content = comm.recv(source=0, tag=DOWN)
+    return content
+
+
+class Pause:
+    """Sleeps a little longer each time, up to a millisecond, and to ten after a while: MPI itself waits by spinning."""
+
+    def __init__(self) -> None:
+        self._seconds = 2e-5
+        self._total = 0.0
+
+    def __call__(self) -> None:
+        """Sleep."""
+        time.sleep(self._seconds)
+        self._total += self._seconds
+        self._seconds = min(self._seconds * 1.5, 1e-3 if self._total < 2 else 1e-2)

@@ -1,0 +1,70 @@
+"""From a configuration to the objects of a worker: the same in every process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flrl.backends.worker import Worker, prepare
+from flrl.data import FederatedData
+from flrl.instantiation import make
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How workers are made, in a form that can be sent to where they are made.
+
+    Attributes:
+        config: the resolved configuration, as plain dicts and lists.
+    """
+
+    config: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.config["seed"] < 2**63:
+            raise ValueError(f"seed={self.config['seed']}: must be at least 0 and below 2**63")
+        if self._on_client_failure not in ("stop", "drop"):
+            raise ValueError(f"on_client_failure={self._on_client_failure}: must be 'stop' or 'drop'")
+
+    @property
+    def _on_client_failure(self) -> str:
+        return str(self.config.get("on_client_failure", "stop"))
+
+    def data(self) -> FederatedData:
+        """The dataset, shared out."""
+        splits = make(self.config, "dataset")
+        return FederatedData(
+            splits, make(self.config, "partition"), seed=self.config["seed"], holdout=self.config["holdout"]
+        )
+
+    def module(self) -> Any:
+        """The LightningModule, initialised from the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config["seed"])
+            module = make(self.config, "model")
+            if not isinstance(getattr(module, "automatic_optimization", None), bool):
+                raise ValueError(f"model: {type(module).__name__} is not a LightningModule")
+            module.configure_model()
+            return module
+
+    def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
+        """All that a worker needs; checks that its parts go together.
+
+        Args:
+            data: from `data`, or part of it.
+            threads: intra-op threads.
+            device: where the model trains.
+        """
+        trainer, strategy, evaluator = (make(self.config, name) for name in ("trainer", "strategy", "evaluation"))
+        strategy.sampler.check(data.num_clients)
+        cohort = len(strategy.sampler(data.num_clients, seed=self.config["seed"], round=1))
+        if strategy.min_clients > cohort:
+            raise ValueError(f"strategy.min_clients={strategy.min_clients}: only {cohort} clients take part in a round")
+        model = prepare(self.module(), threads=threads, device=device)
+        if not model.layout.num_trainable:
+            raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters")
+        trainer.check(model.module)
+        evaluator.check(model.module, data)
+        drop = self._on_client_failure == "drop"
+        return Worker(model, data, trainer, strategy, evaluator, self.config["seed"], drop_failures=drop)
