@@ -57,9 +57,13 @@ def save_checkpoint(folder: Path, state: ServerState, identity: Mapping[str, Any
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_synced(partial / "state.safetensors", data)
-    _write_synced(partial / "state.json", text.encode())
-    os.rename(partial, path)
+    try:
+        _write_synced(partial / "state.safetensors", data)
+        _write_synced(partial / "state.json", text.encode())
+        os.rename(partial, path)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
+        raise
     _sync_folder(path.parent)
     return path
 

@@ -65,6 +65,7 @@ class Recipe:
         if not model.layout.num_trainable:
             raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters")
         trainer.check(model.module)
+        strategy.check(model.module, trainer)
         evaluator.check(model.module, data)
         drop = self._on_client_failure == "drop"
         return Worker(model, data, trainer, strategy, evaluator, self.config["seed"], drop_failures=drop)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flrl.backends.worker import EvaluationPart, EvaluationShare
-from flrl.types import ClientReport, ClientTask
+from flrl.types import ClientReport, ClientTask, Memory
 
 _ALIGNMENT = 64
 
@@ -130,3 +130,17 @@ class Failed:
     error: str
     client_id: int | None
     traceback: str
+
+
+def by_name(memory: Mapping[int, Memory]) -> dict[str, Tensor]:
+    """The clients' tensors under the names `<client id>/<name>`."""
+    return {f"{client}/{name}": tensor for client, tensors in memory.items() for name, tensor in tensors.items()}
+
+
+def by_client(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """What `by_name` was given."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for full, tensor in tensors.items():
+        client_id, name = full.split("/", 1)
+        found.setdefault(int(client_id), {})[name] = tensor
+    return found

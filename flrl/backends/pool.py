@@ -3,70 +3,25 @@
 How messages and tensors get to the workers is a `Hub`'s business; the workers' half is in `serving.py`.
 """
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from flrl.aggregation import WeightedMean
 from flrl.backends.dealing import at_random, contiguous, longest_first
-from flrl.backends.messages import Evaluate, Evaluated, Failed, Ready, Reported, Started, Train, Trained
+from flrl.backends.job import LOOK_EVERY_S, Hub, Job
+from flrl.backends.messages import Evaluate, Train, by_name
 from flrl.backends.shared import SharedObject
 from flrl.backends.watch import watching
-from flrl.backends.worker import EvaluationPart, EvaluationShare, Worker, WorkerRecipe, check_settings
+from flrl.backends.worker import EvaluationShare, Worker, WorkerRecipe, check_settings
 from flrl.data import FederatedData
-from flrl.errors import ClientError, WorkerError
 from flrl.seeding import SERVER, generator_for
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, Memory
-
-Heard = tuple[int, Any, Mapping[str, Tensor]]
-_LOOK_EVERY_S = 0.5
-
-
-class WorkerLostError(Exception):
-    """A worker has ended: which one, and how."""
-
-    def __init__(self, worker: int, how: str) -> None:
-        super().__init__(worker, how)
-        self.worker, self.how = worker, how
-
-
-class Hub(Protocol):
-    """The controller's ends of the lines to its workers, by the workers' numbers."""
-
-    @property
-    def others(self) -> Sequence[int]:
-        """Numbers of the workers that are not the controller itself."""
-
-    def dispatch(
-        self, messages: Mapping[int, Any], common: Mapping[str, Tensor], own: Mapping[int, Mapping[str, Tensor]]
-    ) -> None:
-        """Send a message to each of `others`, the same tensors to all of them, and tensors of its own to each.
-
-        Raises:
-            WorkerLostError: a worker has ended.
-        """
-
-    def hear(self, timeout: float | None) -> list[Heard]:
-        """Messages that have come, with their tensors; waits up to `timeout` seconds, or for ever, for the first.
-
-        Raises:
-            WorkerLostError: a worker has ended.
-        """
-
-    def reduce(self, parts: Tensor) -> None:
-        """Add what each of `others` has finished its training with to the controller's float64 tensor, in place."""
-
-    def name(self, worker: int) -> str:
-        """How errors call a worker."""
-
-    def close(self, *, busy: bool) -> None:
-        """Let the workers go, at once if they are `busy`."""
+from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask
 
 
 class PoolBackend(ABC):
@@ -101,7 +56,7 @@ class PoolBackend(ABC):
         self.shared: SharedObject | None = None
         self._worker: Worker
         self._hub: Hub | None = None
-        self._job: _Job | None = None
+        self._job: Job | None = None
 
     # What differs from backend to backend.
 
@@ -157,7 +112,7 @@ class PoolBackend(ABC):
         """
         self._worker = worker
         self._hub = self.connect(worker, recipe, folder)
-        self._new_job("start").finish()
+        self._new_job("start", timeout_s=None).finish()  # imports take their time
 
     def close(self) -> None:
         """End the workers."""
@@ -178,7 +133,7 @@ class PoolBackend(ABC):
             WorkerError: a worker has ended, or has not answered for `timeout_s`.
         """
         hands = self.deal(tasks, broadcast.round)
-        job = self._new_job(f"round {broadcast.round}", on_report)
+        job = self._new_job(f"round {broadcast.round}", self.timeout_s, on_report)
         self._send_tasks(job, broadcast, hands)
         sizes = self._worker.strategy.vector_sizes(self._worker.model.layout)
         accumulator = WeightedMean(sizes, total_weight=broadcast.total_weight)
@@ -197,24 +152,26 @@ class PoolBackend(ABC):
         if due is None:
             return {}
         shares = self.divide(due)
-        job = self._new_job(f"evaluation after round {round}")
+        job = self._new_job(f"evaluation after round {round}", self.timeout_s)
         messages = {index: Evaluate(round, shares[index]) for index in self._hub_now.others}
         job.dispatch(messages, {"vector": vector}, {})
         for own in set(shares) - set(messages):
-            with watching(job.look, every_s=_LOOK_EVERY_S):
+            with watching(job.look, every_s=LOOK_EVERY_S):
                 job.parts.append(self._worker.evaluate_share(vector, round, shares[own]))
         job.finish()
         return self._worker.combine(job.parts)
 
-    def _train_here(self, job: "_Job", own: int, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> WeightedMean:
+    def _train_here(self, job: Job, own: int, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> WeightedMean:
         def on_report(report: ClientReport) -> None:
             job.reported_here(own, report)
 
         def on_start(task: ClientTask) -> None:
             job.started(own, task)
+            self._hub_now.trains(task)
 
-        with watching(job.look, every_s=_LOOK_EVERY_S):
+        with watching(job.look, every_s=LOOK_EVERY_S):
             accumulator, reports = self._worker.train(broadcast, tasks, on_report, on_start)
+        self._hub_now.trains(None)
         job.clients.pop(own, None)
         job.reports |= {report.client_id: report for report in reports}
         return accumulator
@@ -228,138 +185,16 @@ class PoolBackend(ABC):
     def _all(self) -> list[int]:
         return [*self.workers_here, *self._hub_now.others]
 
-    def _new_job(self, what: str, on_report: Callable[[ClientReport], None] = lambda report: None) -> "_Job":
-        self._job = _Job(self._hub_now, what, self.timeout_s, on_report)
+    def _new_job(
+        self, what: str, timeout_s: float | None, on_report: Callable[[ClientReport], None] = lambda report: None
+    ) -> Job:
+        self._job = Job(self._hub_now, what, timeout_s, on_report)
         return self._job
 
-    def _send_tasks(self, job: "_Job", broadcast: Broadcast, hands: Mapping[int, Sequence[ClientTask]]) -> None:
+    def _send_tasks(self, job: Job, broadcast: Broadcast, hands: Mapping[int, Sequence[ClientTask]]) -> None:
         messages, memory = {}, {}
         for index in self._hub_now.others:
             tasks = tuple(replace(task, memory={}) for task in hands[index])
             messages[index] = Train(broadcast.round, broadcast.total_weight, tasks)
-            memory[index] = _flat({task.client_id: task.memory for task in hands[index]})
+            memory[index] = by_name({task.client_id: task.memory for task in hands[index]})
         job.dispatch(messages, {"vector": broadcast.vector, **broadcast.variables}, memory)
-
-
-class _Job:
-    """What the workers have been asked for, and what has come back."""
-
-    def __init__(self, hub: Hub, what: str, timeout_s: float | None, on_report: Callable[[ClientReport], None]) -> None:
-        self.hub, self.what, self.timeout_s, self.on_report = hub, what, timeout_s, on_report
-        self.waiting = set(hub.others)
-        self.heard = dict.fromkeys(hub.others, time.monotonic())
-        self.clients: dict[int, int] = {}
-        self.reports: dict[int, ClientReport] = {}
-        self.sums: list[tuple[int, int]] = []
-        self.parts: list[EvaluationPart] = []
-        self._looking = False
-
-    def dispatch(
-        self, messages: Mapping[int, Any], common: Mapping[str, Tensor], own: Mapping[int, Mapping[str, Tensor]]
-    ) -> None:
-        """Ask the workers.
-
-        Raises:
-            WorkerError: one has ended.
-        """
-        try:
-            self.hub.dispatch(messages, common, own)
-        except WorkerLostError as lost:
-            raise self._lost(lost) from None
-        self.heard = dict.fromkeys(self.heard, time.monotonic())
-
-    def started(self, worker: int, task: ClientTask) -> None:
-        """A client's training has begun in this process."""
-        self.clients[worker], self.heard[worker] = task.client_id, time.monotonic()
-
-    def reported_here(self, worker: int, report: ClientReport) -> None:
-        """A client's training has ended in this process."""
-        self.heard[worker] = time.monotonic()
-        self.on_report(report)
-        self.look()
-
-    def finish(self) -> None:
-        """Wait until every worker has done what it was asked for."""
-        while self.waiting:
-            self.look(timeout=_LOOK_EVERY_S)
-
-    def look(self, *, timeout: float = 0.0) -> None:
-        """Take what has come.
-
-        Raises:
-            ClientError: a client's training raised.
-            WorkerError: a worker failed otherwise, has ended, or has not answered for too long.
-        """
-        if self._looking:  # a look from the alarm in the middle of another one
-            return
-        self._looking = True
-        try:
-            for index, message, tensors in self.hub.hear(timeout):
-                self.heard[index] = time.monotonic()
-                self._take(index, message, tensors)
-        except WorkerLostError as lost:
-            raise self._lost(lost) from None
-        finally:
-            self._looking = False
-        self._check_silence()
-
-    def _take(self, index: int, message: Any, tensors: Mapping[str, Tensor]) -> None:
-        match message:
-            case Started(client_id):
-                self.clients[index] = client_id
-            case Reported(report):
-                self.clients.pop(index, None)
-                self.reports[report.client_id] = report
-                self.on_report(report)
-            case Trained(bound, pending):
-                for client_id, memory in by_client(tensors).items():
-                    kept = {name: tensor.clone() for name, tensor in memory.items()}
-                    self.reports[client_id] = replace(self.reports[client_id], memory=kept)
-                self.sums.append((bound, pending))
-                self.waiting.discard(index)
-            case Evaluated(part):
-                self.parts.append(part)
-                self.waiting.discard(index)
-            case Ready():
-                self.waiting.discard(index)
-            case Failed():
-                self._fail(index, message)
-
-    def _fail(self, index: int, failure: Failed) -> None:
-        self.waiting.discard(index)
-        name = self.hub.name(index)
-        if failure.client_id is None:
-            raise WorkerError(f"{self.what}, {name}: {failure.error}", traceback=failure.traceback)
-        where = f"client {failure.client_id}, {self.what}, {name}"
-        raise ClientError(f"{where}: {failure.error}", client_id=failure.client_id, traceback=failure.traceback)
-
-    def _check_silence(self) -> None:
-        now = time.monotonic()
-        for index in {*self.waiting, *self.clients}:
-            if self.timeout_s is not None and now - self.heard[index] > self.timeout_s:
-                raise WorkerError(
-                    f"{self.hub.name(index)} has not answered for {self.timeout_s:g} s "
-                    f"(backend.timeout_s){self.doing(index)}"
-                )
-
-    def _lost(self, lost: WorkerLostError) -> WorkerError:
-        return WorkerError(f"{self.hub.name(lost.worker)} {lost.how}{self.doing(lost.worker)}")
-
-    def doing(self, index: int) -> str:
-        """What a worker is at."""
-        if index in self.clients:
-            return f" while training client {self.clients[index]}, {self.what}"
-        return f", {self.what}"
-
-
-def _flat(memory: Mapping[int, Memory]) -> dict[str, Tensor]:
-    return {f"{client}/{name}": tensor for client, tensors in memory.items() for name, tensor in tensors.items()}
-
-
-def by_client(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Tensors named `<client id>/<name>`, by client id and name."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for full, tensor in tensors.items():
-        client_id, name = full.split("/", 1)
-        found.setdefault(int(client_id), {})[name] = tensor
-    return found

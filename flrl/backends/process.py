@@ -16,13 +16,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from flrl.backends.job import Heard, Hub, WorkerLostError
 from flrl.backends.messages import Ready, Specs
-from flrl.backends.pool import Heard, Hub, PoolBackend, WorkerLostError
+from flrl.backends.pool import PoolBackend
 from flrl.backends.serving import Tensors, device_of, failure, log_into, serve, share_kept_samples
 from flrl.backends.shared import Handle, Reader, Segment, into_shared_memory
 from flrl.backends.watch import die_with_parent, signals_ignored
 from flrl.backends.worker import Worker, WorkerRecipe
 from flrl.data import FederatedData
+from flrl.types import ClientTask
 
 Letter = tuple[str, Specs] | None
 _SPAWN = multiprocessing.get_context("spawn")
@@ -139,6 +141,9 @@ class _ProcessHub:
 
     def name(self, worker: int) -> str:
         return f"worker {worker} (process {self._processes[worker].pid})"
+
+    def trains(self, task: ClientTask | None) -> None:
+        raise AssertionError("the controller does not train")
 
     def close(self, *, busy: bool) -> None:
         for line in self._lines:

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flrl.backends.messages import Evaluate, Evaluated, Failed, Reported, Started, Train, Trained
-from flrl.backends.pool import by_client
+from flrl.backends.messages import Evaluate, Evaluated, Failed, Reported, Started, Train, Trained, by_client, by_name
 from flrl.backends.worker import Worker
 from flrl.data import FederatedData, TensorSource
 from flrl.errors import ClientError
@@ -75,7 +74,7 @@ def _train(link: Link, worker: Worker, message: Train, common: Tensors, own: Ten
         lambda task: link.send(Started(task.client_id), {}),
     )
     accumulator.sum.settle()
-    kept = {f"{report.client_id}/{name}": t for report in reports for name, t in report.memory.items()}
+    kept = by_name({report.client_id: report.memory for report in reports})
     link.finish(Trained(accumulator.sum.bound, accumulator.sum.pending), kept, accumulator.sum.parts.cpu())
     clients = ", ".join(str(task.client_id) for task in tasks) or "none"
     log.info("round %d: clients %s, %.3f s", message.round, clients, time.perf_counter() - started)

@@ -172,7 +172,7 @@ def _follow(here: World) -> None:
     die_with_parent()
     try:
         if wait_for_message(here.comm).message is not None:
-            from flrl.backends.mpi import follow
+            from flrl.backends.mpi_follow import follow
 
             follow(here)
         here.comm.send(None, 0, UP)
@@ -189,6 +189,20 @@ def wait_for_message(comm: "MPI.Comm") -> Content:
         pause()
     content: Content = comm.recv(source=0, tag=DOWN)
     return content
+
+
+def launchers_stderr() -> int:
+    """The standard error of the process that started this one, if it can be opened, else a copy of our own.
+
+    Once a process has died, a launcher may drop what the others still say through it.
+    """
+    path = f"/proc/{os.getppid()}/fd/2"
+    try:
+        if os.readlink(path) != os.devnull:
+            return os.open(path, os.O_WRONLY | os.O_APPEND)
+    except OSError:
+        pass
+    return os.dup(2)
 
 
 class Pause:

@@ -19,6 +19,7 @@ from flrl.types import ClientReport, RoundRecord, ServerState
 
 METRICS = "metrics.jsonl"
 CLIENTS = "clients.jsonl"
+ERROR = "error.txt"
 _FIRST = ("test/loss", "test/accuracy", "train/loss")
 _COUNTS = ("comm/", "clients/num", "clients/rejected", "transforms/")
 
@@ -43,6 +44,7 @@ class RunFolder(Callback):
 
     def on_fit_start(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Begin the files anew, with the rows of the rounds before a resumed state."""
+        (self._run.folder / ERROR).unlink(missing_ok=True)
         _replace(self._run.folder / METRICS, [row_of(record) for record in history])
         self._written = len(history)
         if self.log_clients:
@@ -59,7 +61,9 @@ class RunFolder(Callback):
             self._written += 1
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
-        """Append what an interrupt has left out."""
+        """Note why the run ends, and append what an interrupt has left out."""
+        with (self._run.folder / ERROR).open("a") as file:
+            file.write(f"after round {state.round}: {type(error).__name__}: {error}\n")
         self.on_round_end(state, history)
 
     def on_fit_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
@@ -136,8 +140,13 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    except OSError:
+        os.truncate(path, size)  # no half row in the middle, should there be another attempt
+        raise
 
 
 def _replace(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -49,7 +49,7 @@ class FedAvg(Strategy):
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
         """One optimizer step on the pseudo-gradient."""
         mean = aggregate.means["update"]
-        vector = state.vector.to(torch.float64)
+        vector = state.vector.to(torch.float64, copy=True)
         trainable = vector[: layout.num_trainable].clone().requires_grad_()
         trainable.grad = -mean[: layout.num_trainable]
         optimizer = self.server_optimizer([trainable])

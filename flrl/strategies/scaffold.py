@@ -10,25 +10,23 @@ from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
-from torch.optim import SGD, Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from flrl.layout import ParameterLayout
 from flrl.strategies.fedavg import FedAvg
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.full_gradient import full_gradient
-from flrl.trainers.stand_in import TrainerStandIn, attached, configure
+from flrl.trainers.plain_sgd import check_plain_sgd, recorded_rates
 from flrl.types import Aggregate, Broadcast, ClientUpdate, ServerState
 
 
 class Scaffold(FedAvg):
-    """FedAvg with control variates: c in the state's variables, c_i in the client's memory, zeros where absent.
+    """FedAvg with control variates: c in the state's variables, c_i in a client's memory; an absent one is zero.
 
-    A c_i has the model's dtype, c is float64: their differences are exact there, so c stays the mean of the c_i.
+    A c_i has the model's dtype, c is float64: what is added to both is the same number, so c stays the mean of the c_i.
 
     Args:
-        option: the paper's: a client's new variate is its full gradient at the global model (1, costs a pass over its
-            samples), or the mean of the gradients it stepped along, weighted by learning rate (2).
+        option: a client's new variate is its full gradient at the global model (1, costs a pass over its samples), or
+            the mean of the gradients of its local steps, weighted by their learning rates (2). As the paper numbers.
         options: as for `FedAvg`.
     """
 
@@ -39,61 +37,42 @@ class Scaffold(FedAvg):
         self.option = option
 
     def check(self, module: pl.LightningModule, trainer: Trainer) -> None:
-        """Refuse local steps other than those of plain SGD, of which the variates would be no gradients."""
-        with attached(module, TrainerStandIn(trainer.local_epochs, 1)) as stand_in:
-            _plain_rate(configure(module, stand_in)[0])
-        clip = getattr(trainer, "trainer_options", {}).get("gradient_clip_val", trainer.gradient_clip_val)
-        if clip is not None:
-            raise ValueError(f"SCAFFOLD corrects unclipped gradients: trainer.gradient_clip_val={clip} must be null")
+        """Refuse all local steps but those of plain SGD: of others, the variates would not be gradients."""
+        check_plain_sgd(module, trainer)
 
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
-        """The update and the change of the client's variate."""
+        """The update, and the change of the client's variate."""
         return {**super().vector_sizes(layout), "control": layout.num_trainable}
 
     def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
-        """The model and c, in the model's dtype; nothing is sent for the zeros of the first round."""
+        """The model, and c in the model's dtype; before anybody has trained there is no c to send."""
         sent = {name: variable.to(state.vector.dtype) for name, variable in state.variables.items()}
         return replace(super().broadcast(state, round, total_weight), variables=sent)
 
     def train(self, problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
-        """Train along corrected gradients and renew the client's variate, which is kept where no step was taken."""
-        task, sent, rates = problem.task, problem.broadcast.variables, list[float]()
-        zeros = problem.broadcast.vector.new_zeros(problem.model.layout.num_trainable)
+        """Train along corrected gradients, and renew the client's variate."""
+        task, sent, size = problem.task, problem.broadcast.variables, problem.model.layout.num_trainable
+        zeros = problem.broadcast.vector.new_zeros(size)
         control, own = sent.get("control", zeros), task.memory.get("control", zeros).to(zeros.device)
+        new = -full_gradient(problem, trainer).vectors["update"][:size] if self.option == 1 else own
         if sent:
             task = replace(task, memory={**task.memory, "correction": control - own})
-        new = -full_gradient(problem, trainer).vectors["update"][: len(own)] if self.option == 1 else own
-        hook = register_optimizer_step_post_hook(lambda optimizer, *_: rates.append(_plain_rate(optimizer)))
-        try:
-            update = self.finish(trainer.fit(replace(problem, task=task), self), problem)
-        finally:
-            hook.remove()
+        with recorded_rates() as rates:
+            update = super().train(replace(problem, task=task), trainer)
         if len(rates) != update.num_steps:
-            raise ValueError(f"SCAFFOLD saw {len(rates)} of the {update.num_steps} steps that the trainer took")
-        if self.option == 2 and sum(rates):
-            new = own.double() - control - update.vectors["update"][: len(own)] / sum(rates)
+            raise ValueError(f"SCAFFOLD saw {len(rates)} of {update.num_steps} steps: they must be a torch optimizer's")
+        if self.option == 2 and sum(rates) > 0:  # without a step there is nothing to learn from
+            new = own.double() - control - update.vectors["update"][:size] / sum(rates)
         new = new.to(own.dtype)
-        vectors = {**update.vectors, "control": new.double() - own}
-        memory, up_bytes = {**update.memory, "control": new.cpu()}, update.up_bytes + new.nbytes
-        return replace(update, vectors=vectors, memory=memory, up_bytes=up_bytes)
+        vectors, memory = {**update.vectors, "control": new.double() - own}, {**update.memory, "control": new.cpu()}
+        return replace(update, vectors=vectors, memory=memory, up_bytes=update.up_bytes + new.nbytes)
 
     def adjust_gradient(self, gradient: Tensor, parameters: Tensor, problem: LocalProblem) -> None:
-        """Add `c - c_i`, unless both are absent: zeros would turn -0.0 into 0.0."""
+        """Add `c - c_i`; nothing in the first round, where adding zeros would turn -0.0 into 0.0."""
         if "correction" in problem.task.memory:
             gradient.add_(problem.task.memory["correction"])
 
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
-        """FedAvg's step; and c moves by the mean change over all clients, of which the cohort made its share."""
+        """FedAvg's step; c moves by the mean change over all clients, of which the cohort made its share."""
         control = state.variables.get("control", 0.0) + aggregate.share * aggregate.means["control"]
         return replace(super().aggregate(state, aggregate, layout), variables={**state.variables, "control": control})
-
-
-def _plain_rate(optimizer: Optimizer) -> float:
-    """The learning rate of plain SGD; ValueError for anything else."""
-    names = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
-    groups = optimizer.param_groups
-    faults = [f"{name}={group[name]}" for group in groups for name in names if group.get(name)]
-    if type(optimizer) is not SGD or faults or len({float(group["lr"]) for group in groups}) > 1:
-        given = ", ".join([type(optimizer).__name__, *faults, f"lr={[group['lr'] for group in groups]}"])
-        raise ValueError(f"SCAFFOLD needs clients with plain torch.optim.SGD and one learning rate, got {given}")
-    return float(groups[0]["lr"])

@@ -157,7 +157,7 @@ def update_of(
     A buffer that did not change has the update 0, even where its value is infinite.
     """
     local, broadcast = problem.model.read(), problem.broadcast.vector
-    update = local.to(torch.float64).sub_(broadcast)
+    update = local.to(torch.float64, copy=True).sub_(broadcast)
     tail = slice(problem.model.layout.num_trainable, None)
     update[tail].masked_fill_(local[tail] == broadcast[tail], 0.0)
     return ClientUpdate(

@@ -34,7 +34,7 @@ def full_gradient(problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
             with trainer.autocast(model.vector.device):
                 loss = loss_of(call(batch, batch_idx))
             if loss is None:
-                raise ValueError("FedSGD needs a loss for every batch, training_step returned None")
+                raise ValueError("the full gradient needs a loss for every batch, training_step returned None")
             log.add_loss(loss)
             (loss * (size / num_samples)).backward()  # type: ignore[no-untyped-call]
         log.end_epoch(reset=True)

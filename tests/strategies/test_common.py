@@ -9,7 +9,7 @@ import torch
 from flrl.checkpoint import load_checkpoint, save_checkpoint
 from flrl.layout import digest
 from flrl.sampling import AllClients, UniformSampler
-from flrl.strategies import FedAvg, FedProx, FedSGD, Strategy
+from flrl.strategies import FedAvg, FedProx, FedSGD, Scaffold, Strategy
 from flrl.strategies.server_optimizers import Yogi
 from flrl.trainers import EagerTrainer
 from flrl.types import Aggregate, ServerState
@@ -24,7 +24,10 @@ STRATEGIES = {
     "fedyogi": partial(FedAvg, server_optimizer=partial(Yogi, lr=0.05)),
     "fedprox": partial(FedProx, mu=0.1, server_optimizer=SGD),
     "fedsgd": partial(FedSGD, server_optimizer=partial(torch.optim.SGD, lr=0.5)),
+    "scaffold": partial(Scaffold, server_optimizer=SGD),
+    "scaffold-1": partial(Scaffold, option=1, server_optimizer=SGD),
 }
+PLAIN_SGD = [make for make in STRATEGIES.values() if make.func is Scaffold]  # refuse momentum, by name
 every = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
 Make = Any
 
@@ -82,7 +85,7 @@ def test_the_order_of_clients_is_harmless(make: Make) -> None:
 def test_the_state_survives_a_checkpoint(make: Make, tmp_path: Any) -> None:
     options = {"sampler": UniformSampler(num=2), "rounds": 4}
     trainer = EagerTrainer(batch_size=8, keep_optimizer_state=True)
-    module = partial(Linear, momentum=0.9)
+    module = partial(Linear, momentum=0.0 if make in PLAIN_SGD else 0.9)
     whole, history = fit(make_worker(strategy(make, **options), module=_seeded(module), trainer=trainer))
     half_way, _ = fit(make_worker(strategy(make, **options | {"rounds": 2}), module=_seeded(module), trainer=trainer))
     path = save_checkpoint(tmp_path, half_way, {"a": 1})
@@ -93,6 +96,7 @@ def test_the_state_survives_a_checkpoint(make: Make, tmp_path: Any) -> None:
         name: t.tolist() for name, t in whole.optimizer.items()
     }
     assert sorted(resumed.memory) == sorted(whole.memory)
+    assert all(torch.equal(resumed.variables[name], tensor) for name, tensor in whole.variables.items())
 
 
 def _seeded(make: Any) -> Any:
@@ -109,6 +113,10 @@ def test_the_loss_falls_on_a_toy_problem(make: Make) -> None:
 
 @every
 def test_a_module_with_everything_trains_unchanged(make: Make) -> None:
+    if make in PLAIN_SGD:
+        with pytest.raises(ValueError, match=r"plain torch\.optim\.SGD"):
+            strategy(make).check(Rich(), EagerTrainer())
+        return
     worker = make_worker(strategy(make, rounds=2), module=_seeded(Rich))
     (state, history), (again, _) = fit(worker), fit(make_worker(strategy(make, rounds=2), module=_seeded(Rich)))
     assert digest(state.vector) == digest(again.vector)
@@ -125,11 +133,10 @@ def test_rounds_are_given_and_state_is_not_changed_in_place(make: Make) -> None:
     assert torch.equal(state.vector, before)
     assert [record.round for record in history] == [1, 2]
     assert after.round == 2
-    aggregated = worker.strategy.aggregate(
-        after, Aggregate({"update": torch.ones(worker.model.layout.size).double()}, 1.0, ()), worker.model.layout
-    )
-    kept = {name: tensor.clone() for name, tensor in aggregated.optimizer.items()}
-    worker.strategy.aggregate(
-        aggregated, Aggregate({"update": torch.ones(worker.model.layout.size).double()}, 1.0, ()), worker.model.layout
-    )
-    assert all(torch.equal(aggregated.optimizer[name], tensor) for name, tensor in kept.items())
+    sizes = worker.strategy.vector_sizes(worker.model.layout)
+    ones = Aggregate({name: torch.ones(size).double() for name, size in sizes.items()}, 1.0, ())
+    aggregated = worker.strategy.aggregate(after, ones, worker.model.layout)
+    parts = {**aggregated.optimizer, **aggregated.variables}
+    kept = {name: tensor.clone() for name, tensor in parts.items()}
+    worker.strategy.aggregate(aggregated, ones, worker.model.layout)
+    assert all(torch.equal(parts[name], tensor) for name, tensor in kept.items())

@@ -1,0 +1,72 @@
+"""Trainers and callbacks that fail on purpose, for runs that are started in processes of their own."""
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import flrl.checkpoint
+from flrl.callbacks import Callback
+from flrl.trainers import EagerTrainer
+from flrl.trainers.base import ClientHalf, LocalProblem
+from flrl.types import ClientUpdate
+
+
+class FaultyTrainer(EagerTrainer):
+    """Does something bad while it trains one client in one round, until a file says that it has been done.
+
+    Args:
+        fault: "raise", "exit", "kill" (SIGKILL to itself), "stop" (SIGSTOP), "sleep", "slow" (each sleeps 0.2 s).
+        client_id: whose training.
+        round: in which round.
+        mark: a file: the fault happens only where it is not there, and is written before; null fails every time.
+    """
+
+    def __init__(
+        self, *, fault: str, client_id: int = 3, round: int = 3, mark: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.fault, self.client_id, self.round, self.mark = fault, client_id, round, mark
+
+    def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
+        if self.fault == "slow":
+            time.sleep(0.2)
+        elif (problem.task.client_id, problem.task.round) == (self.client_id, self.round) and self._due():
+            self._fail()
+        return super().fit(problem, half)
+
+    def _due(self) -> bool:
+        if self.mark is None:
+            return True
+        if Path(self.mark).exists():
+            return False
+        Path(self.mark).write_text("")
+        return True
+
+    def _fail(self) -> None:
+        if self.fault == "raise":
+            raise RuntimeError("the client's disk is full of cats")
+        if self.fault == "exit":
+            os._exit(7)
+        if self.fault in ("kill", "stop"):
+            os.kill(os.getpid(), signal.SIGKILL if self.fault == "kill" else signal.SIGSTOP)
+        time.sleep(3600 if self.fault == "sleep" else 0)
+
+
+class FullDisk(Callback):
+    """From a round on, nothing can be written into checkpoints any more, until a file says so."""
+
+    def __init__(self, *, round: int = 3, mark: str) -> None:
+        self.round, self.mark = round, mark
+
+    def on_round_start(self, round: int, cohort: Any) -> None:
+        if round == self.round and not Path(self.mark).exists():
+            Path(self.mark).write_text("")
+            flrl.checkpoint._write_synced = _no_space  # type: ignore[assignment]
+
+
+def _no_space(path: Path, data: bytes) -> None:
+    path.write_bytes(data[: len(data) // 2])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
