@@ -44,3 +44,15 @@ class EvaluateConfig:
     data_dir: str | None = None
     threads: int = 1
     device: str = "cpu"
+
+
+@dataclass
+class VerifyConfig:
+    """The top level of `conf/verify.yaml`."""
+
+    run: str = "???"
+    rounds: str | None = None
+    client: int | None = None
+    round: int | None = None
+    data_dir: str | None = None
+    backend: dict[str, Any] = field(default_factory=dict)

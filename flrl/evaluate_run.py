@@ -24,15 +24,10 @@ SHOWN_CLIENTS = 20
 def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     """What `conf/evaluate.yaml` says; returns what it writes into `evaluation.json`."""
     folder = Path(cfg.run)
-    saved = folder / ".hydra" / "config.yaml"
-    if not saved.exists():
-        raise FileNotFoundError(f"run={folder}: there is no run in this folder ({saved} is missing)")
-    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(saved))  # type: ignore[assignment]
-    if cfg.data_dir is not None and "data_dir" in config["dataset"]:
-        config["dataset"]["data_dir"] = cfg.data_dir
+    config = saved_config(folder, cfg.data_dir)
     recipe = Recipe(config)
     data = recipe.data()
-    _check_partition(folder, data)
+    check_partition(folder, data)
     model = prepare(recipe.module(), threads=cfg.threads, device=cfg.device)
     source = _load(model, folder, cfg.round)
     evaluator = Evaluator(batch_size=cfg.batch_size)
@@ -71,7 +66,19 @@ def _load(model: BoundModel, folder: Path, round: int | None) -> str:
     return path.name
 
 
-def _check_partition(folder: Path, data: FederatedData) -> None:
+def saved_config(folder: Path, data_dir: str | None) -> dict[str, Any]:
+    """The configuration of the run in a folder, with its data looked for elsewhere if that is asked for."""
+    saved = folder / ".hydra" / "config.yaml"
+    if not saved.exists():
+        raise FileNotFoundError(f"run={folder}: there is no run in this folder ({saved} is missing)")
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(saved))  # type: ignore[assignment]
+    if data_dir is not None and "data_dir" in config["dataset"]:
+        config["dataset"]["data_dir"] = data_dir
+    return config
+
+
+def check_partition(folder: Path, data: FederatedData) -> None:
+    """Raise ValueError unless a run's partition is what its configuration gives today."""
     with np.load(folder / "partition.npz") as saved:
         if str(saved["hash"]) != data.hash:
             raise ValueError(

@@ -15,9 +15,10 @@ LAYERS = [  # from the bottom; a module may import its own layer and those below
     {"instantiation"},
     {"recipe"},
     {"app", "run", "evaluate_run"},
-    {"train", "evaluate"},
+    {"verify_run"},
+    {"train", "evaluate", "verify"},
 ]
-ENTRY_POINTS = {"app", "recipe", "run", "instantiation", "evaluate_run", "train", "evaluate"}
+ENTRY_POINTS = {"app", "recipe", "run", "instantiation", "evaluate_run", "verify_run", "train", "evaluate", "verify"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""The files of a run: metrics.jsonl, clients.jsonl, partition.npz, model.safetensors, summary.json."""
+"""The files of a run: metrics, clients, digests, partition, final model, summary."""
 
 import json
 import math
@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 
 import flrl
 from flrl.callbacks.base import Callback, RunInfo
-from flrl.layout import digest
+from flrl.layout import ParameterLayout, checksum, digest
 from flrl.types import ClientReport, RoundRecord, ServerState
 
 METRICS = "metrics.jsonl"
 CLIENTS = "clients.jsonl"
+DIGESTS = "digests.jsonl"
 ERROR = "error.txt"
 _FIRST = ("test/loss", "test/accuracy", "train/loss")
 _COUNTS = ("comm/", "clients/num", "clients/rejected", "transforms/")
@@ -47,16 +48,18 @@ class RunFolder(Callback):
         (self._run.folder / ERROR).unlink(missing_ok=True)
         _replace(self._run.folder / METRICS, [row_of(record) for record in history])
         self._written = len(history)
-        if self.log_clients:
-            source = (self._run.resumed_from or self._run.folder) / CLIENTS
-            kept = [row for row in _rows(source) if row["round"] <= state.round] if state.round else []
-            _replace(self._run.folder / CLIENTS, kept)
+        for name in [DIGESTS, *([CLIENTS] if self.log_clients else [])]:
+            source = (self._run.resumed_from or self._run.folder) / name
+            kept = [row for row in read_rows(source) if row["round"] <= state.round] if state.round else []
+            _replace(self._run.folder / name, kept)
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Append the round's rows."""
         for record in history[self._written :]:
             if self.log_clients and record.reports:
                 _append(self._run.folder / CLIENTS, [client_row(record.round, report) for report in record.reports])
+            if record.round == state.round:
+                _append(self._run.folder / DIGESTS, [digest_row(record, state, self._run.model.layout)])
             _append(self._run.folder / METRICS, [row_of(record)])
             self._written += 1
 
@@ -95,6 +98,15 @@ def row_of(record: RoundRecord) -> dict[str, Any]:
     return {"round": record.round} | {n: _number(n, record.metrics[n]) for n in names} | {"digest": record.digest}
 
 
+def digest_row(record: RoundRecord, state: ServerState, layout: ParameterLayout) -> dict[str, Any]:
+    """Where to look for a difference: checksums of each parameter after a round, and of what each client sent."""
+    return {
+        "round": record.round,
+        "parameters": {entry.name: checksum([state.vector[entry.slice]]) for entry in layout.entries},
+        "clients": {str(report.client_id): report.checksum for report in record.reports},
+    }
+
+
 def client_row(round: int, report: ClientReport) -> dict[str, Any]:
     """A client's report as a row of `clients.jsonl`."""
     return {
@@ -115,7 +127,7 @@ def read_history(folder: Path, rounds: int) -> list[RoundRecord]:
         ValueError: a round's row is missing.
     """
     records = []
-    for row in _rows(folder / METRICS):
+    for row in read_rows(folder / METRICS):
         if row["round"] <= rounds:
             metrics = {n: math.nan if v is None else float(v) for n, v in row.items() if n not in ("round", "digest")}
             records.append(RoundRecord(round=row["round"], metrics=metrics, digest=row["digest"]))
@@ -131,7 +143,7 @@ def _number(name: str, value: float) -> float | int | None:
     return int(value) if name.startswith(_COUNTS) else value
 
 
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
+def read_rows(path: Path) -> Iterable[dict[str, Any]]:
     """The complete rows of a file; a kill can leave half a row at its end."""
     if path.exists():
         for line in path.read_text().splitlines(keepends=True):

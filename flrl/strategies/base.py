@@ -116,6 +116,21 @@ class Strategy(ABC):
 
     # The round loop.
 
+    def plan(self, state: ServerState, sizes: np.ndarray, seed: int) -> tuple[Broadcast, list[ClientTask]]:
+        """What the clients of the next round are sent, and their tasks.
+
+        Args:
+            state: of the server before the round.
+            sizes: training samples of every client.
+            seed: the run's seed.
+        """
+        round = state.round + 1
+        cohort = self.sampler(len(sizes), seed=seed, round=round).tolist()
+        tasks = [
+            ClientTask(round, c, int(sizes[c]), self.weight(int(sizes[c])), state.memory.get(c, {})) for c in cohort
+        ]
+        return self.broadcast(state, round, sum(task.weight for task in tasks)), tasks
+
     def fit(
         self,
         state: ServerState,
@@ -162,12 +177,8 @@ class Strategy(ABC):
     ) -> tuple[ServerState, RoundRecord]:
         started = time.perf_counter()
         round, sizes = state.round + 1, backend.sizes
-        cohort = self.sampler(len(sizes), seed=seed, round=round).tolist()
-        callbacks.on_round_start(round, cohort)
-        tasks = [
-            ClientTask(round, c, int(sizes[c]), self.weight(int(sizes[c])), state.memory.get(c, {})) for c in cohort
-        ]
-        broadcast = self.broadcast(state, round, sum(task.weight for task in tasks))
+        broadcast, tasks = self.plan(state, sizes, seed)
+        callbacks.on_round_start(round, [task.client_id for task in tasks])
         result = backend.train(broadcast, tasks, callbacks.on_client_end)
         self._check(result, round)
         result = replace(result, share=result.total_weight / self._weight_of_all(sizes))

@@ -1,0 +1,28 @@
+"""Recompute a run and compare: `python -m flrl.verify run=outputs/... backend=process`, or `flrl-verify ...`."""
+
+import sys
+
+from omegaconf import DictConfig
+
+from flrl.app import arranged, run_app
+from flrl.backends.world import attend, prepare
+from flrl.config import VerifyConfig
+
+
+def verify(cfg: DictConfig) -> None:
+    """Verify as configured; ends the process with code 1 if something differs."""
+    prepare(cfg.backend.get("_target_", ""))
+    from flrl.verify_run import verify_run
+
+    if not verify_run(cfg):
+        sys.exit(1)
+
+
+def main() -> None:
+    """The console script `flrl-verify`."""
+    sys.argv[1:] = arranged(sys.argv[1:])
+    attend(lambda: run_app(verify, config_name="verify", schema=VerifyConfig))
+
+
+if __name__ == "__main__":
+    main()
