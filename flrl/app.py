@@ -136,7 +136,16 @@ def arranged(arguments: list[str]) -> list[str]:
         options += [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
     keys = {_key(override) for override in overrides}
     earlier = [str(override) for override in OmegaConf.load(saved / "overrides.yaml")]
-    return options + [override for override in earlier if _key(override) not in keys] + overrides
+    return options + [override for override in earlier if not _replaced(_key(override), keys)] + overrides
+
+
+def _replaced(key: str, keys: set[str]) -> bool:
+    """Whether new overrides take the place of an earlier one.
+
+    Another backend comes with settings of its own; only those that all backends have, and bits depend on, stay.
+    """
+    of_backend = key.startswith("backend.") and key not in ("backend.threads", "backend.device")
+    return key in keys or ("backend" in keys and of_backend)
 
 
 _OPTIONS_WITH_VALUE = (

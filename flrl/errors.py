@@ -24,7 +24,7 @@ class ClientError(FlrlError):
 
 
 class WorkerError(FlrlError):
-    """A worker process ended, does not answer, or raised outside of any client's training.
+    """A worker ended, does not answer, or raised outside of any client's training.
 
     Attributes:
         traceback: where it raised, as text.

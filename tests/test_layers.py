@@ -43,6 +43,13 @@ def test_imports_point_down() -> None:
     assert up == []
 
 
+def test_only_backends_and_entry_points_know_of_other_processes() -> None:
+    knowing = {a for a, b in imports() if b.split(".")[0] in ("mpi4py", "multiprocessing")}
+    assert knowing == {"backends"}
+    mentioning = {path.relative_to(ROOT).parts[0] for path in ROOT.rglob("*.py") if "MPI" in path.read_text()}
+    assert {part.removesuffix(".py") for part in mentioning} <= {"backends"} | ENTRY_POINTS
+
+
 def test_only_entry_points_know_hydra_and_omegaconf() -> None:
     knowing = {a for a, b in imports() if b.split(".")[0] in ("hydra", "omegaconf")}
     assert knowing <= ENTRY_POINTS

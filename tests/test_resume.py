@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 POINTS = [f"training:{round}" for round in (1, 2, 3, 4, 5)]
 POINTS += ["metrics:1", "metrics:4", "checkpoint:1", "checkpoint:4", "rename:3", "pruning:5", "summary:1"]
@@ -179,3 +181,13 @@ def test_a_logger_that_is_refused_does_not_stick(cli: Any, monkeypatch: pytest.M
     assert cli(*RUN, "hydra.run.dir=run").code == 0
     assert "needs an API key" in cli("resume=run", "logger=wandb").err
     assert cli("resume=run", "strategy.rounds=4").code == 0
+
+
+def test_another_backend_does_not_inherit_settings_that_it_does_not_have(cli: Any) -> None:
+    mpi = ("backend=mpi", "backend.dealing=random", "backend.threads=2")
+    assert cli(*RUN, *mpi, "hydra.run.dir=run").code == 0
+    done = cli("resume=run", "backend=serial", "strategy.rounds=4")
+    torch.set_num_threads(1)
+    assert (done.code, done.err) == (0, "")
+    config = yaml.safe_load(Path("run/.hydra/config.yaml").read_text())
+    assert config["backend"] == {"_target_": "flrl.backends.SerialBackend", "threads": 2, "device": "cpu"}

@@ -58,7 +58,7 @@ class TensorSource:
     Attributes:
         inputs: as given.
         targets: as given.
-        kept_limit: bytes of prepared inputs that may be kept; copies in several processes should share it out.
+        kept_limit: bytes of prepared inputs that may be kept; copies on one machine should share it out.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ class LightningTrainer(Trainer):
             "num_sanity_val_steps": 0,
             "limit_val_batches": 0,
             "use_distributed_sampler": False,
-            # Otherwise Lightning looks for Slurm and MPI, and would take a client for one rank of its own job.
+            # Otherwise Lightning looks for a cluster's environment, and would take a client for a part of its own job.
             "plugins": [importlib.import_module(f"{package}.plugins.environments").LightningEnvironment()],
         }
         return importlib.import_module(package).Trainer(**(options | self.trainer_options))
