@@ -5,7 +5,7 @@ import sys
 from omegaconf import DictConfig
 
 from flrl.app import arranged, run_app
-from flrl.backends.world import attend
+from flrl.backends.launch import attend
 from flrl.config import EvaluateConfig
 
 

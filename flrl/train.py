@@ -8,13 +8,13 @@ import sys
 from omegaconf import DictConfig
 
 from flrl.app import arranged, run_app
-from flrl.backends.world import attend
+from flrl.backends.launch import attend
 from flrl.config import TrainConfig
 
 
 def train(cfg: DictConfig) -> float | None:
     """One run; returns the metric that `optimized_metric` names, for sweepers."""
-    from flrl.backends.world import prepare
+    from flrl.backends.launch import prepare
 
     prepare(cfg.backend.get("_target_", ""))
     from flrl.run import run

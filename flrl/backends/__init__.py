@@ -1,6 +1,6 @@
 """Where clients train: in this process, in several, or under MPI.
 
-What a backend needs is imported when its class is asked for, so that an entry point can look at `world` first.
+What a backend needs is imported when its class is asked for, so that an entry point can look at `launch` first.
 """
 
 from importlib import import_module

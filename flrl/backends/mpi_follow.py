@@ -46,9 +46,9 @@ class Setup:
     timeout_s: float | None
 
 
-def follow(here: World) -> None:
-    """Serve process 0 until it sends None."""
-    link = MpiLink(here)
+def follow(here: World, first: Content) -> None:
+    """Serve process 0, from its first message until it sends None."""
+    link = MpiLink(here, first)
     while not link.ended:
         setup, _, _ = link.receive()
         if isinstance(setup, Setup):
@@ -56,7 +56,7 @@ def follow(here: World) -> None:
             log_into(None if setup.folder is None else setup.folder / f"rank{here.comm.rank}.log")
             _serve_run(setup, here, link)
             if witness is not None:
-                witness.over.set()
+                witness.close()
 
 
 def _serve_run(setup: Setup, here: World, link: MpiLink) -> None:
@@ -91,22 +91,29 @@ def _data(setup: Setup, here: World) -> tuple[FederatedData, SharedObject | None
 
 
 class _Witness:
-    """Says, until the event `over` is set, what process 0 cannot say itself: that it has died, or does not go on.
+    """Says, until it is closed, what process 0 cannot say itself: that it has died, or does not go on.
 
     It has to be on the same machine, and to be made before standard error becomes a log file.
     """
 
     def __init__(self, setup: Setup, here: World) -> None:
-        self.over = threading.Event()
+        self._over = threading.Event()
         self._setup, self._here = setup, here
         self._terminal = launchers_stderr()
-        self._status = Reader().buffer(setup.status, 16).view(torch.int64)
-        threading.Thread(target=self._watch, name="witness", daemon=True).start()
+        # As an array: a thread that is inside of torch when the process ends takes it down with SIGABRT.
+        self._status = Reader().buffer(setup.status, 16).view(torch.int64).numpy()
+        self._thread = threading.Thread(target=self._watch, name="witness", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._over.set()
+        self._thread.join()
 
     def _watch(self) -> None:
         limit = self._setup.timeout_s
         doing, since = self._status.tolist(), time.monotonic()
-        while not self.over.wait(LOOK_EVERY_S):
+        while not self._over.wait(LOOK_EVERY_S):
             if not alive(self._setup.leader):
                 self._say("has ended")
                 break

@@ -159,10 +159,10 @@ class MpiHub:
 class MpiLink:
     """The line of another process to process 0."""
 
-    def __init__(self, here: World) -> None:
+    def __init__(self, here: World, first: Content) -> None:
         self._comm = here.comm
         self._common: dict[str, Tensor] = {}
-        self._next: Any = None
+        self._next: Content | None = first
         self.ended = False
 
     def receive(self) -> tuple[Any, Tensors, Tensors]:

@@ -211,6 +211,8 @@ def _open(reader: Reader, letter: Letter) -> dict[str, Tensor]:
 
 def _run(start: _Start, line: Connection) -> None:
     """A worker process from its beginning to its end."""
+    # Spawning has made that the way for all processes to come: loaders of a DataLoader would import torch each time.
+    multiprocessing.set_start_method(None, force=True)
     parent = multiprocessing.parent_process()
     die_with_parent(None if parent is None else parent.pid)
     log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")

@@ -1,20 +1,12 @@
-"""The MPI world that this process was started in, if any, and how an entry point runs in it.
-
-Process 0 runs the entry point: Hydra, files, loggers. The others wait until it asks for them and serve until it ends;
-whatever happens, none is left waiting. Imports nothing heavy, so that `--help` is as fast as without MPI.
-"""
+"""The MPI world that this process was started in, if any. Imports nothing heavy."""
 
 import os
-import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from flrl.backends.watch import die_with_parent
 from flrl.errors import FlrlError
 
 if TYPE_CHECKING:
@@ -22,9 +14,7 @@ if TYPE_CHECKING:
 
 DOWN, UP, DATA = 1, 2, 3
 """Tags: messages from process 0, messages to it, tensors beside either."""
-PREPARE = "prepare"
 _LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PALS_SIZE")
-_GOODBYE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,94 +82,6 @@ def _announced() -> int:
     if "PMIX_RANK" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
         sizes.append(os.environ["SLURM_STEP_NUM_TASKS"])
     return int(sizes[0]) if sizes else 1
-
-
-def attend(app: Callable[[], None]) -> None:
-    """Run an entry point: as it is in a process that is alone, in process 0 of several, while the others serve it."""
-    try:
-        here = world()
-    except FlrlError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    if here is None:
-        app()
-    elif here.comm.rank == 0:
-        _lead(here.comm, app)
-    else:
-        _follow(here)
-
-
-def prepare(backend: str) -> None:
-    """Let the other processes import what they will need while this one does; says so if they will not be needed.
-
-    Args:
-        backend: the `_target_` of the backend's configuration.
-    """
-    here = world()
-    if here is None:
-        return
-    if backend.endswith(".MpiBackend"):
-        for rank in range(1, here.comm.size):
-            here.comm.send(Content(PREPARE), rank, DOWN)
-    else:
-        idle = f"{here.comm.size - 1} of {here.comm.size} MPI processes"
-        print(f"{idle} have nothing to do: backend=mpi would use them", file=sys.stderr)
-
-
-def _lead(comm: "MPI.Comm", app: Callable[[], None]) -> None:
-    # Launchers put a terminal of their own between us and the user's, which may be a file: no live bars for rich.
-    os.environ.setdefault("TTY_COMPATIBLE", "0")
-    code: Any = 1
-    try:
-        app()
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-    code = code if isinstance(code, int) else int(code is not None)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if not _dismiss(comm, _GOODBYE_S if code else 20 * _GOODBYE_S):
-        comm.Abort(code or 1)
-    sys.exit(code)
-
-
-def _dismiss(comm: "MPI.Comm", seconds: float) -> bool:
-    """Tell the others to end; whether all of them said goodbye in time."""
-    requests = [comm.isend(Content(None), rank, DOWN) for rank in range(1, comm.size)]
-    left, until = set(range(1, comm.size)), time.monotonic() + seconds
-    pause = Pause()
-    while left and time.monotonic() < until:
-        if not comm.iprobe(tag=UP):
-            pause()
-            continue
-        from mpi4py import MPI
-
-        status = MPI.Status()
-        message = comm.recv(tag=UP, status=status)
-        if message is None:
-            left.discard(status.source)
-    for request in requests:
-        if not left:
-            request.wait()
-    return not left
-
-
-def _follow(here: World) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # process 0 answers these for all
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent()
-    try:
-        if wait_for_message(here.comm).message is not None:
-            from flrl.backends.mpi_follow import follow
-
-            follow(here)
-        here.comm.send(None, 0, UP)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        here.comm.Abort(1)
 
 
 def wait_for_message(comm: "MPI.Comm") -> Content:

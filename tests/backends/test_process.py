@@ -1,0 +1,184 @@
+"""The process backend on toys: the same bits as the serial one, whatever a module, a dataset or a strategy brings."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from flrl.backends import ProcessBackend, SerialBackend, Worker
+from flrl.backends.worker import prepare
+from flrl.callbacks import Callbacks
+from flrl.data import DatasetSource, FederatedData, Splits
+from flrl.errors import ClientError, WorkerError
+from flrl.evaluation import Evaluator
+from flrl.layout import digest
+from flrl.sampling import UniformSampler
+from flrl.strategies import FedAvg, Scaffold
+from flrl.trainers import EagerTrainer
+from tests.toys import Linear, Rich, blobs, blocks
+
+SIZES = (20, 30, 40, 5, 15)
+
+
+class Noisy(Dataset[Any]):
+    """Samples with random noise, and a lambda that cannot be pickled where that is asked for."""
+
+    def __init__(self, *, unpicklable: bool) -> None:
+        self.source = blobs(sum(SIZES))
+        self.targets = self.source.targets
+        self.change = (lambda x: x) if unpicklable else None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source.inputs[index] + 0.1 * torch.randn(5), int(self.targets[index])
+
+
+class WithHook(Rich):
+    """Its evaluation cannot be divided."""
+
+    def on_test_epoch_end(self) -> None:
+        self.log("test/hook", 1.0)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A recipe."""
+
+    module: Any = Linear
+    source: str = "tensors"
+    scaffold: bool = False
+    loader_workers: int = 0
+    rounds: int = 3
+    fail: bool = False
+
+    def data(self) -> FederatedData:
+        source: Any = blobs(sum(SIZES))
+        if self.source != "tensors":
+            source = DatasetSource(Noisy(unpicklable=self.source == "unpicklable"), num_workers=self.loader_workers)
+        return FederatedData(Splits(source, blobs(60, seed=8)), blocks(SIZES), seed=0, holdout=0.2)
+
+    def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
+        if self.fail and os.environ.get("FLRL_PARENT") != str(os.getpid()):
+            raise ValueError("no luck here")
+        torch.manual_seed(0)
+        server = partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+        options: dict[str, Any] = {"rounds": self.rounds, "sampler": UniformSampler(num=3), "server_optimizer": server}
+        strategy = Scaffold(**options) if self.scaffold else FedAvg(**options)
+        trainer = EagerTrainer(batch_size=8, shuffle=True, local_epochs=2, keep_optimizer_state=not self.scaffold)
+        evaluator = Evaluator(batch_size=7, clients_every=0 if self.loader_workers else 1)
+        return Worker(prepare(self.module(), threads=threads, device=device), data, trainer, strategy, evaluator, 0)
+
+
+def run(backend: Any, toy: Toy) -> dict[str, Any]:
+    worker = toy.worker(backend.share(toy.data()), threads=1, device="cpu")
+    try:
+        backend.start(worker, toy)
+        layout = worker.model.layout
+        state, history = worker.strategy.fit(
+            worker.strategy.initialize(worker.model.vector.clone(), layout),
+            backend=backend, layout=layout, seed=0, callbacks=Callbacks(),
+        )  # fmt: skip
+    finally:
+        backend.close()
+    return {
+        "digests": [record.digest for record in history],
+        "metrics": [{k: v for k, v in r.metrics.items() if not k.startswith("time/")} for r in history],
+        "reports": [[(r.client_id, r.checksum, r.metrics) for r in record.reports] for record in history],
+        "memory": {c: {n: t.tolist() for n, t in m.items()} for c, m in state.memory.items()},
+        "state": digest(state.vector),
+    }
+
+
+@pytest.mark.parametrize(
+    "toy",
+    [
+        Toy(module=Rich),
+        Toy(scaffold=True),
+        Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1),
+        Toy(source="unpicklable"),
+    ],
+    ids=["rich", "scaffold", "dataset with loader workers", "unpicklable dataset"],
+)
+def test_the_same_bits_as_serial(toy: Toy) -> None:
+    expected = run(SerialBackend(), toy)
+    assert len(expected["metrics"][0]) >= 6
+    assert run(ProcessBackend(workers=2, dealing="random"), toy) == expected
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[ProcessBackend]:
+    backend, toy = ProcessBackend(workers=2), Toy()
+    backend.start(toy.worker(backend.share(toy.data()), threads=1, device="cpu"), toy, folder=tmp_path)
+    yield backend
+    backend.close()
+
+
+def test_a_worker_that_waits_does_not_keep_a_core_busy_and_ends_with_the_backend(
+    backend: ProcessBackend, tmp_path: Path
+) -> None:
+    workers = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    assert len(workers) == 2
+    before = [sum(process.cpu_times()[:2]) for process in workers]
+    time.sleep(2)
+    assert sum(sum(process.cpu_times()[:2]) for process in workers) - sum(before) < 0.2
+    backend.close()
+    assert not any(process.is_running() for process in workers)
+    assert sorted(path.name for path in tmp_path.glob("*.log")) == ["worker0.log", "worker1.log"]
+
+
+def test_a_worker_that_cannot_be_made_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLRL_PARENT", str(os.getpid()))
+    with pytest.raises(WorkerError, match=r"^start, worker \d \(process \d+\): ValueError: no luck here$"):
+        run(ProcessBackend(workers=1), Toy(fail=True))
+
+
+class Failing(Linear):
+    """Raises in the training of a client with five samples."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.num_training_batches == 1:
+            raise RuntimeError("no")
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_failing_client_has_its_traceback() -> None:
+    expected = r"^client 3, round \d, worker \d \(process \d+\): RuntimeError: no$"
+    with pytest.raises(ClientError, match=expected) as error:
+        run(ProcessBackend(workers=2), Toy(module=Failing))
+    assert "training_step" in error.value.traceback
+    assert error.value.client_id == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, r"backend\.workers=0: must be at least 1, or null"),
+        ({"timeout_s": 0.0}, r"backend\.timeout_s=0\.0: must be positive, or null"),
+        ({"threads": 0}, r"backend\.threads=0: must be at least 1"),
+        ({"dealing": "fair"}, r"backend\.dealing='fair': must be 'longest_first' or 'random'"),
+    ],
+)
+def test_settings_are_checked(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProcessBackend(**options)
+
+
+def test_workers_are_no_more_than_a_cohort_has_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("flrl.backends.process._cores", lambda: 64)
+    monkeypatch.setattr("flrl.backends.process._ProcessHub", started.append)
+    toy = Toy()
+    ProcessBackend().connect(toy.worker(toy.data(), threads=1, device="cpu"), toy, None)
+    assert len(started[0]) == 3
+    assert np.unique([start.processes for start in started[0]]).tolist() == [3]
