@@ -69,8 +69,8 @@ def save_checkpoint(folder: Path, state: ServerState, identity: Mapping[str, Any
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    for path in list_checkpoints(folder)[:-keep]:
+    """Delete all but the newest `keep` checkpoints, and what a process that was killed has left half-written."""
+    for path in [*list_checkpoints(folder)[:-keep], *(folder / "checkpoints").glob(".round-*.partial")]:
         shutil.rmtree(path)
 
 

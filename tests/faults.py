@@ -11,14 +11,15 @@ import flrl.checkpoint
 from flrl.callbacks import Callback
 from flrl.trainers import EagerTrainer
 from flrl.trainers.base import ClientHalf, LocalProblem
-from flrl.types import ClientUpdate
+from flrl.types import ClientTask, ClientUpdate
 
 
 class FaultyTrainer(EagerTrainer):
     """Does something bad while it trains one client in one round, until a file says that it has been done.
 
     Args:
-        fault: "raise", "exit", "kill" (SIGKILL to itself), "stop" (SIGSTOP), "sleep", "slow" (each sleeps 0.2 s).
+        fault: "raise", "exit", "kill" (SIGKILL to itself), "stop" (SIGSTOP), "sleep"; in all rounds: "always" raises,
+            "slow" lets every client sleep for 0.2 s.
         client_id: whose training.
         round: in which round.
         mark: a file: the fault happens only where it is not there, and is written before; null fails every time.
@@ -32,10 +33,13 @@ class FaultyTrainer(EagerTrainer):
 
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         if self.fault == "slow":
-            time.sleep(0.2)
-        elif (problem.task.client_id, problem.task.round) == (self.client_id, self.round) and self._due():
+            time.sleep(0.0 if self.mark is not None and Path(self.mark).exists() else 0.2)
+        elif self._here(problem.task) and self._due():
             self._fail()
         return super().fit(problem, half)
+
+    def _here(self, task: ClientTask) -> bool:
+        return task.client_id == self.client_id and (task.round == self.round or self.fault == "always")
 
     def _due(self) -> bool:
         if self.mark is None:
@@ -46,7 +50,7 @@ class FaultyTrainer(EagerTrainer):
         return True
 
     def _fail(self) -> None:
-        if self.fault == "raise":
+        if self.fault in ("raise", "always"):
             raise RuntimeError("the client's disk is full of cats")
         if self.fault == "exit":
             os._exit(7)
@@ -64,7 +68,7 @@ class FullDisk(Callback):
     def on_round_start(self, round: int, cohort: Any) -> None:
         if round == self.round and not Path(self.mark).exists():
             Path(self.mark).write_text("")
-            flrl.checkpoint._write_synced = _no_space  # type: ignore[assignment]
+            flrl.checkpoint._write_synced = _no_space
 
 
 def _no_space(path: Path, data: bytes) -> None:

@@ -68,5 +68,5 @@ class WeightedMean:
         weight = total[-1]
         if float(weight) == 0.0:
             return {}, 0.0
-        means = torch.split(total[:-1] / weight, list(self.sizes.values()))
+        means = torch.split(total[:-1].div_(weight), list(self.sizes.values()))
         return dict(zip(self.sizes, means, strict=True)), float(weight) / self.scale

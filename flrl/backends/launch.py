@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flrl.backends.watch import die_with_parent
-from flrl.backends.world import DOWN, UP, Content, Pause, World, wait_for_message, world
+from flrl.backends.world import DATA, DOWN, UP, Content, Pause, World, wait_for_message, world
 from flrl.errors import FlrlError
 
 if TYPE_CHECKING:
@@ -89,9 +89,11 @@ def _dismiss(comm: "MPI.Comm", seconds: float) -> bool:
         message = comm.recv(tag=UP, status=status)
         if message is None:
             left.discard(status.source)
+        elif message[1].nbytes:  # its sender waits until the tensors that belong to it have been taken
+            requests.append(comm.Irecv(bytearray(message[1].nbytes), status.source, DATA))
     for request in requests:
         if not left:
-            request.wait()
+            request.Wait()
     return not left
 
 

@@ -63,7 +63,7 @@ class PoolBackend(ABC):
     @property
     @abstractmethod
     def workers_here(self) -> Sequence[int]:
-        """The controller's own number as a worker that trains, or nothing."""
+        """The controller's own number as a worker that trains, alone, or nothing."""
 
     @abstractmethod
     def share(self, data: FederatedData) -> FederatedData:
@@ -136,12 +136,11 @@ class PoolBackend(ABC):
         job = self._new_job(f"round {broadcast.round}", self.timeout_s, on_report)
         self._send_tasks(job, broadcast, hands)
         sizes = self._worker.strategy.vector_sizes(self._worker.model.layout)
-        accumulator = WeightedMean(sizes, total_weight=broadcast.total_weight)
-        for own in self.workers_here:
-            accumulator.merge(self._train_here(job, own, broadcast, hands[own]))
+        folded = [self._train_here(job, own, broadcast, hands[own]) for own in self.workers_here]
+        accumulator = folded[0] if folded else WeightedMean(sizes, total_weight=broadcast.total_weight)
         job.finish()
-        for bound, pending in job.sums:
-            accumulator.sum.expect(bound, pending)
+        accumulator.sum.expect(sum(bound for bound, _ in job.sums), sum(pending for _, pending in job.sums))
+        accumulator.sum.parts = accumulator.sum.parts.cpu()
         self._hub_now.reduce(accumulator.sum.parts)
         means, total_weight = accumulator.result()
         return Aggregate(means, total_weight, tuple(job.reports[task.client_id] for task in tasks))

@@ -48,13 +48,12 @@ class FedAvg(Strategy):
 
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
         """One optimizer step on the pseudo-gradient."""
-        mean = aggregate.means["update"]
-        vector = state.vector.to(torch.float64, copy=True)
-        trainable = vector[: layout.num_trainable].clone().requires_grad_()
-        trainable.grad = -mean[: layout.num_trainable]
+        stepped, averaged = slice(layout.num_trainable), slice(layout.num_trainable, None)
+        mean, vector = aggregate.means["update"], state.vector.to(torch.float64, copy=True)
+        trainable = vector[stepped].requires_grad_()  # a view: the optimizer steps the vector itself
+        trainable.grad = -mean[stepped]
         optimizer = self.server_optimizer([trainable])
         restore_optimizer(optimizer, state.optimizer, prefix="")
         optimizer.step()
-        vector.add_(mean)
-        vector[: layout.num_trainable] = trainable.detach()
+        vector[averaged].add_(mean[averaged])
         return replace(state, vector=vector.to(layout.dtype), optimizer=optimizer_tensors(optimizer, prefix=""))
