@@ -9,7 +9,8 @@ digest, every row of metrics.jsonl without `time/*`, every row of clients.jsonl.
 
 The run is small but has all that a checkpoint must hold: cohorts drawn by round, a server optimizer with momentum,
 clients that keep theirs, batch orders. Runs on `serial` are forks of a process that has paid for the imports;
-`process` and `mpi` start as a user starts them. Three kills of five are on `serial`, where most of the time is rounds.
+`process` and `mpi` start as a user starts them. Three kills and resumes of five are on `serial`, where rounds take most
+of the time; on the others imports do.
 """
 
 import argparse
@@ -76,13 +77,13 @@ class Kill:
 
 
 class Chaos:
-    """A launcher of runs, the undisturbed outcome and how long each backend takes to it."""
+    """A launcher of runs, the backends in their turns, the undisturbed outcome and how long each takes to it."""
 
-    def __init__(self, launcher: Launcher, folder: Path, backends: Sequence[str], seed: int) -> None:
-        self.launcher, self.folder, self.backends, self.seed = launcher, folder, backends, seed
+    def __init__(self, launcher: Launcher, folder: Path, turns: Sequence[str], seed: int) -> None:
+        self.launcher, self.folder, self.turns, self.seed = launcher, folder, turns, seed
         self.seconds: dict[str, float] = {}
         self.expected = self.undisturbed("serial")
-        for backend in set(backends) - {"serial"}:
+        for backend in sorted(set(turns) - {"serial"}):
             if found := differences(self.undisturbed(backend), self.expected):
                 sys.exit(f"undisturbed runs on serial and {backend} differ: {found}")
 
@@ -113,7 +114,7 @@ class Chaos:
             struck, rounds = time.monotonic(), newest(folder)
             run.wait()
             gone_s = time.monotonic() - struck
-        resumed_on = "" if run.code == 0 else str(rng.choice(self.backends))
+        resumed_on = "" if run.code == 0 else str(rng.choice(self.turns))
         found = [f"{gone_s:.0f} s until all had ended"] if gone_s > GONE_WITHIN_S and target else []
         if resumed_on:
             with self.start(resumed_on, folder, "resume=auto") as run:
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     turns = [name for name in BACKENDS if name in backends for _ in range(BACKENDS[name][2])]
     launcher, kills = Launcher(), []
     with tempfile.TemporaryDirectory(prefix="flrl-chaos-") as folder:
-        chaos = Chaos(launcher, Path(folder), backends, options.seed)
+        chaos = Chaos(launcher, Path(folder), turns, options.seed)
         lengths = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in chaos.seconds.items())
         print(f"undisturbed: {lengths}; digest {chaos.expected['digest']}", flush=True)
         for number, backend in enumerate(islice(cycle(turns), options.kills), 1):

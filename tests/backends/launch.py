@@ -24,7 +24,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 MPIEXEC = shutil.which("mpiexec") or str(Path(sys.executable).with_name("mpiexec"))
-LIMIT_S = 90.0
+LIMIT_S = 150.0
 """Longest that anything here is waited for; then all processes of the run are killed and the test fails."""
 _MARK = "FLRL_TESTED_RUN"
 
