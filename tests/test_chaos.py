@@ -7,7 +7,6 @@ import pytest
 
 from benchmarks.chaos import main
 
-
 WITH_MPI = pytest.param(("serial", "process", "mpi"), marks=pytest.mark.mpi)
 
 
