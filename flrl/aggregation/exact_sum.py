@@ -11,19 +11,18 @@ import math
 import torch
 from torch import Tensor
 
+from flrl.aggregation.kernel import fold
+
 HIGH_QUANTUM = 2.0**-24
 LOW_QUANTUM = 2.0**-64
 LIMIT = 2.0**27
 """Largest sum of absolute values that can be accumulated."""
 
 # Adding and subtracting 1.5 * 2^52 quanta rounds a float64 to a multiple of the quantum, half to even.
-# As tensors without dimensions: torch would make one of a float in every call, which costs as much as a short addition.
-_ROUND_HIGH = torch.tensor(1.5 * 2.0**52 * HIGH_QUANTUM, dtype=torch.float64)
-_ROUND_LOW = torch.tensor(1.5 * 2.0**52 * LOW_QUANTUM, dtype=torch.float64)
+_ROUND_HIGH = 1.5 * 2.0**52 * HIGH_QUANTUM
+_ROUND_LOW = 1.5 * 2.0**52 * LOW_QUANTUM
 # A low part is at most 2^39 quanta, so 2^13 of them stay within 2^52.
 _MAX_PENDING = 2**12
-# Elements handled at a time: the calls cost little beside the arithmetic, and the temporaries (1 MiB) stay in a cache.
-_BLOCK = 65536
 # The bound on the sum is kept as an integer number of these, so that it does not depend on order either.
 _BOUND_UNIT = 2.0**-20
 
@@ -54,7 +53,6 @@ class ExactSum:
         self.parts = torch.zeros(2, size, dtype=torch.float64, device=device)
         self.bound = 0
         self.pending = 0
-        self._scratch = torch.empty(2, min(size, _BLOCK), dtype=torch.float64, device=device)
 
     def add(self, vector: Tensor, weight: float = 1.0, *, start: int = 0) -> None:
         """Add `weight * vector` to the elements from `start` on.
@@ -67,14 +65,12 @@ class ExactSum:
         if not math.isfinite(largest):
             raise ValueError("a value to be summed is not finite")
         self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")
-        factor = torch.tensor(weight, dtype=torch.float64)
-        highs, lows = (torch.split(part[start : start + vector.numel()], _BLOCK) for part in self.parts)
-        for values, total_high, total_low in zip(torch.split(vector.detach(), _BLOCK), highs, lows, strict=True):
-            block, high = (scratch[: values.numel()] for scratch in self._scratch)
-            torch.mul(values.to(torch.float64), factor, out=block)
-            torch.add(block, _ROUND_HIGH, out=high).sub_(_ROUND_HIGH)
-            total_high.add_(high)
-            total_low.add_(block.sub_(high).add_(_ROUND_LOW).sub_(_ROUND_LOW))
+        values = vector.detach().reshape(-1).to(torch.float64)
+        highs, lows = (part[start : start + values.numel()] for part in self.parts)
+        if values.device.type == highs.device.type == "cpu":
+            fold(_ROUND_HIGH, _ROUND_LOW)(values.contiguous().numpy(), weight, highs.numpy(), lows.numpy())
+        else:
+            _fold(values.to(highs.device), weight, highs, lows)
 
     def merge(self, other: "ExactSum") -> None:
         """Add all that another accumulator of the same size holds.
@@ -109,6 +105,14 @@ class ExactSum:
     def value(self) -> Tensor:
         """The sum, rounded once to float64; shape `[size]`."""
         return self.parts[0] + self.parts[1]
+
+
+def _fold(values: Tensor, weight: float, highs: Tensor, lows: Tensor) -> None:
+    """What the compiled loop does, operation by operation, on any device."""
+    values = values * weight
+    rounded = torch.add(values, _ROUND_HIGH).sub_(_ROUND_HIGH)
+    highs.add_(rounded)
+    lows.add_(values.sub_(rounded).add_(_ROUND_LOW).sub_(_ROUND_LOW))
 
 
 def largest_magnitude(vector: Tensor) -> float:

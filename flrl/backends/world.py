@@ -108,7 +108,7 @@ def launchers_stderr() -> int:
 
 
 class Pause:
-    """Sleeps a little longer each time, up to a millisecond, and to ten after a while: MPI itself waits by spinning."""
+    """Sleeps a little longer each time, up to ten milliseconds: MPI itself waits by spinning."""
 
     def __init__(self) -> None:
         self._seconds = 2e-5
@@ -118,4 +118,5 @@ class Pause:
         """Sleep."""
         time.sleep(self._seconds)
         self._total += self._seconds
-        self._seconds = min(self._seconds * 1.5, 1e-3 if self._total < 2 else 1e-2)
+        longest = 2e-4 if self._total < 0.1 else 1e-3 if self._total < 2 else 1e-2
+        self._seconds = min(self._seconds * 1.5, longest)
