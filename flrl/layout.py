@@ -142,10 +142,14 @@ class BoundModel:
             else:
                 tensor.data.copy_(view)
 
-    def load(self, vector: Tensor) -> None:
+    def load(self, vector: Tensor, *, channels_last: bool = False) -> None:
         """Set the model to a vector, and everything outside of it to what it was when the module was bound.
 
         Gradients are dropped. After this, nothing of an earlier client is left in the module.
+
+        Args:
+            vector: shape `[layout.size]`.
+            channels_last: store parameters of four dimensions that way; they are no views of `self.vector` then.
         """
         self.layout.check(vector)
         self.vector.copy_(vector)
@@ -156,6 +160,8 @@ class BoundModel:
             parameter.requires_grad_(True)
         for tensor in self._tensors:
             tensor.grad = None
+            if channels_last and tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
     def read(self) -> Tensor:
         """The model as it is now: `vector` itself, brought up to date where a tensor is no view of it.

@@ -3,5 +3,6 @@
 from flrl.trainers.base import ClientHalf, LocalProblem, Trainer
 from flrl.trainers.eager import EagerTrainer
 from flrl.trainers.lightning import LightningTrainer
+from flrl.trainers.traced import TracedTrainer
 
-__all__ = ["ClientHalf", "EagerTrainer", "LightningTrainer", "LocalProblem", "Trainer"]
+__all__ = ["ClientHalf", "EagerTrainer", "LightningTrainer", "LocalProblem", "TracedTrainer", "Trainer"]

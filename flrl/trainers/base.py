@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from flrl.data.sources import Source
 from flrl.layout import BoundModel
@@ -77,6 +78,7 @@ class Trainer(ABC):
         gradient_clip_val: clip gradients to this norm or value; null does not clip.
         gradient_clip_algorithm: "norm" or "value".
         precision: "32-true", or "bf16-mixed" for bfloat16 autocast.
+        memory_format: "contiguous", or "channels_last" for images and the weights of convolutions.
         keep_optimizer_state: clients remember their optimizer's state (momentum) until they next take part.
     """
 
@@ -90,6 +92,7 @@ class Trainer(ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
+        memory_format: Literal["contiguous", "channels_last"] = "contiguous",
         keep_optimizer_state: bool = False,
     ) -> None:
         for name, value in (("local_epochs", local_epochs), ("batch_size", batch_size)):
@@ -103,6 +106,8 @@ class Trainer(ABC):
             raise ValueError(f"trainer.gradient_clip_algorithm={gradient_clip_algorithm!r}: must be 'norm' or 'value'")
         if precision not in ("32-true", "bf16-mixed"):
             raise ValueError(f"trainer.precision={precision!r}: must be '32-true' or 'bf16-mixed'")
+        if memory_format not in ("contiguous", "channels_last"):
+            raise ValueError(f"trainer.memory_format={memory_format!r}: must be 'contiguous' or 'channels_last'")
         self.local_epochs = local_epochs
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -110,6 +115,7 @@ class Trainer(ABC):
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.precision = precision
+        self.memory_format = memory_format
         self.keep_optimizer_state = keep_optimizer_state
 
     @abstractmethod
@@ -119,6 +125,16 @@ class Trainer(ABC):
     @abstractmethod
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         """Train the client from the broadcast vector on; the difference of parameters is its update."""
+
+    def load(self, problem: LocalProblem) -> None:
+        """Set the worker's model to the broadcast vector, in this engine's memory format."""
+        problem.model.load(problem.broadcast.vector, channels_last=self.memory_format == "channels_last")
+
+    def formatted(self, batch: Any) -> Any:
+        """A batch in this engine's memory format."""
+        if self.memory_format == "contiguous":
+            return batch
+        return tree_map_only(Tensor, _channels_last, batch)
 
     def lr_factor(self, problem: LocalProblem) -> float:
         """What this round's learning rates are multiplied by."""
@@ -136,7 +152,7 @@ class Trainer(ABC):
         """One local epoch's batches, each with its number of samples."""
         indices = self.epoch_indices(problem, epoch)
         for start, batch in enumerate(problem.source.batches(indices, self.batch_size, again=not self.shuffle)):
-            yield batch, min(self.batch_size, len(indices) - start * self.batch_size)
+            yield self.formatted(batch), min(self.batch_size, len(indices) - start * self.batch_size)
 
     def num_batches(self, problem: LocalProblem) -> int:
         """Batches of one local epoch."""
@@ -206,9 +222,16 @@ def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 def seed_generators(seed: int) -> None:
     """Seed torch's, NumPy's and Python's global generators."""
-    torch.manual_seed(seed)
+    # Not `torch.manual_seed`: without CUDA in use it notes the call's traceback for later, a millisecond each time.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")

@@ -66,7 +66,7 @@ class EagerTrainer(Trainer):
 
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         """Train the client from the broadcast vector on."""
-        problem.model.load(problem.broadcast.vector)
+        self.load(problem)
         log = LogCollector()
         stand_in = TrainerStandIn(self.local_epochs, self.num_batches(problem))
         logging = replaced(problem.module, log=log.log, log_dict=log.log_dict)
@@ -75,15 +75,23 @@ class EagerTrainer(Trainer):
         memory = optimizer_tensors(optimizer) if self.keep_optimizer_state else None
         return update_of(problem, metrics=log.result(), num_steps=stand_in.global_step, memory=memory)
 
+    def configured(self, module: pl.LightningModule, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
+        """The module's optimizer, as it is before a step, and its schedulers."""
+        return configure(module, stand_in)
+
+    def loop(self, problem: LocalProblem, *rest: Any) -> "Loop":
+        """What takes the steps."""
+        return Loop(self, problem, *rest)
+
     def _train(self, problem: LocalProblem, half: ClientHalf, log: LogCollector, stand_in: TrainerStandIn) -> Optimizer:
         module = problem.module
         _call(module, "setup", "fit")
         _call(module, "on_fit_start")
-        optimizer, schedulers = configure(module, stand_in)
+        optimizer, schedulers = self.configured(module, stand_in)
         scale_learning_rates(optimizer, schedulers, self.lr_factor(problem))
         restore_optimizer(optimizer, problem.task.memory)
         _call(module, "on_train_start")
-        loop = _Loop(self, problem, half, log, stand_in, optimizer, schedulers)
+        loop = self.loop(problem, half, log, stand_in, optimizer, schedulers)
         for epoch in range(self.local_epochs):
             stand_in.current_epoch = epoch
             _call(module, "on_train_epoch_start")
@@ -96,7 +104,7 @@ class EagerTrainer(Trainer):
         return optimizer
 
 
-class _Loop:
+class Loop:
     """The batches of one client: everything that does not change from batch to batch is looked up once."""
 
     def __init__(
@@ -139,7 +147,7 @@ class _Loop:
         with self.trainer.autocast(self.device):
             output = self.step(batch, batch_idx)
         loss = loss_of(output)
-        self._zero_grad(epoch, batch_idx)
+        self.zero_grad(epoch, batch_idx)
         if loss is None:
             return None
         self.log.add_loss(loss)
@@ -150,14 +158,18 @@ class _Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         if "on_after_backward" in self.hooks:
             self.module.on_after_backward()
+        self.step_along_gradients()
+        self.stand_in.global_step += 1
+        return output
+
+    def step_along_gradients(self) -> None:
+        """Let the strategy change the gradients, clip them, and step."""
         if self.adjusts_gradient:
             apply_adjustment(self.problem, self.half)
         if "on_before_optimizer_step" in self.hooks:
             self.module.on_before_optimizer_step(self.optimizer)
         self._clip()
         self.optimizer.step()
-        self.stand_in.global_step += 1
-        return output
 
     def step_schedulers(self, batch_idx: int, *, is_last: bool) -> None:
         """Step those whose interval ends with this batch."""
@@ -171,7 +183,8 @@ class _Loop:
                 else:
                     config.scheduler.step()
 
-    def _zero_grad(self, epoch: int, batch_idx: int) -> None:
+    def zero_grad(self, epoch: int, batch_idx: int) -> None:
+        """Drop the last batch's gradients."""
         if "on_before_zero_grad" in self.hooks:
             self.module.on_before_zero_grad(self.optimizer)
         if "optimizer_zero_grad" in self.hooks:

@@ -20,7 +20,7 @@ def full_gradient(problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
         ValueError: `training_step` skipped a batch, so there is no whole loss.
     """
     model, module = problem.model, problem.module
-    model.load(problem.broadcast.vector)
+    trainer.load(problem)
     log = LogCollector()
     call = step_caller(module.training_step)
     num_samples = len(problem.indices)

@@ -38,7 +38,7 @@ class LightningTrainer(Trainer):
 
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         """Train the client from the broadcast vector on."""
-        problem.model.load(problem.broadcast.vector)
+        self.load(problem)
         module = problem.module
         bridge = _Bridge(self, problem, half, LogCollector())
         loader = _Loader(self, problem)

@@ -39,11 +39,22 @@ class TrainerStandIn:
 @contextlib.contextmanager
 def attached(module: pl.LightningModule, stand_in: TrainerStandIn) -> Iterator[TrainerStandIn]:
     """Make a stand-in the module's `self.trainer` for a while."""
-    module.trainer = stand_in  # type: ignore[assignment]
+    modules = list(_lightning_modules(module))
+    for part in modules:
+        part._trainer = stand_in  # type: ignore[assignment]
     try:
         yield stand_in
     finally:
-        module.trainer = None
+        for part in modules:
+            part._trainer = None
+
+
+def _lightning_modules(module: pl.LightningModule) -> Iterator[pl.LightningModule]:
+    """The modules that setting `module.trainer` reaches; that setter takes longer than a small step."""
+    yield module
+    for child in module._modules.values():
+        if child is not None and "_trainer" in vars(child):
+            yield from _lightning_modules(child)  # type: ignore[arg-type]
 
 
 def configure(module: pl.LightningModule, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:

@@ -1,0 +1,294 @@
+"""A module's training step as a recorded list of tensor operations, gradients included, that can be replayed.
+
+A replay does what `training_step` and `backward` did when they were recorded, without Python of the module and without
+autograd. That is right as long as the step does the same operations for every batch of the same shapes; what can be
+seen to break this while it is recorded is refused, and a replay of other samples is compared with the module itself.
+"""
+
+import contextlib
+import copy
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+from torchmetrics import Metric
+
+from flrl.trainers.modules import loss_of, replaced, step_caller
+from flrl.trainers.stand_in import attached
+
+LARGEST_DIFFERENCE = 1e-3
+"""Relative difference of gradients between module and replay that rounding may explain (bfloat16 included)."""
+
+_aten = torch.ops.aten
+_ALIASES = (_aten.alias.default, _aten.detach.default)
+_CONSTANTS = (_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default, _aten.full.default)
+_PRODUCTS = {_aten.mm.default: _aten.addmm_.default, _aten.bmm.default: _aten.baddbmm_.default}
+_INTERNAL = ("_parameters", "_buffers", "_modules", "_trainer", "log", "log_dict")
+
+
+class NotCapturableError(Exception):
+    """Why a step cannot be recorded and replayed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What must be equal for a recorded step to hold for another batch."""
+
+    spec: Any
+    leaves: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, batch: Any) -> tuple["Shape", list[Tensor]]:
+        """The shape of a batch, and its tensors."""
+        if type(batch) in (tuple, list) and all(type(part) is Tensor for part in batch):  # most are, and this is quick
+            return cls((type(batch), len(batch)), tuple((part.shape, part.dtype) for part in batch)), list(batch)
+        leaves, spec = pytree.tree_flatten(batch)
+        described = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        return cls(spec, described), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recorded step.
+
+    Attributes:
+        shape: of the batches that it holds for.
+        graph: takes the trainable parameters, all buffers and the batch's tensors; gives the loss, what was logged, and
+            the gradients.
+        logged: name, reduction and batch size of each logged number.
+        unused: parameters without a gradient, by their place.
+    """
+
+    shape: Shape
+    graph: fx.GraphModule
+    logged: tuple[tuple[str, str, float | None], ...]
+    unused: frozenset[int]
+
+
+def record(
+    module: pl.LightningModule,
+    names: Sequence[str],
+    batch: Any,
+    *,
+    context: Callable[[], contextlib.AbstractContextManager[Any]],
+) -> Recorded:
+    """Record the module's `training_step` and its gradients on a batch.
+
+    The module's parameters and buffers stay as they are. Randomness is drawn from the global generators.
+
+    Args:
+        module: any LightningModule.
+        names: of its trainable parameters, in the vector's order.
+        batch: a batch, on the module's device.
+        context: entered around the step: autocast, or nothing.
+
+    Raises:
+        NotCapturableError: the step cannot be replayed, and why.
+    """
+    shape, tensors = Shape.of(batch)
+    step = _Step(module, names, batch, context)
+    parameters = [dict(module.named_parameters(remove_duplicate=False))[name].detach().clone() for name in names]
+    buffers = [buffer.detach().clone() for _, buffer in module.named_buffers()]
+    before, generators = _attributes(module), _python_generators()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = make_fx(step)(*parameters, *buffers, *tensors)
+    except NotCapturableError:
+        raise
+    except Exception as error:
+        raise NotCapturableError(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}") from error
+    if _attributes(module) != before:
+        raise NotCapturableError("training_step changes attributes of the module")
+    if _python_generators() != generators:
+        raise NotCapturableError("training_step draws random numbers from Python or NumPy")
+    simplify(graph)
+    return Recorded(shape, graph, tuple(step.logged), frozenset(step.unused))
+
+
+class _Step:
+    """The function that is recorded: parameters, buffers and a batch's tensors to loss, logged numbers, gradients."""
+
+    def __init__(self, module: pl.LightningModule, names: Sequence[str], batch: Any, context: Callable[[], Any]):
+        self.module, self.names, self.context = module, [f"module.{name}" for name in names], context
+        self.buffers = [f"module.{name}" for name, _ in module.named_buffers()]
+        self.leaves, self.spec = pytree.tree_flatten(batch)
+        self.logged: list[tuple[str, str, float | None]] = []
+        self.unused: list[int] = []
+        self._values: list[Tensor] = []
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        count = len(self.names)
+        parameters = [tensor.requires_grad_() for tensor in tensors[:count]]
+        loss, values = self.loss(parameters, tensors[count:])
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        self.unused = [index for index, gradient in enumerate(gradients) if gradient is None]
+        return (loss.detach(), *values, *(gradient for gradient in gradients if gradient is not None))
+
+    def loss(self, parameters: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the logged numbers."""
+        self.logged, self._values = [], []
+        buffers, rest = others[: len(self.buffers)], iter(others[len(self.buffers) :])
+        leaves = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        tensors = dict(zip([*self.names, *self.buffers], [*parameters, *buffers], strict=True))
+        stand_in: Any = Watched()
+        with (
+            attached(self.module, stand_in),
+            replaced(self.module, log=self._log, log_dict=self._log_dict),
+            self.context(),
+        ):
+            output = functional_call(_Wrapper(self.module), tensors, (pytree.tree_unflatten(leaves, self.spec),))
+        loss = loss_of(output)
+        if loss is None:
+            raise NotCapturableError("training_step skipped a batch")
+        return loss, self._values
+
+    def _log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        if not isinstance(value, Tensor):
+            kind = "a torchmetrics object" if isinstance(value, Metric) else "a number that is no tensor"
+            raise NotCapturableError(f"training_step logs {kind} as {name!r}")
+        reduce = options.get("reduce_fx", "mean")
+        reduce = reduce if isinstance(reduce, str) else getattr(reduce, "__name__", "")
+        self.logged.append((name, reduce, options.get("batch_size")))
+        self._values.append(value.detach())
+
+    def _log_dict(self, dictionary: Any, *args: Any, **options: Any) -> None:
+        for name, value in dictionary.items():
+            self._log(name, value, **options)
+
+
+class _Wrapper(nn.Module):
+    """A module whose `forward` is the training step, as `functional_call` needs it."""
+
+    def __init__(self, module: pl.LightningModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Any:
+        given = dict(self.module.named_buffers())
+        output = step_caller(self.module.training_step)(batch, _Index())
+        if any(given.get(name) is not buffer for name, buffer in self.module.named_buffers()):
+            raise NotCapturableError("training_step replaces buffers of the module")
+        return output
+
+
+class Watched:
+    """`self.trainer` for code that must not depend on it: what is read there changes from step to step."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NotCapturableError(f"it reads Trainer.{name}")
+
+
+class _Index(int):
+    """`batch_idx` while a step is recorded: likewise."""
+
+
+def _refuse(*args: Any, **options: Any) -> NoReturn:
+    raise NotCapturableError("training_step depends on batch_idx")
+
+
+for _name in "eq ne lt le gt ge add radd sub rsub mul rmul mod rmod floordiv truediv index int float bool hash".split():
+    setattr(_Index, f"__{_name}__", _refuse)
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    """What could be changed by a step's Python, but for tensors in the module's own registers."""
+    found: list[Any] = []
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if name not in _INTERNAL:
+                found.append((path, name, _seen(value)))
+    return found
+
+
+def _seen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple((_seen(key), id(item)) for key, item in value.items())
+    if isinstance(value, list | tuple | set):
+        return tuple(_seen(item) for item in value)
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    return value if isinstance(value, bool | int | float | str) else id(value)
+
+
+def _python_generators() -> Any:
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), name, keys.tobytes(), rest  # type: ignore[union-attr]
+
+
+# What is left of a graph.
+
+
+def simplify(graph_module: fx.GraphModule) -> None:
+    """Take out what a replay need not do: aliases, double transpositions, constants, what nobody uses."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _ALIASES:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is _aten.t.default and _is_t(node.args[0]):
+            node.replace_all_uses_with(node.args[0].args[0])
+        elif node.target in _CONSTANTS:
+            _hoist(graph_module, node)
+    graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+def _is_t(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is _aten.t.default
+
+
+def _hoist(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """Make a small constant once, unless something writes into it."""
+    value = node.meta.get("val")
+    if value is None or value.numel() > 1024 or any(_writes(user) for user in node.users):
+        return
+    fill = {_aten.ones_like.default: 1, _aten.zeros_like.default: 0}.get(node.target)
+    fill = node.args[1] if fill is None else fill
+    name = f"_constant_{node.name}"
+    graph_module.register_buffer(name, torch.full(value.shape, fill, dtype=value.dtype, device=value.device))
+    with graph_module.graph.inserting_before(node):
+        node.replace_all_uses_with(graph_module.graph.get_attr(name))
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or schema.is_mutable
+
+
+def with_sgd(recorded: Recorded, num_parameters: int) -> fx.GraphModule:
+    """The graph with a plain SGD step at its end: a further argument is minus the learning rate, no gradients come out.
+
+    A gradient that is a matrix product is added to its parameter as it is multiplied, without being stored.
+    """
+    graph_module = fx.GraphModule(recorded.graph, copy.deepcopy(recorded.graph.graph))
+    graph = graph_module.graph
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    output = next(iter(reversed(graph.nodes)))
+    kept = 1 + len(recorded.logged)
+    values, gradients = output.args[0][:kept], output.args[0][kept:]
+    stepped = [index for index in range(num_parameters) if index not in recorded.unused]
+    with graph.inserting_after(placeholders[-1]):
+        rate = graph.placeholder("minus_learning_rate")
+    with graph.inserting_before(output):
+        for index, gradient in zip(stepped, gradients, strict=True):
+            parameter = placeholders[index]
+            fused = _PRODUCTS.get(gradient.target)
+            if fused is not None and len(gradient.users) == 1:
+                graph.call_function(fused, (parameter, *gradient.args), {"alpha": rate})
+            else:
+                graph.call_function(_aten.add_.Tensor, (parameter, gradient), {"alpha": rate})
+    output.args = (tuple(values),)
+    graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module
