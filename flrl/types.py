@@ -59,6 +59,7 @@ class ClientTask:
         num_samples: training samples of the client.
         weight: the client's weight in the mean, usually `num_samples`.
         memory: what the client remembered when it last took part.
+        stack: clients of the same number may train side by side; null is alone.
     """
 
     round: int
@@ -66,6 +67,7 @@ class ClientTask:
     num_samples: int
     weight: float
     memory: Memory = field(default_factory=dict)
+    stack: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from flrl.backends.job import LOOK_EVERY_S, Hub, Job
 from flrl.backends.messages import Evaluate, Train, by_name
 from flrl.backends.shared import SharedObject
 from flrl.backends.watch import watching
-from flrl.backends.worker import EvaluationShare, Worker, WorkerRecipe, check_settings
+from flrl.backends.worker import EvaluationShare, Worker, WorkerRecipe, check_settings, stacks_of
 from flrl.data import FederatedData
 from flrl.seeding import SERVER, generator_for
 from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask
@@ -75,13 +75,14 @@ class PoolBackend(ABC):
 
     def deal(self, tasks: Sequence[ClientTask], round: int) -> dict[int, list[ClientTask]]:
         """Each worker's part of a cohort."""
-        sizes = [task.num_samples for task in tasks]
+        stacks = stacks_of(tasks)
+        sizes = [sum(task.num_samples for task in stack) for stack in stacks]
         if self.dealing == "random":
             rng = generator_for(self._worker.seed, round, SERVER, "dealing")
             hands = at_random(sizes, len(self._all), rng)
         else:
             hands = longest_first(sizes, len(self._all))
-        return {worker: [tasks[i] for i in hand] for worker, hand in zip(self._all, hands, strict=True)}
+        return {w: [task for i in hand for task in stacks[i]] for w, hand in zip(self._all, hands, strict=True)}
 
     def divide(self, due: EvaluationShare) -> dict[int, EvaluationShare]:
         """Each worker's part of an evaluation."""
@@ -132,7 +133,7 @@ class PoolBackend(ABC):
             ClientError: a client's training raised.
             WorkerError: a worker has ended, or has not answered for `timeout_s`.
         """
-        hands = self.deal(tasks, broadcast.round)
+        hands = self.deal(self._worker.stacked(tasks, len(self._all)), broadcast.round)
         job = self._new_job(f"round {broadcast.round}", self.timeout_s, on_report)
         self._send_tasks(job, broadcast, hands)
         sizes = self._worker.strategy.vector_sizes(self._worker.model.layout)

@@ -51,8 +51,10 @@ class SerialBackend:
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
     ) -> Aggregate:
         """Train the cohort in the order of client ids."""
-        accumulator, reports = self._worker.train(broadcast, tasks, on_report)
+        accumulator, reports = self._worker.train(broadcast, self._worker.stacked(tasks), on_report)
         means, total_weight = accumulator.result()
+        place = {task.client_id: index for index, task in enumerate(tasks)}
+        reports.sort(key=lambda report: place[report.client_id])
         return Aggregate({name: mean.cpu() for name, mean in means.items()}, total_weight, tuple(reports))
 
     def evaluate(self, vector: Tensor, *, round: int, rounds: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from flrl.seeding import SERVER, seed_for
 from flrl.strategies.base import Strategy
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.modules import Logged, joined
+from flrl.transforms import Transform
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate
 
 log = logging.getLogger(__name__)
@@ -80,20 +82,41 @@ class Worker:
         sizes = self.strategy.vector_sizes(self.model.layout)
         accumulator = WeightedMean(sizes, total_weight=broadcast.total_weight, device=device)
         reports = []
-        for task in tasks:
-            on_start(task)
-            reports.append(self._fold(task, broadcast, accumulator))
-            on_report(reports[-1])
+        for stack in stacks_of(tasks):
+            for task in stack:
+                on_start(task)
+            for task, update in zip(stack, self._updates(stack, broadcast), strict=True):
+                reports.append(self._fold(task, update, accumulator))
+                on_report(reports[-1])
         return accumulator, reports
 
-    def _fold(self, task: ClientTask, broadcast: Broadcast, accumulator: WeightedMean) -> ClientReport:
+    def stacked(self, tasks: Sequence[ClientTask], num_workers: int = 1) -> list[ClientTask]:
+        """The tasks, those that may train side by side numbered alike, so that every worker gets some.
+
+        No result depends on who trains beside whom.
+        """
+        width = self.trainer.clients_at_once(self.model)
+        if width == 1:
+            return list(tasks)
+        width = min(width, ceil(len(tasks) / num_workers))
+        order = sorted(range(len(tasks)), key=lambda index: (-tasks[index].num_samples, index))
+        numbers = {index: place // width for place, index in enumerate(order)}
+        return [replace(task, stack=numbers[index]) for index, task in enumerate(tasks)]
+
+    def _updates(self, stack: Sequence[ClientTask], broadcast: Broadcast) -> list[ClientUpdate | ClientError]:
         try:
-            update = self._client(task, broadcast)
+            return list(self._clients(stack, broadcast))
         except ClientError as error:
             if not self.drop_failures:
                 raise
-            log.warning("%s; its update is left out\n%s", error, error.traceback)
-            return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(error), memory=task.memory)
+            if len(stack) == 1:
+                log.warning("%s; its update is left out\n%s", error, error.traceback)
+                return [error]
+            return [update for task in stack for update in self._updates([task], broadcast)]
+
+    def _fold(self, task: ClientTask, update: ClientUpdate | ClientError, accumulator: WeightedMean) -> ClientReport:
+        if isinstance(update, ClientError):
+            return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(update), memory=task.memory)
         objection = accumulator.objection(update)
         if objection is None:
             accumulator.add(update)
@@ -133,23 +156,40 @@ class Worker:
         clients = {client_id: row for part in parts for client_id, row in part.clients.items()}
         return metrics | summarize_clients([dict(clients[client_id]) for client_id in sorted(clients)])
 
-    def _client(self, task: ClientTask, broadcast: Broadcast) -> ClientUpdate:
-        indices = self.data.train_indices(task.client_id)
-        problem = LocalProblem(self.model, self.data.splits.train, indices, task, broadcast, self.seed)
+    def _clients(self, stack: Sequence[ClientTask], broadcast: Broadcast) -> list[ClientUpdate]:
+        source = self.data.splits.train
+        problems = [
+            LocalProblem(self.model, source, self.data.train_indices(task.client_id), task, broadcast, self.seed)
+            for task in stack
+        ]
         try:
-            update = self.strategy.train(problem, self.trainer)
+            updates = self.strategy.train_together(problems, self.trainer)
             for transform in self.strategy.transforms:
-                update, counts = transform.encode(update, broadcast, self.seed)
-                counted = {f"transforms/{transform.name}/{name}": value for name, value in counts.items()}
-                counted[f"transforms/{transform.name}/clients"] = 1.0
-                update = replace(update, metrics={**update.metrics, **counted})
+                updates = [_encoded(transform, update, broadcast, self.seed) for update in updates]
         except Exception as error:
+            clients = ", ".join(str(task.client_id) for task in stack)
             raise ClientError(
-                f"client {task.client_id}, round {task.round}: {type(error).__name__}: {error}",
-                client_id=task.client_id,
+                f"client {clients}, round {broadcast.round}: {type(error).__name__}: {error}",
+                client_id=stack[0].client_id,
                 traceback=traceback.format_exc(),
             ) from error
-        return update
+        return updates
+
+
+def stacks_of(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
+    """The tasks that may be trained side by side, in the order of their first ones."""
+    stacks: dict[tuple[str, int], list[ClientTask]] = {}
+    for index, task in enumerate(tasks):
+        key = ("alone", index) if task.stack is None else ("stack", task.stack)
+        stacks.setdefault(key, []).append(task)
+    return list(stacks.values())
+
+
+def _encoded(transform: Transform, update: ClientUpdate, broadcast: Broadcast, seed: int) -> ClientUpdate:
+    update, counts = transform.encode(update, broadcast, seed)
+    counted = {f"transforms/{transform.name}/{name}": value for name, value in counts.items()}
+    counted[f"transforms/{transform.name}/clients"] = 1.0
+    return replace(update, metrics={**update.metrics, **counted})
 
 
 def _report(task: ClientTask, update: ClientUpdate, objection: str | None) -> ClientReport:

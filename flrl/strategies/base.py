@@ -6,7 +6,7 @@ A strategy holds settings only. What changes from round to round is in `ServerSt
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -62,8 +62,13 @@ class Strategy(ABC):
         self.min_clients = min_clients
         self.transforms = tuple(transforms)
 
-    def check(self, module: pl.LightningModule, trainer: Trainer) -> None:  # noqa: B027
+    def check(self, module: pl.LightningModule, trainer: Trainer) -> None:
         """Raise ValueError, by name, for what the algorithm cannot honour in a module or trainer; before any round."""
+        if type(self).train is not Strategy.train and type(trainer).fit_together is not Trainer.fit_together:
+            raise ValueError(
+                f"strategy: {type(self).__name__} trains each client in a way of its own, which "
+                f"{type(trainer).__name__} cannot do for many at once: use trainer=traced"
+            )
 
     # The server's half.
 
@@ -91,7 +96,21 @@ class Strategy(ABC):
 
     def train(self, problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
         """One client's part of a round."""
-        return self.finish(trainer.fit(problem, self), problem)
+        return self.train_together([problem], trainer)[0]
+
+    def train_together(self, problems: Sequence[LocalProblem], trainer: Trainer) -> list[ClientUpdate]:
+        """Several clients' parts of a round; an engine may train them side by side."""
+        if type(self).train is not Strategy.train:
+            return [self.train(problem, trainer) for problem in problems]
+        parts = [self.local(problem, trainer) for problem in problems]
+        posed = [next(part) for part in parts]
+        fitted = trainer.fit_together(posed, self)
+        return [_returned(part, update) for part, update in zip(parts, fitted, strict=True)]
+
+    def local(self, problem: LocalProblem, trainer: Trainer) -> Generator[LocalProblem, ClientUpdate, ClientUpdate]:
+        """One client's part of a round, as a generator: yields what is to be trained, is sent the trained update."""
+        update = yield problem
+        return self.finish(update, problem)
 
     @property
     def adjusts_loss(self) -> bool:
@@ -208,3 +227,11 @@ class Strategy(ABC):
         for transform in self.transforms:
             if not any(f"transforms/{transform.name}/clients" in report.metrics for report in accepted):
                 raise RuntimeError(f"transform {transform.name} was asked for but never ran")
+
+
+def _returned(part: Generator[LocalProblem, ClientUpdate, ClientUpdate], update: ClientUpdate) -> ClientUpdate:
+    try:
+        part.send(update)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise RuntimeError("Strategy.local must yield once")

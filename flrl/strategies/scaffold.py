@@ -5,6 +5,7 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled
 hold throughout, so that c is the weighted mean of the c_i of all clients after every round.
 """
 
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +50,7 @@ class Scaffold(FedAvg):
         sent = {name: variable.to(state.vector.dtype) for name, variable in state.variables.items()}
         return replace(super().broadcast(state, round, total_weight), variables=sent)
 
-    def train(self, problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
+    def local(self, problem: LocalProblem, trainer: Trainer) -> Generator[LocalProblem, ClientUpdate, ClientUpdate]:
         """Train along corrected gradients, and renew the client's variate."""
         task, sent, size = problem.task, problem.broadcast.variables, problem.model.layout.num_trainable
         zeros = problem.broadcast.vector.new_zeros(size)
@@ -58,11 +59,12 @@ class Scaffold(FedAvg):
         if sent:
             task = replace(task, memory={**task.memory, "correction": control - own})
         with recorded_rates() as rates:
-            update = super().train(replace(problem, task=task), trainer)
-        if len(rates) != update.num_steps:
+            update = yield from super().local(replace(problem, task=task), trainer)
+        if len(rates) < update.num_steps:
             raise ValueError(f"SCAFFOLD saw {len(rates)} of {update.num_steps} steps: they must be a torch optimizer's")
-        if self.option == 2 and sum(rates) > 0:  # without a step there is nothing to learn from
-            new = own.double() - control - update.vectors["update"][:size] / sum(rates)
+        total = sum(rates[: update.num_steps])  # clients beside this one may have taken more steps
+        if self.option == 2 and total > 0:  # without a step there is nothing to learn from
+            new = own.double() - control - update.vectors["update"][:size] / total
         new = new.to(own.dtype)
         vectors, memory = {**update.vectors, "control": new.double() - own}, {**update.memory, "control": new.cpu()}
         return replace(update, vectors=vectors, memory=memory, up_bytes=update.up_bytes + new.nbytes)

@@ -4,5 +4,14 @@ from flrl.trainers.base import ClientHalf, LocalProblem, Trainer
 from flrl.trainers.eager import EagerTrainer
 from flrl.trainers.lightning import LightningTrainer
 from flrl.trainers.traced import TracedTrainer
+from flrl.trainers.vectorized import VectorizedTrainer
 
-__all__ = ["ClientHalf", "EagerTrainer", "LightningTrainer", "LocalProblem", "TracedTrainer", "Trainer"]
+__all__ = [
+    "ClientHalf",
+    "EagerTrainer",
+    "LightningTrainer",
+    "LocalProblem",
+    "TracedTrainer",
+    "Trainer",
+    "VectorizedTrainer",
+]

@@ -3,7 +3,7 @@
 import contextlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal, Protocol
@@ -126,6 +126,14 @@ class Trainer(ABC):
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         """Train the client from the broadcast vector on; the difference of parameters is its update."""
 
+    def fit_together(self, problems: Sequence[LocalProblem], half: ClientHalf) -> list[ClientUpdate]:
+        """Train several clients; an engine that trains them side by side has its own version."""
+        return [self.fit(problem, half) for problem in problems]
+
+    def clients_at_once(self, model: BoundModel) -> int:
+        """How many clients `fit_together` is worth being given."""
+        return 1
+
     def load(self, problem: LocalProblem) -> None:
         """Set the worker's model to the broadcast vector, in this engine's memory format."""
         problem.model.load(problem.broadcast.vector, channels_last=self.memory_format == "channels_last")
@@ -168,11 +176,18 @@ class Trainer(ABC):
 def update_of(
     problem: LocalProblem, *, metrics: dict[str, float], num_steps: int, memory: Memory | None = None
 ) -> ClientUpdate:
-    """The client's update: its model minus the broadcast one, in float64, where that difference is exact.
+    """The client's update: its model minus the broadcast one."""
+    return trained(problem, problem.model.read(), metrics=metrics, num_steps=num_steps, memory=memory)
+
+
+def trained(
+    problem: LocalProblem, local: Tensor, *, metrics: dict[str, float], num_steps: int, memory: Memory | None = None
+) -> ClientUpdate:
+    """The client's update: the given vector minus the broadcast one, in float64, where that difference is exact.
 
     A buffer that did not change has the update 0, even where its value is infinite.
     """
-    local, broadcast = problem.model.read(), problem.broadcast.vector
+    broadcast = problem.broadcast.vector
     update = local.to(torch.float64, copy=True).sub_(broadcast)
     tail = slice(problem.model.layout.num_trainable, None)
     update[tail].masked_fill_(local[tail] == broadcast[tail], 0.0)
@@ -224,7 +239,7 @@ def seed_generators(seed: int) -> None:
     """Seed torch's, NumPy's and Python's global generators."""
     # Not `torch.manual_seed`: without CUDA in use it notes the call's traceback for later, a millisecond each time.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

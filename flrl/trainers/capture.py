@@ -1,12 +1,13 @@
 """A module's training step as a recorded list of tensor operations, gradients included, that can be replayed.
 
 A replay does what `training_step` and `backward` did when they were recorded, without Python of the module and without
-autograd. That is right as long as the step does the same operations for every batch of the same shapes; what can be
-seen to break this while it is recorded is refused, and a replay of other samples is compared with the module itself.
+autograd, and ends in the same bits. That is right as long as the step does the same operations for every batch of the
+same shapes: what can be seen to break this while it is recorded is refused.
 """
 
 import contextlib
 import copy
+import pickle
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,13 +26,9 @@ from torchmetrics import Metric
 from flrl.trainers.modules import loss_of, replaced, step_caller
 from flrl.trainers.stand_in import attached
 
-LARGEST_DIFFERENCE = 1e-3
-"""Relative difference of gradients between module and replay that rounding may explain (bfloat16 included)."""
-
 _aten = torch.ops.aten
 _ALIASES = (_aten.alias.default, _aten.detach.default)
 _CONSTANTS = (_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default, _aten.full.default)
-_PRODUCTS = {_aten.mm.default: _aten.addmm_.default, _aten.bmm.default: _aten.baddbmm_.default}
 _INTERNAL = ("_parameters", "_buffers", "_modules", "_trainer", "log", "log_dict")
 
 
@@ -80,6 +77,7 @@ def record(
     batch: Any,
     *,
     context: Callable[[], contextlib.AbstractContextManager[Any]],
+    stacked: bool = False,
 ) -> Recorded:
     """Record the module's `training_step` and its gradients on a batch.
 
@@ -90,6 +88,8 @@ def record(
         names: of its trainable parameters, in the vector's order.
         batch: a batch, on the module's device.
         context: entered around the step: autocast, or nothing.
+        stacked: the step of many models as one, by `torch.func.vmap`: parameters and the batch's tensors have a first
+            dimension for the models, and so have loss, logged numbers and gradients.
 
     Raises:
         NotCapturableError: the step cannot be replayed, and why.
@@ -98,16 +98,21 @@ def record(
     step = _Step(module, names, batch, context)
     parameters = [dict(module.named_parameters(remove_duplicate=False))[name].detach().clone() for name in names]
     buffers = [buffer.detach().clone() for _, buffer in module.named_buffers()]
-    before, generators = _attributes(module), _python_generators()
+    before, generators = attributes(module), _python_generators()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            graph = make_fx(step)(*parameters, *buffers, *tensors)
+            if stacked:
+                step(*parameters, *buffers, *(tensor[0] for tensor in tensors))  # tells which gradients there are
+                rows = [parameter.expand(len(tensors[0]), *parameter.shape).clone() for parameter in parameters]
+                graph = make_fx(step.stacked)(*rows, *buffers, *tensors)
+            else:
+                graph = make_fx(step)(*parameters, *buffers, *tensors)
     except NotCapturableError:
         raise
     except Exception as error:
         raise NotCapturableError(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}") from error
-    if _attributes(module) != before:
+    if attributes(module) != before:
         raise NotCapturableError("training_step changes attributes of the module")
     if _python_generators() != generators:
         raise NotCapturableError("training_step draws random numbers from Python or NumPy")
@@ -133,6 +138,21 @@ class _Step:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         self.unused = [index for index, gradient in enumerate(gradients) if gradient is None]
         return (loss.detach(), *values, *(gradient for gradient in gradients if gradient is not None))
+
+    def stacked(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Likewise for stacks of parameters and batches; buffers are shared."""
+        first, second = len(self.names), len(self.names) + len(self.buffers)
+        buffers, unused = tensors[first:second], set(self.unused)
+
+        def loss(parameters: Sequence[Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, Any]:
+            loss, values = self.loss(parameters, [*buffers, *leaves])
+            return loss, (loss.detach(), values)
+
+        def single(parameters: Sequence[Tensor], leaves: Sequence[Tensor]) -> Any:
+            gradients, (value, values) = torch.func.grad(loss, has_aux=True)(parameters, leaves)
+            return value, *values, *(g for index, g in enumerate(gradients) if index not in unused)
+
+        return torch.vmap(single, randomness="different")(tensors[:first], tensors[second:])  # type: ignore[no-any-return]
 
     def loss(self, parameters: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the logged numbers."""
@@ -200,7 +220,7 @@ for _name in "eq ne lt le gt ge add radd sub rsub mul rmul mod rmod floordiv tru
     setattr(_Index, f"__{_name}__", _refuse)
 
 
-def _attributes(module: nn.Module) -> list[Any]:
+def attributes(module: nn.Module) -> list[Any]:
     """What could be changed by a step's Python, but for tensors in the module's own registers."""
     found: list[Any] = []
     for path, part in module.named_modules():
@@ -221,8 +241,7 @@ def _seen(value: Any) -> Any:
 
 
 def _python_generators() -> Any:
-    name, keys, *rest = np.random.get_state()
-    return random.getstate(), name, keys.tobytes(), rest  # type: ignore[union-attr]
+    return random.getstate(), pickle.dumps(np.random.get_state())
 
 
 # What is left of a graph.
@@ -244,6 +263,12 @@ def simplify(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
+def random_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """Where a graph draws random numbers."""
+    called = [node for node in graph_module.graph.nodes if node.op == "call_function"]
+    return [node for node in called if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())]
+
+
 def _is_t(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.target is _aten.t.default
 
@@ -251,25 +276,26 @@ def _is_t(node: Any) -> bool:
 def _hoist(graph_module: fx.GraphModule, node: fx.Node) -> None:
     """Make a small constant once, unless something writes into it."""
     value = node.meta.get("val")
-    if value is None or value.numel() > 1024 or any(_writes(user) for user in node.users):
+    if value is None or value.numel() > 1024 or any(_may_write(user) for user in node.users):
         return
-    fill = {_aten.ones_like.default: 1, _aten.zeros_like.default: 0}.get(node.target)
-    fill = node.args[1] if fill is None else fill
+    same: dict[Any, Any] = {_aten.ones_like.default: 1, _aten.zeros_like.default: 0}
+    fill: Any = same[node.target] if node.target in same else node.args[1]
     name = f"_constant_{node.name}"
     graph_module.register_buffer(name, torch.full(value.shape, fill, dtype=value.dtype, device=value.device))
     with graph_module.graph.inserting_before(node):
         node.replace_all_uses_with(graph_module.graph.get_attr(name))
 
 
-def _writes(node: fx.Node) -> bool:
+def _may_write(node: fx.Node) -> bool:
+    """Whether an operator, or who is given it as a result, may change its arguments; a view of them counts."""
     schema = getattr(node.target, "_schema", None)
-    return schema is None or schema.is_mutable
+    return schema is None or schema.is_mutable or any(result.alias_info is not None for result in schema.returns)
 
 
 def with_sgd(recorded: Recorded, num_parameters: int) -> fx.GraphModule:
     """The graph with a plain SGD step at its end: a further argument is minus the learning rate, no gradients come out.
 
-    A gradient that is a matrix product is added to its parameter as it is multiplied, without being stored.
+    The step is the addition that `torch.optim.SGD` does, so it ends in the same bits.
     """
     graph_module = fx.GraphModule(recorded.graph, copy.deepcopy(recorded.graph.graph))
     graph = graph_module.graph
@@ -277,18 +303,50 @@ def with_sgd(recorded: Recorded, num_parameters: int) -> fx.GraphModule:
     output = next(iter(reversed(graph.nodes)))
     kept = 1 + len(recorded.logged)
     values, gradients = output.args[0][:kept], output.args[0][kept:]
-    stepped = [index for index in range(num_parameters) if index not in recorded.unused]
+    stepped = [node for index, node in enumerate(placeholders[:num_parameters]) if index not in recorded.unused]
     with graph.inserting_after(placeholders[-1]):
         rate = graph.placeholder("minus_learning_rate")
     with graph.inserting_before(output):
-        for index, gradient in zip(stepped, gradients, strict=True):
-            parameter = placeholders[index]
-            fused = _PRODUCTS.get(gradient.target)
-            if fused is not None and len(gradient.users) == 1:
-                graph.call_function(fused, (parameter, *gradient.args), {"alpha": rate})
-            else:
-                graph.call_function(_aten.add_.Tensor, (parameter, gradient), {"alpha": rate})
+        for parameter, gradient in zip(stepped, gradients, strict=True):
+            graph.call_function(_aten.add_.Tensor, (parameter, gradient), {"alpha": rate})
     output.args = (tuple(values),)
-    graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
+
+
+def runnable(graph_module: fx.GraphModule) -> Callable[..., Any]:
+    """A function that does what a graph says; the operators are looked up beforehand, a tenth of a small step."""
+    graph = graph_module.graph
+    bound: dict[str, Any] = {}
+    last_use = {argument: node for node in graph.nodes for argument in node.all_input_nodes}
+    lines, names = [], []
+
+    def text(value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return value.name
+        if isinstance(value, list | tuple):
+            inner = ", ".join(map(text, value))
+            return f"[{inner}]" if isinstance(value, list) else f"({inner},)" if value else "()"
+        bound[name := f"_{len(bound)}"] = value
+        return name
+
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            names.append(node.name)
+        elif node.op == "get_attr":
+            lines.append(f"{node.name} = {text(getattr(graph_module, node.target))}")
+        elif node.op == "call_function":
+            options = [f"{name}={text(value)}" for name, value in node.kwargs.items()]
+            call = ", ".join([*map(text, node.args), *options])
+            lines.append(f"{node.name} = {text(getattr(node.target, '_op', node.target))}({call})")
+            if not node.users:
+                lines.append(f"del {node.name}")
+        else:
+            lines.append(f"return {text(node.args[0])}")
+        # A tensor that is not needed any more makes room, as in the module itself.
+        done = [argument.name for argument in node.all_input_nodes if last_use[argument] is node]
+        if done and node.op == "call_function":
+            lines.append(f"del {', '.join(done)}")
+    source = f"def replay({', '.join(names)}):\n    " + "\n    ".join(lines)
+    exec(compile(source, "<recorded step>", "exec"), bound)
+    return bound["replay"]  # type: ignore[no-any-return]

@@ -1,23 +1,29 @@
-"""The eager loop with its inner part recorded once and replayed: the fastest engine for one client at a time."""
+"""The eager loop with its inner part recorded once and replayed: the same bits, without the cost of autograd."""
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as optimizers
 
-from flrl.data.sources import Source
 from flrl.layout import BoundModel
 from flrl.lightning_hooks import overridden
-from flrl.trainers.base import ClientHalf, LocalProblem, Trainer, isolated_randomness, seed_generators, to_device
-from flrl.trainers.capture import LARGEST_DIFFERENCE, NotCapturableError, Recorded, Shape, Watched, record, with_sgd
+from flrl.trainers.base import LocalProblem, Trainer, isolated_randomness, seed_generators
+from flrl.trainers.capture import (
+    NotCapturableError,
+    Recorded,
+    Shape,
+    Watched,
+    attributes,
+    record,
+    runnable,
+    with_sgd,
+)
 from flrl.trainers.eager import BATCH_HOOKS, EagerTrainer, Loop
 from flrl.trainers.modules import LogCollector, loss_of, replaced, step_caller
 from flrl.trainers.optimizers import SchedulerStep, parse_optimizers
@@ -26,51 +32,96 @@ from flrl.trainers.stand_in import TrainerStandIn, attached
 
 log = logging.getLogger(__name__)
 HOOKS = (*BATCH_HOOKS, "setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_epoch_end")
+WORTH_RECORDING = 4
+"""Batches of one shape that are trained eagerly before the step is recorded for them."""
+_MOST_SHAPES = 64
+_NORM_DIFFERENCE = 1e-3
 
 
 class TracedTrainer(EagerTrainer):
-    """Trains as the eager engine does, but replays `training_step` and its gradients from a recording.
+    """Trains as the eager engine does and to the same bits, but replays `training_step` and its gradients.
 
-    The recording is made of the first full batch of the training samples, so that it is the same in every process;
-    batches of another shape (a smaller last one) are trained eagerly. Where the module cannot be replayed, all of the
-    training is eager, and a warning says why, once.
+    A step is recorded for each shape of batches. The first replay of each is compared with the module itself: on a CPU
+    to the bit. Where a module cannot be replayed it is trained eagerly, and the log says why, once.
 
     Args:
-        compile: compile the recording with `torch.compile`, which takes seconds and a C++ compiler.
+        compile: compile the recordings with `torch.compile`, which takes seconds and a C++ compiler and gives other
+            bits.
         options: as for `flrl.trainers.base.Trainer`.
     """
 
     def __init__(self, *, compile: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.compile = compile
-        self._replay: tuple[pl.LightningModule, Replay | None] | None = None
-        self._optimizer: tuple[pl.LightningModule, ReusedOptimizer | None] | None = None
-
-    def loop(self, problem: LocalProblem, *rest: Any) -> Loop:
-        """What takes the steps."""
-        replay = self.replay(problem.model, problem.source, problem.task.client_id)
-        return Loop(self, problem, *rest) if replay is None else _ReplayLoop(replay, self, problem, *rest)
+        self._recordings: Recordings | None = None
 
     def configured(self, module: pl.LightningModule, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
         """The optimizer of the last client where it can be used again, else a new one."""
-        if self._optimizer is None or self._optimizer[0] is not module:
-            self._optimizer = module, ReusedOptimizer.of(module)
-        reused = self._optimizer[1]
+        reused = None if self._recordings is None else self._recordings.optimizer
         if reused is None:
             return super().configured(module, stand_in)
         stand_in.optimizers = [reused.renewed()]
         return reused.optimizer, []
 
-    def replay(self, model: BoundModel, source: Source, client_id: int) -> "Replay | None":
-        """The recorded step of a model, made when it is first asked for; None if it has none."""
-        module: pl.LightningModule = model.module  # type: ignore[assignment]
-        if self._replay is None or self._replay[0] is not module:
-            try:
-                self._replay = module, Replay(recorded_step(self, model, source), model, self.compile)
-            except NotCapturableError as error:
-                log.warning("trainer=traced trains %s with the eager loop: %s", type(module).__name__, error)
-                self._replay = module, None
-        return self._replay[1]
+    def loop(self, problem: LocalProblem, *rest: Any) -> Loop:
+        """What takes the steps."""
+        recordings = self.recordings(problem.model)
+        return Loop(self, problem, *rest) if recordings.closed else _ReplayLoop(recordings, self, problem, *rest)
+
+    def recordings(self, model: BoundModel) -> "Recordings":
+        """The recorded steps of a model; new ones if something in its module is not what it was."""
+        seen = attributes(model.module)
+        if self._recordings is None or self._recordings.model is not model or self._recordings.seen != seen:
+            self._recordings = Recordings(self, model, seen)
+        return self._recordings
+
+
+class Recordings:
+    """The steps of one model that have been recorded so far.
+
+    Args:
+        trainer: gives precision, and whether to compile.
+        model: the model.
+        seen: what its module's attributes were.
+
+    Attributes:
+        optimizer: one that all clients can use, if there is one.
+        closed: nothing can be recorded.
+    """
+
+    def __init__(self, trainer: TracedTrainer, model: BoundModel, seen: Any) -> None:
+        self.trainer, self.model, self.seen = trainer, model, seen
+        self.module: pl.LightningModule = model.module  # type: ignore[assignment]
+        self.closed = False
+        self.optimizer: ReusedOptimizer | None = None
+        self._steps: dict[Shape, Replay] = {}
+        self._counts: dict[Shape, int] = {}
+        try:
+            refuse_hooks(self.module)
+        except NotCapturableError as error:
+            self._close(error)
+        else:
+            self.optimizer = ReusedOptimizer.of(self.module)
+
+    def step(self, shape: Shape, batch: Any) -> "Replay | None":
+        """The step for a batch; None while it is not worth it, or cannot be recorded."""
+        if shape in self._steps:
+            return self._steps[shape]
+        count = self._counts[shape] = self._counts.get(shape, 0) + 1
+        if self.closed or count < WORTH_RECORDING or len(self._steps) >= _MOST_SHAPES:
+            return None
+        try:
+            with isolated_randomness(0, self.model.vector.device):
+                replay = Replay(recorded_step(self.trainer, self.model, batch), self.model, self.trainer.compile)
+        except NotCapturableError as error:
+            self._close(error)
+            return None
+        self._steps[shape] = replay
+        return replay
+
+    def _close(self, error: NotCapturableError) -> None:
+        self.closed = True
+        log.info("trainer=traced trains %s with the eager loop: %s", type(self.module).__name__, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,132 +158,118 @@ class ReusedOptimizer:
         return self.optimizer
 
 
-def recorded_step(trainer: Trainer, model: BoundModel, source: Source) -> Recorded:
-    """Record the step of a model's module on the first full batch of a source, and compare a replay of the last one.
+def recorded_step(trainer: Trainer, model: BoundModel, batch: Any) -> Recorded:
+    """Record the step of a model's module on a batch, and compare a replay with the module.
 
     Raises:
         NotCapturableError: it cannot be replayed, and why.
     """
     module: pl.LightningModule = model.module  # type: ignore[assignment]
+    places = {id(parameter): name for name, parameter in module.named_parameters(remove_duplicate=True)}
+    names = [places[id(parameter)] for parameter in model.trainable()]
+    recorded = record(module, names, batch, context=lambda: trainer.autocast(model.vector.device))
+    _compare(trainer, model, recorded, batch)
+    return recorded
+
+
+def refuse_hooks(module: pl.LightningModule) -> None:
+    """Raise NotCapturableError for hooks that a replay would not call, or that may change what a step does."""
     hooks = [hook for hook in HOOKS if overridden(module, hook)]
     if hooks:
         raise NotCapturableError(f"{', '.join(hooks)} may change what a step does")
     if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in module.parameters()):
         raise NotCapturableError("a parameter has hooks")
-    device, size = model.vector.device, min(trainer.batch_size, len(source))
-    with isolated_randomness(0, device):
-        first, last = (_batch(trainer, module, source, indices, device) for indices in _ends(len(source), size))
-        if Shape.of(first)[0] != Shape.of(last)[0]:
-            raise NotCapturableError("batches of one size have several shapes")
-        parameters = model.trainable()
-        places = {id(parameter): name for name, parameter in module.named_parameters(remove_duplicate=True)}
-        names = [places[id(parameter)] for parameter in parameters]
-        recorded = record(module, names, first, context=lambda: trainer.autocast(device))
-        _compare(trainer, model, recorded, last)
-    return recorded
-
-
-def _ends(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(size), np.arange(length - size, length)
-
-
-def _batch(
-    trainer: Trainer, module: pl.LightningModule, source: Source, indices: np.ndarray, device: torch.device
-) -> Any:
-    return to_device(module, trainer.formatted(next(iter(source.batches(indices, len(indices))))), device)
 
 
 def _compare(trainer: Trainer, model: BoundModel, recorded: Recorded, batch: Any) -> None:
-    """Raise NotCapturableError if the module's own gradients on a batch are not those of a replay."""
+    """Raise NotCapturableError if the module's own gradients are not those of a replay."""
     module: pl.LightningModule = model.module  # type: ignore[assignment]
     parameters, buffers = model.trainable(), list(module.buffers())
     kept = [buffer.clone() for buffer in buffers]
-    seed_generators(1)
     collector = LogCollector()
     logging = replaced(module, log=collector.log, log_dict=collector.log_dict)
+    seed_generators(1)
     with logging, attached(module, TrainerStandIn(1, 1)), trainer.autocast(model.vector.device):
         loss = loss_of(step_caller(module.training_step)(batch, 0))
-    if loss is None:
-        raise NotCapturableError("training_step skips some batches")
+    assert loss is not None  # it was not when it was recorded
     own = [loss.detach(), *(g for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None)]
-    for buffer, value in zip(buffers, kept, strict=True):
-        buffer.copy_(value)
-    seed_generators(1)
     with torch.no_grad():
-        values = recorded.graph(*parameters, *(buffer.clone() for buffer in buffers), *Shape.of(batch)[1])
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+        seed_generators(1)
+        values = recorded.graph(*parameters, *kept, *Shape.of(batch)[1])
     replayed = [values[0], *values[1 + len(recorded.logged) :]]
-    if len(own) != len(replayed):
-        raise NotCapturableError("which parameters get gradients depends on the batch")
-    for a, b in zip(own, replayed, strict=True):
-        if not float((a - b).norm()) <= LARGEST_DIFFERENCE * float(a.norm()) + 1e-12:
-            raise NotCapturableError("a replay of other samples differs from the module")
+    same = _same_bits if model.vector.device.type == "cpu" else _close_enough
+    if len(own) != len(replayed) or not all(same(a, b) for a, b in zip(own, replayed, strict=True)):
+        raise NotCapturableError("a replay differs from the module")
 
 
-@dataclass
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _close_enough(a: Tensor, b: Tensor) -> bool:
+    return float((a - b).norm()) <= _NORM_DIFFERENCE * float(a.norm()) + 1e-12
+
+
 class Replay:
     """A recorded step bound to a model.
 
     Attributes:
-        recorded: the step.
+        logged: name, reduction and batch size of each logged number.
         gradients: loss, logged numbers and gradients of a batch.
-        with_sgd: loss and logged numbers of a batch; steps the parameters along the gradients.
-        parameters: the model's trainable parameters.
-        buffers: all buffers of its module.
+        with_sgd: loss and logged numbers of a batch; steps the parameters.
+        tensors: the first arguments of both: parameters and buffers.
+        stepped: the parameters that get gradients.
     """
 
-    recorded: Recorded
-    gradients: Callable[..., Any]
-    with_sgd: Callable[..., Any]
-    parameters: list[Tensor]
-    buffers: list[Tensor]
-
     def __init__(self, recorded: Recorded, model: BoundModel, compile: bool) -> None:
-        self.recorded = recorded
-        self.parameters, self.buffers = list(model.trainable()), list(model.module.buffers())
-        graphs = [recorded.graph, with_sgd(recorded, len(self.parameters))]
-        compiled = [torch.compile(graph, dynamic=False) if compile else graph.forward for graph in graphs]
-        self.gradients, self.with_sgd = compiled
+        def made(graph: torch.fx.GraphModule) -> Callable[..., Any]:
+            return torch.compile(graph, dynamic=False) if compile else runnable(graph)
+
+        parameters: list[Tensor] = list(model.trainable())
+        self.logged = recorded.logged
+        self.gradients = made(recorded.graph)
+        self.with_sgd = made(with_sgd(recorded, len(parameters)))
+        self.tensors = [*parameters, *model.module.buffers()]
+        self.stepped = [p for index, p in enumerate(parameters) if index not in recorded.unused]
 
 
 class _ReplayLoop(Loop):
-    """Replays full batches."""
+    """Replays what has been recorded."""
 
-    def __init__(self, replay: Replay, *rest: Any) -> None:
+    def __init__(self, recordings: Recordings, *rest: Any) -> None:
         super().__init__(*rest)
-        self.replay = replay
-        self.shape, self.logged = replay.recorded.shape, replay.recorded.logged
-        self.tensors = [*replay.parameters, *replay.buffers]
-        self.stepped = [p for index, p in enumerate(replay.parameters) if index not in replay.recorded.unused]
+        self.recordings = recordings
         clips = self.trainer.gradient_clip_val is not None
-        simple = not (self.schedulers or self.adjusts_gradient or self.adjusts_loss or clips)
-        self.fused = simple and steps_plainly(self.optimizer, self.parameters)
+        alone = not (self.schedulers or self.adjusts_gradient or clips)
+        self.steps_plainly = alone and steps_plainly(self.optimizer, self.parameters)
 
     def batch(self, batch: Any, batch_idx: int, epoch: int) -> Any:
-        """One optimizer step; what it returns is never used, since the module has no hooks."""
+        """One optimizer step; nobody looks at what `training_step` returned, since the module has no hooks."""
         shape, tensors = Shape.of(batch)
-        if shape != self.shape or self.adjusts_loss:
+        step = None if self.adjusts_loss else self.recordings.step(shape, batch)
+        if step is None:
             return super().batch(batch, batch_idx, epoch)
-        with torch.inference_mode():
-            if self.fused:
-                values = self.replay.with_sgd(*self.tensors, *tensors, -self.optimizer.param_groups[0]["lr"])
-            else:
-                values = self.replay.gradients(*self.tensors, *tensors)
-        self._note(values)
-        if not self.fused:
-            self._step(values[1 + len(self.logged) :], epoch, batch_idx)
+        if self.steps_plainly:
+            with torch.inference_mode():
+                values = step.with_sgd(*step.tensors, *tensors, -self.optimizer.param_groups[0]["lr"])
+            self._note(step, values)
+        else:
+            with torch.no_grad():
+                values = step.gradients(*step.tensors, *tensors)
+            self._note(step, values)
+            self.zero_grad(epoch, batch_idx)
+            for parameter, gradient in zip(step.stepped, values[1 + len(step.logged) :], strict=True):
+                parameter.grad = gradient
+            self.step_along_gradients()
         self.stand_in.global_step += 1
         return None
 
-    def _note(self, values: Sequence[Tensor]) -> None:
+    def _note(self, step: Replay, values: Sequence[Tensor]) -> None:
         self.log.add_loss(values[0])
-        for (name, reduce, batch_size), value in zip(self.logged, values[1:], strict=False):
+        for (name, reduce, batch_size), value in zip(step.logged, values[1:], strict=False):
             self.log.log(name, value, reduce_fx=reduce, batch_size=batch_size)
-
-    def _step(self, gradients: Sequence[Tensor], epoch: int, batch_idx: int) -> None:
-        self.zero_grad(epoch, batch_idx)
-        for parameter, gradient in zip(self.stepped, gradients, strict=True):
-            parameter.grad = gradient
-        self.step_along_gradients()
 
 
 def steps_plainly(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
@@ -244,6 +281,6 @@ def steps_plainly(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
     hooks: list[Any] = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
     hooks += [optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks]
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    own = type(optimizer) is SGD and "step" not in vars(optimizer)
     numbers = all(isinstance(group["lr"], float | int) for group in optimizer.param_groups)
+    own = type(optimizer) is SGD and "step" not in vars(optimizer)
     return own and numbers and not any(hooks) and stepped == {id(p) for p in parameters}
