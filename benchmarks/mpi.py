@@ -187,7 +187,8 @@ def measure(rounds: int, output: Path) -> None:
 
 
 def one_round(worker: Worker, state: ServerState, backend: Backend) -> ServerState:
-    return worker.strategy._round(state, backend, worker.model.layout, 0, Callbacks())[0]
+    everybody = worker.strategy.weight_of_all(backend.sizes)
+    return worker.strategy._round(state, backend, worker.model.layout, 0, everybody, Callbacks())[0]
 
 
 def main() -> None:

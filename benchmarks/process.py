@@ -119,7 +119,8 @@ class Run:
         """One round, and its seconds."""
         started = time.perf_counter()
         layout = self.worker.model.layout
-        self.state, _ = self.worker.strategy._round(self.state, self.backend, layout, 0, Callbacks())
+        strategy, everybody = self.worker.strategy, self.worker.strategy.weight_of_all(self.backend.sizes)
+        self.state, _ = strategy._round(self.state, self.backend, layout, 0, everybody, Callbacks())
         return time.perf_counter() - started
 
 

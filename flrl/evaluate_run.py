@@ -33,8 +33,9 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     evaluator = Evaluator(batch_size=cfg.batch_size)
     result: dict[str, Any] = {"model": source, "central": evaluator.central(model, data)}
     if cfg.clients:
-        held_out = any(data.holdout_size(client) for client in range(data.num_clients))
-        chosen = [c for c in range(data.num_clients) if not held_out or data.holdout_size(c)]
+        chosen = data.holding_out().tolist()
+        held_out = bool(chosen)
+        chosen = chosen or list(range(data.num_clients))
         rows = [evaluator.client(model, data, client, train=not held_out) for client in chosen]
         result["samples"] = "held out" if held_out else "training"
         result["clients"] = summarize_clients(rows)

@@ -49,7 +49,7 @@ class Evaluator:
     def check(self, module: pl.LightningModule, data: FederatedData) -> None:
         """Raise ValueError if the module or the data do not have what is to be evaluated."""
         _step_name(module)
-        if self.clients_every and not any(data.holdout_size(c) for c in range(data.num_clients)):
+        if self.clients_every and not len(data.holding_out()):
             raise ValueError("evaluation.clients_every needs held-out samples: set holdout, for example holdout=0.2")
 
     def due(self, round: int, rounds: int) -> tuple[bool, bool]:

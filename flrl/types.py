@@ -143,7 +143,8 @@ class RoundRecord:
         round: the round, counted from 1; 0 is the model before training.
         metrics: name to value; `digest` is kept apart.
         digest: SHA-256 of the global model's bytes after the round.
-        reports: one per client of the cohort; empty in rows read back from a file.
+        reports: one per client of the cohort, while the record is the newest; empty in earlier ones, and in rows read
+            back from a file.
     """
 
     round: int

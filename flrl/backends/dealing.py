@@ -26,10 +26,10 @@ def longest_first(sizes: Sequence[int], num_workers: int) -> list[list[int]]:
     """
     hands: list[list[int]] = [[] for _ in range(num_workers)]
     loads = [(0, worker) for worker in range(num_workers)]
-    for job in sorted(range(len(sizes)), key=lambda job: (-sizes[job], job)):
-        load, worker = heapq.heappop(loads)
+    for job in np.argsort(-np.asarray(sizes, np.int64), kind="stable").tolist():
+        load, worker = loads[0]
         hands[worker].append(job)
-        heapq.heappush(loads, (load + sizes[job], worker))
+        heapq.heapreplace(loads, (load + sizes[job], worker))
     return [sorted(hand) for hand in hands]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from flrl.backends.dealing import at_random, longest_first
 from flrl.backends.job import Hub
 from flrl.backends.mpi_follow import Setup
@@ -55,6 +57,7 @@ class MpiBackend(PoolBackend):
         self.dedicated_server = dedicated_server
         self._world = here
         self._owners: list[list[int]] | None = None
+        self._home: np.ndarray  # with owners: each client's process
         if dedicated_server and here is None:
             raise ValueError(
                 "backend.dedicated_server=true: needs a process for the server and one for clients at least: "
@@ -73,6 +76,9 @@ class MpiBackend(PoolBackend):
         if self.dedicated_server:
             deal = longest_first if self.dealing == "longest_first" else _at_random
             self._owners = deal(data.sizes.tolist(), self._world.comm.size - 1)
+            self._home = np.empty(data.num_clients, np.int64)
+            for rank, clients in enumerate(self._owners, 1):
+                self._home[clients] = rank
             return data.only((), test=True)
         if self._world.node.size > 1:
             data, self.shared = into_shared_memory(data)
@@ -94,10 +100,9 @@ class MpiBackend(PoolBackend):
         """Each process's part of a cohort: with a dedicated server, its own clients."""
         if self._owners is None:
             return super().deal(tasks, round)
-        home = {client: rank for rank, clients in enumerate(self._owners, 1) for client in clients}
         hands: dict[int, list[ClientTask]] = {rank: [] for rank in range(1, len(self._owners) + 1)}
         for task in tasks:
-            hands[home[task.client_id]].append(task)
+            hands[int(self._home[task.client_id])].append(task)
         return hands
 
     def divide(self, due: EvaluationShare) -> dict[int, EvaluationShare]:
@@ -105,8 +110,10 @@ class MpiBackend(PoolBackend):
         if self._owners is None:
             return super().divide(due)
         shares = {0: EvaluationShare(due.batches, ())}
-        for rank, clients in enumerate(self._owners, 1):
-            shares[rank] = EvaluationShare(range(0), sorted(set(clients) & set(due.clients)))
+        clients = np.sort(np.asarray(due.clients, np.int64))
+        homes = self._home[clients]
+        for rank in range(1, len(self._owners) + 1):
+            shares[rank] = EvaluationShare(range(0), clients[homes == rank].tolist())
         return shares
 
     def start(self, worker: Worker, recipe: WorkerRecipe, *, folder: Path | None = None) -> None:

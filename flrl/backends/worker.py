@@ -131,7 +131,7 @@ class Worker:
         """All that is to be evaluated after a round, if anything."""
         central, clients = self.evaluator.due(round, rounds)
         batches = range(self.evaluator.num_batches(self.data) if central else 0)
-        held = [c for c in range(self.data.num_clients) if self.data.holdout_size(c)] if clients else []
+        held = self.data.holding_out().tolist() if clients else []
         return EvaluationShare(batches, held) if central or clients else None
 
     @property

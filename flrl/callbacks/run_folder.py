@@ -50,8 +50,8 @@ class RunFolder(Callback):
         self._written = len(history)
         for name in [DIGESTS, *([CLIENTS] if self.log_clients else [])]:
             source = (self._run.resumed_from or self._run.folder) / name
-            kept = [row for row in read_rows(source) if row["round"] <= state.round] if state.round else []
-            _replace(self._run.folder / name, kept)
+            kept = (row for row in read_rows(source) if row["round"] <= state.round)
+            _replace(self._run.folder / name, kept if state.round else ())
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Append the round's rows."""
@@ -88,7 +88,7 @@ class RunFolder(Callback):
             "versions": {"flrl": flrl.__version__, "python": platform.python_version()}
             | {name: version(name) for name in ("torch", "pytorch-lightning", "numpy", "hydra-core")},
         }
-        _write(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        _write(run.folder / "summary.json", [json.dumps(summary, indent=2) + "\n"])
 
 
 def row_of(record: RoundRecord) -> dict[str, Any]:
@@ -146,9 +146,10 @@ def _number(name: str, value: float) -> float | int | None:
 def read_rows(path: Path) -> Iterable[dict[str, Any]]:
     """The complete rows of a file; a kill can leave half a row at its end."""
     if path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
+        with path.open() as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
 
 
 def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -162,10 +163,11 @@ def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _replace(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    _write(path, (json.dumps(row) + "\n" for row in rows))
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, lines: Iterable[str]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    with partial.open("w") as file:
+        file.writelines(lines)
     os.replace(partial, path)

@@ -4,9 +4,9 @@ A partition is called as `partition(num_samples, labels, rng)` and returns each 
 with values in `[0, num_clients)`. The same generator state gives the same partition.
 """
 
-import heapq
-
 import numpy as np
+
+from flrl.data.grouping import by_owner, spans
 
 
 def iid(
@@ -148,23 +148,17 @@ def _deal(count: int, proportions: np.ndarray) -> np.ndarray:
 
 
 def _top_up(owner: np.ndarray, num_clients: int, min_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Move single random samples from whoever is largest to the clients below the minimum."""
+    """Move single random samples from whoever is largest, the lowest id first, to the clients below the minimum."""
     sizes = np.bincount(owner, minlength=num_clients)
-    needy = np.flatnonzero(sizes < min_samples)
-    if not len(needy):
+    missing = np.maximum(min_samples - sizes, 0)
+    if not missing.any():
         return owner
-    order = rng.permutation(len(owner))
-    by_client = order[np.argsort(owner[order], kind="stable")]
-    ends = np.cumsum(sizes)
-    largest = [(-int(size), client) for client, size in enumerate(sizes) if size > min_samples]
-    heapq.heapify(largest)
-    for client in needy:
-        for _ in range(min_samples - sizes[client]):
-            size, giver = largest[0]
-            ends[giver] -= 1
-            owner[by_client[ends[giver]]] = client
-            if -size - 1 > min_samples:
-                heapq.heapreplace(largest, (size + 1, giver))
-            else:
-                heapq.heappop(largest)
+    by_client = by_owner(owner, rng.permutation(len(owner)))
+    # All that may be given, from each client's last sample on, and how many its owner then holds: who has most gives.
+    spare = np.maximum(sizes - min_samples, 0)
+    given = spans(np.zeros_like(spare), spare)
+    holds = np.repeat(sizes, spare) - given
+    turns = by_owner(holds.max() - holds, np.arange(len(holds)))[: missing.sum()]
+    samples = by_client[(np.repeat(np.cumsum(sizes), spare) - 1 - given)[turns]]
+    owner[samples] = np.repeat(np.arange(num_clients), missing)
     return owner

@@ -15,8 +15,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 # A TensorSource gathers and normalises this many bytes of float32 inputs at a time: many small batches share the cost
 # of the calls, and the block still fits the cache.
 _BLOCK_BYTES = 2**20
-# Sources on one machine keep at most this many bytes of prepared float32 inputs for indices that come again.
+# Sources on one machine keep at most this many bytes of prepared samples for indices that come again.
 _KEPT_BYTES = 2**28
+# What two tensors, their key and their place among the others take besides (measured). Samples that take less are not
+# kept: they are soon prepared, and a million small clients would fill memory with what is around them.
+_KEPT_ENTRY_BYTES = 1200
 
 
 class Source(Protocol):
@@ -58,7 +61,7 @@ class TensorSource:
     Attributes:
         inputs: as given.
         targets: as given.
-        kept_limit: bytes of prepared inputs that may be kept; copies on one machine should share it out.
+        kept_limit: bytes of prepared samples that may be kept; copies on one machine should share it out.
     """
 
     def __init__(
@@ -124,14 +127,15 @@ class TensorSource:
             yield from zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True)
 
     def _keep(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | None:
-        """The prepared samples of `indices`, made once; None where keeping them would take too much memory.
+        """The prepared samples of `indices`, made once; None where they are too many or too few to be kept.
 
         Batches are views of what is kept. If somebody changed one in place, its version tells, and it is made anew.
         """
         key = np.ascontiguousarray(indices).tobytes()
         if key not in self._kept:
-            size = 4 * self.inputs[:1].numel() * len(indices)
-            if self._kept_bytes + size > self.kept_limit:
+            one = 4 * self.inputs[:1].numel() + self.targets[:1].nbytes
+            size = one * len(indices) + len(key) + _KEPT_ENTRY_BYTES
+            if one * len(indices) < _KEPT_ENTRY_BYTES or self._kept_bytes + size > self.kept_limit:
                 return None
             self._kept_bytes += size
         elif self._kept[key][2] == self._kept[key][0]._version + self._kept[key][1]._version:

@@ -181,8 +181,11 @@ class Strategy(ABC):
                 if metrics:
                     history.append(evaluation_record(metrics, digest(state.vector)))
                     callbacks.on_round_end(state, history)
+            weight_of_all = self.weight_of_all(backend.sizes)
             while state.round < self.rounds and not callbacks.should_stop(history):
-                state, record = self._round(state, backend, layout, seed, callbacks)
+                # Reports, and the client memory that hangs on them, must not pile up with the rounds.
+                history[-1:] = [replace(record, reports=()) for record in history[-1:]]
+                state, record = self._round(state, backend, layout, seed, weight_of_all, callbacks)
                 history.append(record)
                 callbacks.on_round_end(state, history)
         except BaseException as error:
@@ -192,15 +195,21 @@ class Strategy(ABC):
         return state, history
 
     def _round(
-        self, state: ServerState, backend: Backend, layout: ParameterLayout, seed: int, callbacks: Callbacks
+        self,
+        state: ServerState,
+        backend: Backend,
+        layout: ParameterLayout,
+        seed: int,
+        weight_of_all: float,
+        callbacks: Callbacks,
     ) -> tuple[ServerState, RoundRecord]:
         started = time.perf_counter()
-        round, sizes = state.round + 1, backend.sizes
-        broadcast, tasks = self.plan(state, sizes, seed)
+        round = state.round + 1
+        broadcast, tasks = self.plan(state, backend.sizes, seed)
         callbacks.on_round_start(round, [task.client_id for task in tasks])
         result = backend.train(broadcast, tasks, callbacks.on_client_end)
         self._check(result, round)
-        result = replace(result, share=result.total_weight / self._weight_of_all(sizes))
+        result = replace(result, share=result.total_weight / weight_of_all)
         for transform in reversed(self.transforms):
             result = replace(result, means=transform.decode(result.means))
         memory = {**state.memory, **{report.client_id: report.memory for report in result.reports if report.memory}}
@@ -212,7 +221,8 @@ class Strategy(ABC):
         metrics = evaluated | seconds | {"comm/down_bytes": float(sent * len(tasks))}
         return state, round_record(round, metrics, digest(state.vector), result)
 
-    def _weight_of_all(self, sizes: np.ndarray) -> float:
+    def weight_of_all(self, sizes: np.ndarray) -> float:
+        """The sum of all clients' weights, from the training samples of each: `weight` is asked once a number."""
         numbers, counts = np.unique(sizes, return_counts=True)
         return math.fsum(self.weight(int(n)) * int(count) for n, count in zip(numbers, counts, strict=True))
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from flrl.backends import ProcessBackend, SerialBackend, Worker
 from flrl.backends.worker import prepare
-from flrl.callbacks import Callbacks
+from flrl.callbacks import Callback, Callbacks
 from flrl.data import DatasetSource, FederatedData, Splits
 from flrl.errors import ClientError, WorkerError
 from flrl.evaluation import Evaluator
@@ -24,6 +24,7 @@ from flrl.layout import digest
 from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg, Scaffold
 from flrl.trainers import EagerTrainer
+from flrl.types import RoundRecord, ServerState
 from tests.toys import Linear, Rich, blobs, blocks
 
 SIZES = (20, 30, 40, 5, 15)
@@ -80,21 +81,32 @@ class Toy:
         return Worker(prepare(self.module(), threads=threads, device=device), data, trainer, strategy, evaluator, 0)
 
 
+class Reports(Callback):
+    """What the clients of each round reported: a history has it of its newest record only."""
+
+    def __init__(self) -> None:
+        self.rounds: list[Any] = []
+
+    def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
+        self.rounds.append([(r.client_id, r.checksum, r.metrics) for r in history[-1].reports])
+
+
 def run(backend: Any, toy: Toy) -> dict[str, Any]:
+    reports = Reports()
     worker = toy.worker(backend.share(toy.data()), threads=1, device="cpu")
     try:
         backend.start(worker, toy)
         layout = worker.model.layout
         state, history = worker.strategy.fit(
             worker.strategy.initialize(worker.model.vector.clone(), layout),
-            backend=backend, layout=layout, seed=0, callbacks=Callbacks(),
+            backend=backend, layout=layout, seed=0, callbacks=Callbacks([reports]),
         )  # fmt: skip
     finally:
         backend.close()
     return {
         "digests": [record.digest for record in history],
         "metrics": [{k: v for k, v in r.metrics.items() if not k.startswith("time/")} for r in history],
-        "reports": [[(r.client_id, r.checksum, r.metrics) for r in record.reports] for record in history],
+        "reports": reports.rounds,
         "memory": {c: {n: t.tolist() for n, t in m.items()} for c, m in state.memory.items()},
         "state": digest(state.vector),
     }

@@ -15,6 +15,7 @@ from flrl.data import FederatedData, Splits, TensorSource
 from flrl.data.federated import Partition
 from flrl.data.partitions import iid
 from flrl.seeding import SERVER, generator_for
+from tests.counting import calls, peak_bytes
 from tests.toys import blocks
 
 
@@ -194,3 +195,31 @@ def test_no_samples_are_said() -> None:
     empty = TensorSource(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="the dataset has no training samples"):
         FederatedData(Splits(empty, empty), lambda n, labels, rng: np.zeros(n, dtype=np.int64), seed=0)
+
+
+def test_who_holds_out() -> None:
+    data = federated(7, blocks([1, 2, 3, 1]), holdout=0.1)
+    assert data.holding_out().tolist() == [c for c in range(4) if data.holdout_size(c)] == [1, 2]
+    assert federated(7, blocks([3, 4])).holding_out().tolist() == []
+
+
+def test_more_clients_take_no_more_calls_and_few_bytes() -> None:
+    def build(num_clients: int, labels: torch.Tensor) -> None:
+        source = TensorSource(torch.zeros(2 * num_clients, 1, dtype=torch.uint8), labels[: 2 * num_clients])
+        data = FederatedData(Splits(source, source), partial(iid, num_clients=num_clients), seed=0, holdout=0.5)
+        assert len(data.holding_out()) == num_clients
+        counts = data.label_counts()
+        assert counts is not None
+        assert counts.sum() == num_clients
+
+    labels = torch.arange(40_000) % 2
+    counts = [calls(lambda n=n: build(n, labels)) for n in (200, 200, 20_000)]
+    assert counts[2] <= counts[1]
+    # Two samples a client: 32 bytes stay (indices, end, size), and sorting needs as many again and some.
+    assert peak_bytes(lambda: build(20_000, labels)) < 100 * 20_000
+
+
+def test_parts_of_many_clients_are_taken_without_a_call_for_each() -> None:
+    data = federated(4000, partial(iid, num_clients=2000))
+    counts = [calls(lambda n=n: data.only(range(n), test=True)) for n in (10, 10, 1000)]
+    assert counts[2] <= counts[1]

@@ -1,15 +1,17 @@
 """Partitions: hand-computed cases with scripted randomness, properties, and the statistics of skew."""
 
+import heapq
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flrl.data.partitions import dirichlet, iid, quantity_skew, shards
+from flrl.data.partitions import _top_up, dirichlet, iid, quantity_skew, shards
+from tests.counting import calls
 
 MNIST_CLASS_SIZES = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 
@@ -216,6 +218,49 @@ def test_quantity_skew_skews_sizes_but_not_classes() -> None:
     assert np.abs(counts / sizes[:, None] - 0.25).max() < 0.05
     even = quantity_skew(40_000, labels, np.random.default_rng(0), num_clients=8, alpha=1e6)
     assert sizes_of(even, 8) == pytest.approx([5000] * 8, rel=0.01)
+
+
+def one_by_one(owner: np.ndarray, num_clients: int, min_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Topping up as it is meant: sample by sample, from a heap of whoever has more than the minimum."""
+    sizes = np.bincount(owner, minlength=num_clients)
+    order = rng.permutation(len(owner))
+    by_client = order[np.argsort(owner[order], kind="stable")]
+    ends = np.cumsum(sizes)
+    largest = [(-int(size), client) for client, size in enumerate(sizes) if size > min_samples]
+    heapq.heapify(largest)
+    for client in np.flatnonzero(sizes < min_samples):
+        for _ in range(min_samples - sizes[client]):
+            size, giver = largest[0]
+            ends[giver] -= 1
+            owner[by_client[ends[giver]]] = client
+            if -size - 1 > min_samples:
+                heapq.heapreplace(largest, (size + 1, giver))
+            else:
+                heapq.heappop(largest)
+    return owner
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=200)
+def test_topping_up_at_once_is_topping_up_one_by_one(sizes: list[int], min_samples: int, seed: int) -> None:
+    assume(sum(sizes) >= min_samples * len(sizes))
+    owner = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    found = _top_up(owner.copy(), len(sizes), min_samples, np.random.default_rng(seed))
+    if min(sizes) < min_samples:
+        owner = one_by_one(owner, len(sizes), min_samples, np.random.default_rng(seed))
+    assert found.tolist() == owner.tolist()
+
+
+@pytest.mark.parametrize(
+    "partition", [iid, partial(dirichlet, alpha=0.5), shards, partial(quantity_skew, alpha=0.5, min_samples=2)]
+)
+def test_more_clients_take_no_more_calls(partition: Callable[..., np.ndarray]) -> None:
+    labels = np.arange(40_000) % 10
+    counts = [
+        calls(lambda n=n: partition(2 * n, labels[: 2 * n], np.random.default_rng(0), num_clients=n))
+        for n in (200, 200, 20_000)
+    ]
+    assert counts[2] <= counts[1]
 
 
 LABELS = np.arange(10) % 2

@@ -289,7 +289,7 @@ def test_given_labels_are_one_a_sample() -> None:
 
 
 def kept_source() -> TensorSource:
-    pixels = torch.arange(30, dtype=torch.uint8).view(10, 3, 1, 1)
+    pixels = torch.arange(10 * 3 * 64).to(torch.uint8).view(10, 3, 8, 8)
     return TensorSource(pixels, torch.arange(10), mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
 
 
@@ -315,11 +315,20 @@ def test_a_batch_changed_in_place_does_not_change_what_is_kept() -> None:
 
 
 def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_KEPT_BYTES", 4 * 3 * 5)
+    kept = 4 * 3 * 64 * 5 + 8 * 5 + 8 * 5 + sources._KEPT_ENTRY_BYTES  # inputs, targets, key
+    monkeypatch.setattr(sources, "_KEPT_BYTES", 2 * kept - 1)
     source = kept_source()
     first, second = np.arange(5), np.arange(5, 10)
     for _ in range(2):
         assert flat(source.batches(first, 2, again=True)) == flat(source.batches(first, 2))
         assert flat(source.batches(second, 2, again=True)) == flat(source.batches(second, 2))
-    assert source._kept_bytes == 60
+    assert source._kept_bytes == kept
     assert len(source._kept) == 1
+
+
+def test_what_is_less_than_its_keeping_takes_is_not_kept() -> None:
+    source = TensorSource(torch.arange(320, dtype=torch.uint8).view(10, 32), torch.arange(10))
+    least = -(-sources._KEPT_ENTRY_BYTES // (4 * 32 + 8))
+    for size in (least - 1, least):
+        assert flat(source.batches(np.arange(size), 4, again=True)) == flat(source.batches(np.arange(size), 4))
+    assert [len(inputs) for inputs, _, _ in source._kept.values()] == [least]

@@ -1,0 +1,125 @@
+"""What a round costs: nothing for clients that do not take part, a small record for one that does."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flrl.callbacks import Callback, RunFolder, RunInfo
+from flrl.callbacks.checkpoint import Checkpoint
+from flrl.sampling import UniformSampler
+from flrl.strategies import FedAvg, Scaffold
+from flrl.types import Broadcast, ClientReport, ClientUpdate, RoundRecord, ServerState
+from tests.counting import calls, peak_bytes
+from tests.toys import fit, make_worker
+
+SGD = partial(torch.optim.SGD, lr=1.0)
+
+
+def fedavg(rounds: int, cohort: int, **options: Any) -> FedAvg:
+    return FedAvg(rounds=rounds, sampler=UniformSampler(num=cohort), server_optimizer=SGD, **options)
+
+
+class Asked(FedAvg):
+    """Counts how often a client's weight is asked for."""
+
+    count = 0
+
+    def weight(self, num_samples: int) -> float:
+        self.count += 1
+        return super().weight(num_samples)
+
+
+def test_the_weight_of_all_clients_is_summed_once_a_run() -> None:
+    strategy = Asked(rounds=4, sampler=UniformSampler(num=2), server_optimizer=SGD)
+    fit(make_worker(strategy, sizes=(3, 4, 4, 5, 5, 5, 5)))
+    assert strategy.count == 4 * 2 + 3  # the tasks of four rounds, and three different sizes
+    assert strategy.weight_of_all(np.array([3, 4, 4, 5, 5, 5, 5])) == 31.0
+
+
+def test_a_plan_takes_as_many_calls_and_bytes_in_any_population() -> None:
+    strategy, state = fedavg(1, 100), ServerState(0, torch.zeros(3))
+    plans = [partial(strategy.plan, state, np.full(population, 2), 0) for population in (10_001, 10_001, 10**6)]
+    counts = [calls(plan) for plan in plans]
+    assert counts[2] == counts[1]
+    assert peak_bytes(plans[2]) < peak_bytes(plans[1]) + 4096 < 100_000
+
+
+def test_a_run_takes_as_many_calls_in_any_population(tmp_path: Path) -> None:
+    def rounds(population: int, rounds: int, number: int) -> int:
+        worker = make_worker(fedavg(rounds, 5), sizes=[2] * population)
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        config = {"strategy": {"_target_": "FedAvg"}, "model": {}, "trainer": {}}
+        run = RunInfo("run", folder, 0, rounds, (), config, "", model=worker.model, data=worker.data)
+        callbacks = [RunFolder(), Checkpoint()]
+        for callback in callbacks:
+            callback.setup(run)
+        return calls(lambda: fit(worker, callbacks=callbacks))
+
+    rounds(100, 1, 0)  # what is imported and compiled the first time
+    few, many = rounds(100, 3, 1), rounds(20_000, 3, 2)
+    assert many == pytest.approx(few, rel=0.01)
+
+
+class Counted(Callback):
+    """How much of what clients have sent and remember is still there."""
+
+    name = "counted"
+
+    def __init__(self) -> None:
+        self.updates: list[weakref.ref[Tensor]] = []
+        self.memories: list[weakref.ref[Tensor]] = []
+        self.reports: list[list[int]] = []
+        self.most_updates = 0
+
+    def encode(self, update: ClientUpdate, broadcast: Broadcast, seed: int) -> tuple[ClientUpdate, dict[str, float]]:
+        self.updates.append(weakref.ref(update.vectors["update"]))
+        self.most_updates = max(self.most_updates, alive(self.updates))
+        return update, {}
+
+    def decode(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return means
+
+    def on_client_end(self, report: ClientReport) -> None:
+        self.memories += [weakref.ref(tensor) for tensor in report.memory.values()]
+
+    def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
+        self.reports.append([len(record.reports) for record in history])
+
+
+def alive(references: list[weakref.ref[Tensor]]) -> int:
+    return sum(reference() is not None for reference in references)
+
+
+def test_no_more_than_two_updates_are_held_at_a_time() -> None:
+    counted = Counted()
+    fit(make_worker(fedavg(2, 40, transforms=[counted]), sizes=[2] * 50), callbacks=[counted])
+    assert len(counted.updates) == 80
+    assert counted.most_updates <= 2  # one that has been folded, and the next one
+    assert alive(counted.updates) == 0
+
+
+def test_reports_and_what_clients_remembered_do_not_pile_up() -> None:
+    counted = Counted()
+    strategy = Scaffold(rounds=4, sampler=UniformSampler(), server_optimizer=SGD)
+    state, history = fit(make_worker(strategy, sizes=(10, 11, 12)), callbacks=[counted])
+    assert counted.reports == [[3], [0, 3], [0, 0, 3], [0, 0, 0, 3]]
+    assert [len(record.reports) for record in history] == [0, 0, 0, 3]
+    assert len(counted.memories) == 12
+    assert alive(counted.memories) == len(state.memory) == 3
+
+
+def test_a_client_of_the_cohort_takes_a_small_record() -> None:
+    def most(cohort: int) -> int:
+        worker = make_worker(fedavg(2, cohort), sizes=[2] * 400)
+        return peak_bytes(lambda: fit(worker))
+
+    most(2)
+    assert (most(300) - most(100)) / 200 < 2000  # a report and a task; what torch holds is counted above
