@@ -24,6 +24,8 @@ from flrl.instantiation import make
 from flrl.layout import digest
 from flrl.logging import Loggers
 from flrl.recipe import Recipe
+from flrl.trainers import AutoTrainer
+from flrl.trainers.auto import fastest
 from flrl.types import RoundRecord, ServerState
 
 
@@ -41,6 +43,11 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
     backend = make(config, "backend")
     data = backend.share(recipe.data())
     worker = recipe.worker(data, threads=backend.threads, device=backend.device)
+    resumed_from = _resume_folder(config["resume"], folder)
+    if isinstance(worker.trainer, AutoTrainer):
+        config = {**config, "trainer": _chosen_trainer(worker.trainer, worker, resumed_from)}
+        recipe = Recipe(config)
+        worker = recipe.worker(data, threads=backend.threads, device=backend.device)
     info = RunInfo(
         name=config["name"],
         folder=folder,
@@ -51,7 +58,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
         command=shlex.join(sys.argv),
         model=worker.model,
         data=data,
-        resumed_from=_resume_folder(config["resume"], folder),
+        resumed_from=resumed_from,
     )
     state, history = _first_state(worker, info)
     callbacks = _callbacks(config)
@@ -77,6 +84,23 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
         finally:
             callbacks.close()
     return _optimized(config["optimized_metric"], history)
+
+
+def _chosen_trainer(auto: AutoTrainer, worker: Worker, resumed_from: Path | None) -> dict[str, Any]:
+    """The engine that `trainer=auto` stands for: that of the run to be resumed, else the fastest one."""
+    earlier = None if resumed_from is None else resumed_from / ".hydra/config.yaml"
+    if earlier is not None and earlier.exists():
+        trainer: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(earlier))["trainer"]  # type: ignore
+        return trainer
+    strategy, data = worker.strategy, worker.data
+    return fastest(
+        auto,
+        worker.model,
+        data.splits.train if len(data.splits.train) else data.splits.test,  # a dedicated server has the latter only
+        check=lambda trainer: strategy.check(worker.model.module, trainer),  # type: ignore[arg-type]
+        train=strategy.train_together,
+        cohort=len(strategy.sampler(data.num_clients, seed=worker.seed, round=1)),
+    )
 
 
 def _callbacks(config: dict[str, Any]) -> Callbacks:

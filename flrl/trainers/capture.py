@@ -29,7 +29,7 @@ from flrl.trainers.stand_in import attached
 _aten = torch.ops.aten
 _ALIASES = (_aten.alias.default, _aten.detach.default)
 _CONSTANTS = (_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default, _aten.full.default)
-_INTERNAL = ("_parameters", "_buffers", "_modules", "_trainer", "log", "log_dict")
+_INTERNAL = ("_parameters", "_buffers", "_modules", "_trainer", "log", "log_dict", "_flat_weights", "_flat_weight_refs")
 
 
 class NotCapturableError(Exception):
@@ -98,7 +98,7 @@ def record(
     step = _Step(module, names, batch, context)
     parameters = [dict(module.named_parameters(remove_duplicate=False))[name].detach().clone() for name in names]
     buffers = [buffer.detach().clone() for _, buffer in module.named_buffers()]
-    before, generators = attributes(module), _python_generators()
+    before, generators, restore = attributes(module, metrics=True), _python_generators(), _restorer(module)
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
@@ -112,7 +112,10 @@ def record(
         raise
     except Exception as error:
         raise NotCapturableError(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}") from error
-    if attributes(module) != before:
+    finally:
+        after = attributes(module, metrics=True)
+        restore()
+    if after != before:
         raise NotCapturableError("training_step changes attributes of the module")
     if _python_generators() != generators:
         raise NotCapturableError("training_step draws random numbers from Python or NumPy")
@@ -220,14 +223,38 @@ for _name in "eq ne lt le gt ge add radd sub rsub mul rmul mod rmod floordiv tru
     setattr(_Index, f"__{_name}__", _refuse)
 
 
-def attributes(module: nn.Module) -> list[Any]:
-    """What could be changed by a step's Python, but for tensors in the module's own registers."""
-    found: list[Any] = []
-    for path, part in module.named_modules():
-        for name, value in vars(part).items():
-            if name not in _INTERNAL:
-                found.append((path, name, _seen(value)))
-    return found
+def attributes(module: nn.Module, *, metrics: bool = False) -> list[Any]:
+    """What a step's Python could read or change, but for tensors in the module's own registers.
+
+    Args:
+        module: the module.
+        metrics: also what torchmetrics objects hold, which evaluation changes too.
+    """
+    return [
+        (path, name, _seen(value))
+        for path, part in module.named_modules()
+        if metrics or not isinstance(part, Metric)
+        for name, value in vars(part).items()
+        if name not in _INTERNAL
+    ]
+
+
+def _restorer(module: nn.Module) -> Callable[[], None]:
+    """What puts the attributes of a module's parts back, and what lists, dicts and sets among them hold."""
+    before = [
+        (vars(part), dict(vars(part)), [(v, copy.copy(v)) for v in vars(part).values() if type(v) in (list, dict, set)])
+        for part in module.modules()
+    ]
+
+    def restore() -> None:
+        for now, values, containers in before:
+            now.clear()
+            now.update(values)
+            for container, content in containers:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+
+    return restore
 
 
 def _seen(value: Any) -> Any:
@@ -236,7 +263,7 @@ def _seen(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return tuple(_seen(item) for item in value)
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return id(value), None if value.is_inference() else value._version
     return value if isinstance(value, bool | int | float | str) else id(value)
 
 

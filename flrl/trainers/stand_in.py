@@ -39,14 +39,14 @@ class TrainerStandIn:
 @contextlib.contextmanager
 def attached(module: pl.LightningModule, stand_in: TrainerStandIn) -> Iterator[TrainerStandIn]:
     """Make a stand-in the module's `self.trainer` for a while."""
-    modules = list(_lightning_modules(module))
-    for part in modules:
+    before = [(part, part._trainer) for part in _lightning_modules(module)]
+    for part, _ in before:
         part._trainer = stand_in  # type: ignore[assignment]
     try:
         yield stand_in
     finally:
-        for part in modules:
-            part._trainer = None
+        for part, trainer in before:
+            part._trainer = trainer
 
 
 def _lightning_modules(module: pl.LightningModule) -> Iterator[pl.LightningModule]:

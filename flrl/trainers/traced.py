@@ -35,6 +35,7 @@ HOOKS = (*BATCH_HOOKS, "setup", "on_fit_start", "on_train_start", "on_train_epoc
 WORTH_RECORDING = 4
 """Batches of one shape that are trained eagerly before the step is recorded for them."""
 _MOST_SHAPES = 64
+_MOST_CHANGES = 16
 _NORM_DIFFERENCE = 1e-3
 
 
@@ -54,6 +55,8 @@ class TracedTrainer(EagerTrainer):
         super().__init__(**options)
         self.compile = compile
         self._recordings: Recordings | None = None
+        self._made = 0
+        self._said: set[str] = set()
 
     def configured(self, module: pl.LightningModule, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
         """The optimizer of the last client where it can be used again, else a new one."""
@@ -72,8 +75,17 @@ class TracedTrainer(EagerTrainer):
         """The recorded steps of a model; new ones if something in its module is not what it was."""
         seen = attributes(model.module)
         if self._recordings is None or self._recordings.model is not model or self._recordings.seen != seen:
+            self._made += 1
             self._recordings = Recordings(self, model, seen)
+            if self._made > _MOST_CHANGES:
+                self._recordings.close("attributes of the module change all the time")
         return self._recordings
+
+    def say(self, module: pl.LightningModule, reason: str) -> None:
+        """Log, once, why a module is trained eagerly."""
+        if reason not in self._said:
+            log.warning("trainer=traced trains %s with the eager loop: %s", type(module).__name__, reason)
+        self._said.add(reason)
 
 
 class Recordings:
@@ -99,7 +111,7 @@ class Recordings:
         try:
             refuse_hooks(self.module)
         except NotCapturableError as error:
-            self._close(error)
+            self.close(str(error))
         else:
             self.optimizer = ReusedOptimizer.of(self.module)
 
@@ -114,14 +126,15 @@ class Recordings:
             with isolated_randomness(0, self.model.vector.device):
                 replay = Replay(recorded_step(self.trainer, self.model, batch), self.model, self.trainer.compile)
         except NotCapturableError as error:
-            self._close(error)
+            self.close(str(error))
             return None
         self._steps[shape] = replay
         return replay
 
-    def _close(self, error: NotCapturableError) -> None:
+    def close(self, reason: str) -> None:
+        """Record nothing any more."""
         self.closed = True
-        log.info("trainer=traced trains %s with the eager loop: %s", type(self.module).__name__, error)
+        self.trainer.say(self.module, reason)
 
 
 @dataclass(frozen=True, slots=True)

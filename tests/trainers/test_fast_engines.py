@@ -1,0 +1,344 @@
+"""Traced ends in eager's bits, vectorized within rounding of it; what they cannot do they refuse or leave to eager."""
+
+import contextlib
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from flrl.data import TensorSource
+from flrl.sampling import AllClients
+from flrl.strategies import FedAvg, FedProx, FedSGD, Scaffold, Strategy
+from flrl.trainers import EagerTrainer, TracedTrainer, Trainer, VectorizedTrainer
+from flrl.trainers.capture import NotCapturableError, Shape, record
+from tests.toys import Linear, Rich, blobs, fit, make_worker
+
+SIZES = (20, 28, 40, 8, 4)
+AVERAGE: dict[str, Any] = {
+    "rounds": 2,
+    "sampler": AllClients(),
+    "server_optimizer": partial(torch.optim.SGD, lr=1.0),
+}
+
+
+class Net(Linear):
+    """A net of one's own with an optimizer of one's own; logs a number."""
+
+    def __init__(self, net: nn.Module, optimizer: Callable[..., Any] | None = None, schedule: bool = False) -> None:
+        super().__init__()
+        self.net, self.optimizer, self.schedule = net, optimizer, schedule
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train/double", loss * 2)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers() if self.optimizer is None else self.optimizer(self.parameters())
+        return ([optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]) if self.schedule else optimizer
+
+
+def mlp(dropout: float = 0.5) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
+
+
+def trained(strategy: Strategy, module: Callable[[], pl.LightningModule], trainer: Trainer, **options: Any) -> Any:
+    torch.manual_seed(0)
+    worker = make_worker(strategy, module=module(), trainer=trainer, **{"sizes": SIZES, **options})
+    state, history = fit(worker)
+    return state.vector, history
+
+
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": None,
+    "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True),
+    "adam": partial(torch.optim.Adam, lr=0.01, amsgrad=True),
+    "adagrad": partial(torch.optim.Adagrad, lr=0.01),
+    "rmsprop": partial(torch.optim.RMSprop, lr=0.01, momentum=0.5),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two epochs, shuffled": {"local_epochs": 2, "shuffle": True},
+    "clipped by norm": {"gradient_clip_val": 0.1},
+    "clipped by value": {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"},
+    "decayed": {"lr_decay": 0.5},
+}
+# A strategy that is added later joins this table by being listed.
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "fedavg": partial(FedAvg, **AVERAGE),
+    "fedprox": partial(FedProx, mu=0.3, **AVERAGE),
+    "scaffold": partial(Scaffold, **AVERAGE),
+    "scaffold 1": partial(Scaffold, option=1, **AVERAGE),
+}
+CASES = [
+    *(
+        pytest.param("fedavg", o, s, id=f"fedavg {o} {s}")
+        for o in OPTIMIZERS
+        for s in ("plain", "two epochs, shuffled")
+    ),
+    *(pytest.param("fedprox", "momentum", s, id=f"fedprox momentum {s}") for s in SETTINGS),
+    *(pytest.param(k, "sgd", "two epochs, shuffled", id=k) for k in STRATEGIES),
+]
+
+
+@pytest.mark.parametrize(("strategy", "optimizer", "settings"), CASES)
+def test_engines_agree(strategy: str, optimizer: str, settings: str) -> None:
+    def run(kind: Any, **more: Any) -> Any:
+        trainer = kind(batch_size=8, **SETTINGS[settings], **more)
+        return trained(STRATEGIES[strategy](), lambda: Net(mlp(), OPTIMIZERS[optimizer]), trainer)
+
+    eager, history = run(EagerTrainer)
+    traced, traced_history = run(TracedTrainer)
+    assert torch.equal(traced, eager)
+    for ours, theirs in zip(traced_history, history, strict=True):
+        assert [(r.metrics, r.checksum) for r in ours.reports] == [(r.metrics, r.checksum) for r in theirs.reports]
+    stacked, stacked_history = run(VectorizedTrainer)
+    assert float((stacked - eager).norm()) <= 1e-6 * float(eager.norm())
+    for ours, theirs in zip(stacked_history, history, strict=True):
+        for name in ("train/loss", "train/double"):
+            assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-6)
+        assert [r.num_steps for r in ours.reports] == [r.num_steps for r in theirs.reports]
+    assert torch.equal(run(VectorizedTrainer, width=2)[0], stacked)
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "dropout": mlp,
+    "batch norm": lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
+    "tied": lambda: Tied(),
+    "a frozen layer": lambda: frozen(mlp()),
+    "layer norm and gelu": lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)),
+    "recurrent": lambda: Recurrent(),
+}
+
+
+class Tied(nn.Module):
+    """One weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class Recurrent(nn.Module):
+    """Takes the features one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.GRU(1, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cells(x[:, :, None])[0][:, -1])
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    next(net.parameters()).requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
+@pytest.mark.parametrize("schedule", [False, True], ids=["", "with a schedule"])
+def test_traced_ends_in_eagers_bits(make: Callable[[], nn.Module], schedule: bool) -> None:
+    options = {"batch_size": 8, "local_epochs": 3, "shuffle": True}
+    results = []
+    for kind in (EagerTrainer, TracedTrainer):
+        trainer = kind(**options)
+        net = partial(Net, schedule=schedule)
+        sizes = (20, 28, 40, 8, 4)  # BatchNorm cannot train on a batch of one
+        results.append(trained(FedAvg(**AVERAGE), lambda net=net: net(make()), trainer, sizes=sizes)[0])
+    assert torch.equal(*results)
+    assert trainer._recordings is not None  # it did replay, or the comparison would be idle
+    assert not trainer._recordings.closed
+    assert trainer._recordings._steps
+
+
+def test_a_schedule_follows_each_clients_own_epochs() -> None:
+    options = {"batch_size": 8, "local_epochs": 3}
+    eager, stacked = (
+        trained(FedAvg(**AVERAGE), lambda: Net(mlp(), schedule=True), kind(**options))[0]
+        for kind in (EagerTrainer, VectorizedTrainer)
+    )
+    assert float((stacked - eager).norm()) <= 1e-6 * float(eager.norm())
+
+
+def test_channels_last_is_the_same_training_up_to_rounding() -> None:
+    images = TensorSource(torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3)
+
+    def run(kind: Any, memory_format: Any) -> Tensor:
+        def make() -> pl.LightningModule:
+            net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+            module = Net(net)
+            module.test_step = lambda batch, batch_idx: module.log("test/loss", torch.zeros(()))  # type: ignore
+            return module
+
+        trainer = kind(batch_size=8, memory_format=memory_format)
+        return trained(FedAvg(**AVERAGE), make, trainer, sizes=(32, 32), source=images)[0]  # type: ignore
+
+    eager = run(EagerTrainer, "contiguous")
+    last = run(EagerTrainer, "channels_last")
+    assert 0 < float((last - eager).norm()) <= 1e-5 * float(eager.norm())
+    assert torch.equal(run(TracedTrainer, "channels_last"), last)
+    assert torch.equal(run(TracedTrainer, "contiguous"), eager)
+
+
+class Step(Net):
+    """A module whose training step is given."""
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        super().__init__(mlp(0.0))
+        self.step, self.count, self.seen = step, 0, []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.step(self, nn.functional.cross_entropy(self.net(batch[0]), batch[1]), batch_idx)
+
+
+def counting(module: Any, loss: Tensor, batch_idx: int) -> Tensor:
+    module.count += 1
+    return loss * (1 + 0.01 * module.count)
+
+
+def collecting(module: Any, loss: Tensor, batch_idx: int) -> Tensor:
+    module.seen.append(0)
+    return loss * (1 + 0.01 * len(module.seen))
+
+
+STEPS: dict[str, tuple[Callable[..., Any], str]] = {
+    "branches on the loss": (lambda m, loss, i: loss * 2 if loss > 1 else loss, ""),
+    "batch_idx": (lambda m, loss, i: loss * 2 if i % 2 else loss, "depends on batch_idx"),
+    "the epoch": (lambda m, loss, i: loss * (1 + m.current_epoch), "reads Trainer.current_epoch"),
+    "an attribute": (counting, "changes attributes"),
+    "a list": (collecting, "changes attributes"),
+    "Python's generator": (lambda m, loss, i: loss * random.random(), "random numbers from Python"),
+    "logs a number": (lambda m, loss, i: (m.log("a", 1.5), loss)[1], "logs a number that is no tensor"),
+    "skips": (lambda m, loss, i: None, "skipped a batch"),
+}
+
+
+@pytest.mark.parametrize(("step", "reason"), STEPS.values(), ids=STEPS.keys())
+def test_what_cannot_be_replayed_is_trained_eagerly_and_said_once(
+    step: Callable[..., Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = []
+    for kind in (EagerTrainer, TracedTrainer):
+        random.seed(0)
+        results.append(trained(FedAvg(**AVERAGE), lambda: Step(step), kind(batch_size=2, local_epochs=2))[0])
+    assert torch.equal(*results)
+    messages = [r.getMessage() for r in caplog.records if "with the eager loop" in r.getMessage()]
+    assert len(messages) == 1
+    assert reason in messages[0]
+
+
+def test_hooks_are_left_to_eager(caplog: pytest.LogCaptureFixture) -> None:
+    eager, traced = (
+        trained(FedAvg(**AVERAGE), Rich, kind(batch_size=4), sizes=(20, 32))[0]
+        for kind in (EagerTrainer, TracedTrainer)
+    )
+    assert torch.equal(eager, traced)
+    assert "on_train_batch_end" in caplog.text
+
+
+def test_a_changed_attribute_is_recorded_anew() -> None:
+    class Scaled(Net):
+        scale = 1.0
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * self.scale
+
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            super().test_step(batch, batch_idx)
+            self.scale = self.scale / 2  # evaluation changes what training does
+
+    options = {"batch_size": 4}
+    a, b = (trained(FedAvg(**AVERAGE), lambda: Scaled(mlp()), k(**options))[0] for k in (EagerTrainer, TracedTrainer))
+    assert torch.equal(a, b)
+
+
+REFUSED: dict[str, tuple[Callable[[], pl.LightningModule], str]] = {
+    "batch norm": (lambda: Net(MODULES["batch norm"]()), "BatchNorm1d"),
+    "hooks": (lambda: Rich(), "BatchNorm1d"),
+    "an optimizer": (lambda: Net(mlp(), partial(torch.optim.Adafactor)), "Adafactor"),
+    "one of its own": (lambda: Net(mlp(), partial(type("Mine", (torch.optim.SGD,), {}), lr=0.1)), "Mine"),
+}
+
+
+@pytest.mark.parametrize(("module", "name"), REFUSED.values(), ids=REFUSED.keys())
+def test_vectorized_refuses_by_name(module: Callable[[], pl.LightningModule], name: str) -> None:
+    with pytest.raises(ValueError, match=f"trainer=vectorized.*{name}"):
+        VectorizedTrainer().check(module())
+
+
+def test_vectorized_refuses_strategies_that_train_in_their_own_way() -> None:
+    strategy = FedSGD(**AVERAGE)
+    with pytest.raises(ValueError, match=r"FedSGD.*trainer=traced"):
+        strategy.check(Linear(), VectorizedTrainer())
+    strategy.check(Linear(), TracedTrainer())
+
+
+def test_no_row_learns_from_another() -> None:
+    """A client whose loss is no number leaves those beside it as they are."""
+    source = blobs(60)
+    spoiled = TensorSource(source.inputs.clone(), source.targets)
+    spoiled.inputs[:20] = torch.nan
+    runs = []
+    for inputs in (source, spoiled):
+        trainer = VectorizedTrainer(batch_size=8)
+        runs.append(
+            trained(FedAvg(**{**AVERAGE, "rounds": 1}), lambda: Net(mlp()), trainer, sizes=(20, 20, 20), source=inputs)[
+                1
+            ]
+        )
+    clean, dirty = (run[-1].reports for run in runs)
+    rejected = [report.client_id for report in dirty if report.rejected is not None]
+    assert len(rejected) == 1
+    assert [r.checksum for r in clean if r.client_id not in rejected] == [
+        r.checksum for r in dirty if r.client_id not in rejected
+    ]
+
+
+def test_steps_are_recorded_for_few_sizes_of_stacks() -> None:
+    trainer = VectorizedTrainer(batch_size=4)
+    trained(FedAvg(**AVERAGE), lambda: Net(mlp()), trainer, sizes=tuple(range(4, 24)))
+    assert trainer._steps is not None
+    assert {rows for rows, _ in trainer._steps[1]} <= {1, 2, 4, 8, 16, 20}
+
+
+def test_the_shape_of_a_batch_tells_what_a_recording_holds_for() -> None:
+    a = (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    assert Shape.of(a)[0] == Shape.of((torch.ones(2, 3), torch.ones(2, dtype=torch.int64)))[0]
+    others: list[Any] = [(a[0][:1], a[1][:1]), (a[0].double(), a[1]), list(a), {"x": a[0], "y": a[1]}, (*a, 1), (*a, 2)]
+    shapes = [Shape.of(other)[0] for other in [a, *others]]
+    assert len(set(shapes)) == len(shapes)
+
+
+def test_recording_leaves_the_module_as_it_is() -> None:
+    module = Net(MODULES["batch norm"]())
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    names = [name for name, _ in module.named_parameters()]
+    record(module, names, (torch.randn(4, 5), torch.tensor([0, 1, 2, 0])), context=contextlib.nullcontext)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_step_that_replaces_a_buffer_is_refused() -> None:
+    class Replaces(Net):
+        def __init__(self) -> None:
+            super().__init__(mlp())
+            self.register_buffer("mean", torch.zeros(()))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.mean = self.mean * 0.9 + 0.1
+            return super().training_step(batch, batch_idx)
+
+    module = Replaces()
+    names = [name for name, _ in module.named_parameters()]
+    with pytest.raises(NotCapturableError, match="replaces buffers"):
+        record(module, names, (torch.randn(4, 5), torch.tensor([0, 1, 2, 0])), context=contextlib.nullcontext)
