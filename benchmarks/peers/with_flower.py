@@ -2,7 +2,7 @@
 
 Every actor reads MNIST once and keeps it; a client's node number is its number in the partition. Evaluation is Flower's
 evaluation on the server. As `run_simulation` has it, models travel between server and actors as serialised messages.
-Neither starting Ray nor the first actor's imports and data are timed: one client trains before the clock starts.
+Neither starting Ray nor the actors' imports and data are timed: a round that does not count comes first.
 """
 
 import os
@@ -17,7 +17,6 @@ import torch
 from common import (
     JOBS,
     SEED,
-    TEST_BATCH_SIZE,
     Arguments,
     Clock,
     Data,

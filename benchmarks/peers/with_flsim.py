@@ -1,7 +1,7 @@
 """FLSim: its synchronous trainer with weighted FedAvg, fed batches made beforehand by `FLDataProviderFromList`.
 
-No training metrics are reported, and the evaluation after every round goes through a reporter that counts right answers.
-With two workers, two processes have half of the clients each and reduce through gloo; the first evaluates.
+No training metrics are reported, and the evaluation after every round goes through a reporter that counts right
+answers. With two workers, two processes have half of the clients each and reduce through gloo; the first evaluates.
 
 FLSim 0.1.0 has mutable defaults in dataclasses, which Python 3.11 and newer only accepts if they are hashable: while
 FLSim is imported, and then only, dataclasses are made hashable.
@@ -13,15 +13,15 @@ import logging
 import socket
 
 import hydra.utils
-import opacus  # noqa: F401 (what FLSim imports comes before it, so that only FLSim's own dataclasses are touched)
+import opacus  # noqa: F401, here so that only FLSim's own dataclasses are touched below
 import torch
-from common import SEED, TEST_BATCH_SIZE, Clock, batches, initial_model, load, parse_arguments, write
+from common import SEED, TEST_BATCH_SIZE, Arguments, Clock, Job, batches, initial_model, load, parse_arguments, write
 from torch import nn
 
 original = dataclasses.dataclass
 dataclasses.dataclass = functools.partial(original, unsafe_hash=True)
 try:
-    import flsim.configs  # registers all of FLSim's configurations  # noqa: F401
+    import flsim.configs  # noqa: F401, registers FLSim's configurations
     from flsim.data.data_provider import FLDataProviderFromList
     from flsim.interfaces.metrics_reporter import IFLMetricsReporter
     from flsim.interfaces.model import IFLModel
@@ -39,6 +39,7 @@ class Model(IFLModel):
         self.module = module
 
     def fl_forward(self, batch):
+        """The loss of a batch."""
         images, labels = batch
         scores = self.module(images)
         loss = nn.functional.cross_entropy(scores, labels)
@@ -47,18 +48,23 @@ class Model(IFLModel):
         )
 
     def fl_create_training_batch(self, batch):
+        """Batches are ready."""
         return batch
 
     def fl_get_module(self):
+        """What is trained."""
         return self.module
 
     def fl_cuda(self):
+        """There is no GPU here."""
         raise NotImplementedError
 
     def get_eval_metrics(self, batch):
+        """The loss and scores of a test batch."""
         return self.fl_forward(batch)
 
     def get_num_examples(self, batch):
+        """Its images."""
         return len(batch[1])
 
 
@@ -71,22 +77,27 @@ class Reporter(IFLMetricsReporter):
         self.reset()
 
     def add_batch_metrics(self, metrics):
+        """Count a batch."""
         self.right += int((metrics.predictions.argmax(1) == metrics.targets).sum())
         self.count += metrics.num_examples
 
     def aggregate(self, one_user_metrics):
+        """Not called by the synchronous trainer."""
         raise NotImplementedError
 
     def report_metrics(self, reset, stage, extra_metrics=None, **kwargs):
+        """Called after the round's evaluation; always keep the newest model."""
         self.accuracies.append(self.right / self.count)
         self.reset()
         self.clock.lap()
         return self.accuracies[-1], True
 
     def reset(self):
+        """Begin to count."""
         self.right = self.count = 0
 
     def set_summary_writer(self, log_dir):
+        """Nothing is written."""
         raise NotImplementedError
 
 
@@ -101,7 +112,7 @@ def main() -> None:
     torch.multiprocessing.spawn(train, (arguments, address), nprocs=arguments.workers)
 
 
-def train(rank: int, arguments, address: str) -> None:
+def train(rank: int, arguments: Arguments, address: str) -> None:
     """One process: all rounds with its part of the clients."""
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
@@ -124,7 +135,7 @@ def train(rank: int, arguments, address: str) -> None:
         write(arguments, "FLSim", "flsim", reporter.clock.laps, reporter.accuracies[-1])
 
 
-def configuration(job):
+def configuration(job: Job):
     """FLSim counts in epochs: so many rounds that every client could have taken part once."""
     rounds_per_epoch = job.clients // job.cohort
     return fl_config_from_json(

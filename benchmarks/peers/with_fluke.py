@@ -1,8 +1,8 @@
 """fluke: `FedAVG` over `FastDataLoader`s, which hold tensors and slice them.
 
 Everything is kept in memory and clients forget their model after a round (`persistency`), or a thousand of them would
-keep one each. Of the evaluator's metrics only the accuracy is computed. fluke trains clients one after the other, in one
-process; what it does after the last round (`finalize`) is not timed.
+keep one each. Of the evaluator's metrics only the accuracy is computed. fluke trains clients one after the other, in
+one process; what it does after the last round (`finalize`) is not timed.
 """
 
 import torch

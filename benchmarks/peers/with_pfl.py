@@ -1,8 +1,9 @@
 """pfl-research: `FederatedAveraging` on its `SimulatedBackend`.
 
-Users' datasets are made once and kept, so that pfl keeps their batches; users come in turn (its "minimize_reuse"). Its own
-central evaluation runs after every round; without the change in `Averaging`, pfl would also evaluate every user before and
-after training in the first round. With two workers, two processes reduce through gloo, as pfl's documentation has it.
+Users' datasets are made once and kept, so that pfl keeps their batches; users come in turn (its "minimize_reuse"). Its
+own central evaluation runs after every round; without the change in `Averaging`, pfl would also evaluate every user
+before and after training in the first round. With two workers, two processes reduce through gloo, as pfl's
+documentation has it.
 """
 
 import os
@@ -12,7 +13,7 @@ import sys
 from dataclasses import replace
 
 import torch
-from common import SEED, TEST_BATCH_SIZE, Clock, initial_model, load, parse_arguments, write
+from common import SEED, TEST_BATCH_SIZE, Arguments, Clock, initial_model, load, parse_arguments, write
 from torch import nn
 
 ADDRESSES, RANK = "PFL_WORKER_ADDRESSES", "PFL_WORKER_RANK"
@@ -31,8 +32,9 @@ def start_workers(workers: int) -> int:
     """This script once per worker; pfl finds the addresses when it is imported."""
     ports = [free_port() for _ in range(workers)]
     environment = os.environ | {ADDRESSES: ",".join(f"localhost:{port}" for port in ports)}
-    processes = [subprocess.Popen([sys.executable, *sys.argv], env=environment | {RANK: str(r)}) for r in range(workers)]
-    return max(process.wait() for process in processes)
+    command = [sys.executable, *sys.argv]
+    processes = [subprocess.Popen(command, env=environment | {RANK: str(rank)}) for rank in range(workers)]
+    return int(any([process.wait() for process in processes]))
 
 
 def free_port() -> int:
@@ -42,7 +44,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def train(arguments) -> tuple[list[float], float]:
+def train(arguments: Arguments) -> tuple[list[float], float]:
     """All rounds: the seconds of each and the last one's test accuracy."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.aggregate.weighting import WeightByDatapoints
@@ -109,9 +111,7 @@ def train(arguments) -> tuple[list[float], float]:
             train_cohort_size=job.cohort,
             val_cohort_size=None,
         ),
-        backend=SimulatedBackend(
-            training_data=federation, val_data=federation, postprocessors=[WeightByDatapoints()]
-        ),
+        backend=SimulatedBackend(training_data=federation, val_data=federation, postprocessors=[WeightByDatapoints()]),
         model=PyTorchModel(net, torch.optim.SGD, torch.optim.SGD(net.parameters(), lr=1.0)),
         model_train_params=NNTrainHyperParams(
             local_num_epochs=job.epochs, local_learning_rate=job.lr, local_batch_size=job.batch_size
