@@ -59,19 +59,17 @@ def train(arguments: Arguments) -> tuple[list[float], float]:
     from pfl.model.pytorch import PyTorchModel
 
     class Net(nn.Module):
-        """The job's model with the two methods pfl asks for."""
+        """The job's model with the two methods pfl asks for; no layer cares whether it is being trained."""
 
         def __init__(self) -> None:
             super().__init__()
             self.layers = initial_model(job)
 
         def loss(self, images, labels):
-            self.train()
             return nn.functional.cross_entropy(self.layers(images), labels)
 
         @torch.no_grad()
         def metrics(self, images, labels):
-            self.eval()
             right = (self.layers(images).argmax(1) == labels).sum().item()
             return {"accuracy": Weighted(right, len(labels))}
 
