@@ -186,7 +186,7 @@ def table(report: dict[str, Any]) -> str:
         accuracy = f"{lowest:.2f} %" if lowest == highest else f"{lowest:.2f} to {highest:.2f} %"
         lines.append(
             f"{start}| {row['framework']} {row['version']} | {row['median']:.3f} "
-            f"| {row['min']:.3f} to {row['max']:.3f} | {accuracy} ({row['rounds']} rounds) |"
+            f"| {row['min']:.3f} to {row['max']:.3f} | {accuracy} (rounds: {row['rounds']}) |"
         )
     return "\n".join(lines)
 
