@@ -145,7 +145,10 @@ def configuration(job: Job):
                 "server": {
                     "_base_": "base_sync_server",
                     "server_optimizer": {"_base_": "base_fed_avg_with_lr", "lr": 1.0, "momentum": 0.0},
-                    "active_user_selector": {"_base_": "base_uniformly_random_active_user_selector"},
+                    "active_user_selector": {
+                        "_base_": "base_uniformly_random_active_user_selector",
+                        "user_selector_seed": SEED,
+                    },
                 },
                 "client": {
                     "epochs": job.epochs,
