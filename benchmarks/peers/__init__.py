@@ -1,0 +1,1 @@
+"""The same jobs with other frameworks: see README.md."""
