@@ -74,6 +74,7 @@ BF16 = "trainer.precision=bf16-mixed"
 ENGINES: dict[str, list[str]] = {
     "eager": ["trainer=eager"],
     "traced": ["trainer=traced"],
+    "traced, fused": ["trainer=traced", "trainer.fuse=true"],
     "vectorized": ["trainer=vectorized"],
     "traced, channels_last": ["trainer=traced", CHANNELS_LAST],
     "traced, channels_last, bf16": ["trainer=traced", CHANNELS_LAST, BF16],
@@ -81,7 +82,7 @@ ENGINES: dict[str, list[str]] = {
 OF_JOB = {
     "A": ["eager", "traced", "vectorized"],
     "B": ["eager", "traced", "traced, channels_last", "traced, channels_last, bf16"],
-    "C": ["eager", "traced", "vectorized"],
+    "C": ["eager", "traced", "traced, fused", "vectorized"],
 }
 """Engines that are measured; vectorized is left out of B, where convolutions of stacks take many times as long."""
 BARE = "bare loop"

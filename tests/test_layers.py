@@ -8,7 +8,7 @@ import flrl
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own layer and those below it
     {"types", "seeding", "errors", "config", "lightning_hooks"},
-    {"layout"},
+    {"layout", "kernels"},
     {"data", "models"},
     {"trainers", "aggregation", "sampling", "transforms", "evaluation"},
     {"strategies", "backends", "callbacks", "logging", "checkpoint"},

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from flrl.aggregation.kernel import fold
+from flrl.kernels import fold
 
 HIGH_QUANTUM = 2.0**-24
 LOW_QUANTUM = 2.0**-64
@@ -54,14 +54,20 @@ class ExactSum:
         self.bound = 0
         self.pending = 0
 
-    def add(self, vector: Tensor, weight: float = 1.0, *, start: int = 0) -> None:
+    def add(self, vector: Tensor, weight: float = 1.0, *, start: int = 0, largest: float | None = None) -> None:
         """Add `weight * vector` to the elements from `start` on.
+
+        Args:
+            vector: what to add.
+            weight: its factor.
+            start: where its first element goes.
+            largest: the vector's `largest_magnitude`, where it is known.
 
         Raises:
             ValueError: a value is not finite.
             OverflowError: the sum of absolute values could pass `LIMIT`.
         """
-        largest = abs(weight) * largest_magnitude(vector)
+        largest = abs(weight) * (largest_magnitude(vector) if largest is None else largest)
         if not math.isfinite(largest):
             raise ValueError("a value to be summed is not finite")
         self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")

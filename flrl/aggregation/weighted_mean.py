@@ -28,13 +28,13 @@ class WeightedMean:
         self.sizes = dict(sizes)
         self.scale = 2.0 ** -math.ceil(math.log2(total_weight))
         self.sum = ExactSum(sum(self.sizes.values()) + 1, device=device)
+        self._seen: tuple[ClientUpdate, dict[str, float]] | None = None
 
     def objection(self, update: ClientUpdate) -> str | None:
         """Why an update cannot be summed (not finite, too large), or None."""
         if not (update.weight > 0 and math.isfinite(update.weight)):
             return f"weight {update.weight} is not positive and finite"
-        for name, vector in update.vectors.items():
-            largest = largest_magnitude(vector)
+        for name, largest in self._largest(update).items():
             if not math.isfinite(largest):
                 return f"{name} is not finite"
             if largest * update.weight * self.scale > LIMIT:
@@ -51,12 +51,19 @@ class WeightedMean:
         found = {name: vector.numel() for name, vector in update.vectors.items()}
         if found != self.sizes:
             raise ValueError(f"client {update.client_id} sent vectors {found}, expected {self.sizes}")
-        start = 0
+        start, largest = 0, self._largest(update)
         for name, size in self.sizes.items():
-            self.sum.add(update.vectors[name], update.weight * self.scale, start=start)
+            self.sum.add(update.vectors[name], update.weight * self.scale, start=start, largest=largest[name])
             start += size
+        self._seen = None  # it holds the update's vectors alive
         weight = torch.tensor([update.weight], dtype=torch.float64, device=self.sum.parts.device)
         self.sum.add(weight, self.scale, start=start)
+
+    def _largest(self, update: ClientUpdate) -> dict[str, float]:
+        """The largest magnitude in each vector; kept from `objection` for the `add` that follows."""
+        if self._seen is None or self._seen[0] is not update:
+            self._seen = update, {name: largest_magnitude(vector) for name, vector in update.vectors.items()}
+        return self._seen[1]
 
     def merge(self, other: "WeightedMean") -> None:
         """Fold all that another accumulator holds."""

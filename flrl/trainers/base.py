@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from flrl.data.sources import Source
+from flrl.kernels import difference
 from flrl.layout import BoundModel
 from flrl.lightning_hooks import overridden
 from flrl.seeding import generator_for, seed_for
@@ -188,7 +189,7 @@ def trained(
     A buffer that did not change has the update 0, even where its value is infinite.
     """
     broadcast = problem.broadcast.vector
-    update = local.to(torch.float64, copy=True).sub_(broadcast)
+    update = difference(local, broadcast)
     tail = slice(problem.model.layout.num_trainable, None)
     update[tail].masked_fill_(local[tail] == broadcast[tail], 0.0)
     return ClientUpdate(

@@ -29,6 +29,7 @@ from flrl.trainers.stand_in import attached
 _aten = torch.ops.aten
 _ALIASES = (_aten.alias.default, _aten.detach.default)
 _CONSTANTS = (_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default, _aten.full.default)
+_PRODUCTS: dict[Any, Any] = {_aten.mm.default: _aten.addmm_.default}
 _INTERNAL = ("_parameters", "_buffers", "_modules", "_trainer", "log", "log_dict", "_flat_weights", "_flat_weight_refs")
 
 
@@ -319,10 +320,16 @@ def _may_write(node: fx.Node) -> bool:
     return schema is None or schema.is_mutable or any(result.alias_info is not None for result in schema.returns)
 
 
-def with_sgd(recorded: Recorded, num_parameters: int) -> fx.GraphModule:
-    """The graph with a plain SGD step at its end: a further argument is minus the learning rate, no gradients come out.
+def with_sgd(recorded: Recorded, num_parameters: int, *, fuse: bool = False) -> fx.GraphModule:
+    """The graph with plain SGD steps: a further argument is minus the learning rate, no gradients come out.
 
-    The step is the addition that `torch.optim.SGD` does, so it ends in the same bits.
+    Each is the addition that `torch.optim.SGD` does, so it ends in the same bits, as soon as nothing reads the
+    parameter any more: its gradient is still in the cache then.
+
+    Args:
+        recorded: the step.
+        num_parameters: trainable parameters.
+        fuse: add matrix products to their parameters as they are multiplied, which ends in other bits.
     """
     graph_module = fx.GraphModule(recorded.graph, copy.deepcopy(recorded.graph.graph))
     graph = graph_module.graph
@@ -333,12 +340,30 @@ def with_sgd(recorded: Recorded, num_parameters: int) -> fx.GraphModule:
     stepped = [node for index, node in enumerate(placeholders[:num_parameters]) if index not in recorded.unused]
     with graph.inserting_after(placeholders[-1]):
         rate = graph.placeholder("minus_learning_rate")
-    with graph.inserting_before(output):
-        for parameter, gradient in zip(stepped, gradients, strict=True):
-            graph.call_function(_aten.add_.Tensor, (parameter, gradient), {"alpha": rate})
+    order = {node: place for place, node in enumerate(graph.nodes)}
     output.args = (tuple(values),)
+    for parameter, gradient in zip(stepped, gradients, strict=True):
+        last = max([gradient, *gradient.users, *_readers(parameter)], key=lambda node: order.get(node, 0))
+        with graph.inserting_after(last) if last is not output else graph.inserting_before(output):
+            product = _PRODUCTS.get(gradient.target) if fuse and not gradient.users else None
+            if product is None:
+                graph.call_function(_aten.add_.Tensor, (parameter, gradient), {"alpha": rate})
+            else:
+                graph.call_function(product, (parameter, *gradient.args), {"alpha": rate})
+    graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """What reads a tensor, itself or through views of it."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        found.append(user)
+        schema = getattr(user.target, "_schema", None)
+        if schema is None or any(result.alias_info is not None for result in schema.returns):
+            found.extend(_readers(user))
+    return found
 
 
 def runnable(graph_module: fx.GraphModule) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Reading a user's LightningModule: what it overrides, what it logs, what its steps return."""
 
 import contextlib
+import functools
 import inspect
 import math
 import warnings
@@ -29,10 +30,16 @@ def check_automatic(module: pl.LightningModule) -> None:
 
 def step_caller(step: Callable[..., Any]) -> Callable[[Any, int], Any]:
     """A step method as a function of (batch, batch_idx), whichever of them it takes."""
-    names = list(inspect.signature(step).parameters)
+    function = getattr(step, "__func__", step)
+    names = _arguments(function)[int(function is not step) :]
     if "dataloader_iter" in names:
         raise ValueError("steps that take `dataloader_iter` are not supported: take `batch` and `batch_idx`")
     return step if len(names) > 1 else lambda batch, _: step(batch)
+
+
+@functools.lru_cache(maxsize=64)
+def _arguments(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
 
 
 def loss_of(output: Any) -> Tensor | None:

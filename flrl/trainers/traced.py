@@ -46,15 +46,19 @@ class TracedTrainer(EagerTrainer):
     to the bit. Where a module cannot be replayed it is trained eagerly, and the log says why, once.
 
     Args:
+        fuse: where a plain SGD step adds a matrix product to a parameter, do both at once, without storing the
+            gradient; faster for large dense layers and small batches, and gives other bits.
         compile: compile the recordings with `torch.compile`, which takes seconds and a C++ compiler and gives other
             bits.
         options: as for `flrl.trainers.base.Trainer`.
     """
 
-    def __init__(self, *, compile: bool = False, **options: Any) -> None:
+    def __init__(self, *, fuse: bool = False, compile: bool = False, **options: Any) -> None:
         super().__init__(**options)
+        self.fuse = fuse
         self.compile = compile
         self._recordings: Recordings | None = None
+        self._round = 0
         self._made = 0
         self._said: set[str] = set()
 
@@ -68,17 +72,22 @@ class TracedTrainer(EagerTrainer):
 
     def loop(self, problem: LocalProblem, *rest: Any) -> Loop:
         """What takes the steps."""
-        recordings = self.recordings(problem.model)
+        recordings = self.recordings(problem.model, problem.broadcast.round)
         return Loop(self, problem, *rest) if recordings.closed else _ReplayLoop(recordings, self, problem, *rest)
 
-    def recordings(self, model: BoundModel) -> "Recordings":
-        """The recorded steps of a model; new ones if something in its module is not what it was."""
+    def recordings(self, model: BoundModel, round: int) -> "Recordings":
+        """The recorded steps of a model; new ones if something in its module is not what it was a round ago."""
+        known = self._recordings
+        if known is not None and known.model is model and self._round == round:
+            return known
+        self._round = round
         seen = attributes(model.module)
-        if self._recordings is None or self._recordings.model is not model or self._recordings.seen != seen:
+        if known is None or known.model is not model or known.seen != seen:
             self._made += 1
             self._recordings = Recordings(self, model, seen)
             if self._made > _MOST_CHANGES:
                 self._recordings.close("attributes of the module change all the time")
+        assert self._recordings is not None
         return self._recordings
 
     def say(self, module: pl.LightningModule, reason: str) -> None:
@@ -124,7 +133,7 @@ class Recordings:
             return None
         try:
             with isolated_randomness(0, self.model.vector.device):
-                replay = Replay(recorded_step(self.trainer, self.model, batch), self.model, self.trainer.compile)
+                replay = Replay(recorded_step(self.trainer, self.model, batch), self.model, self.trainer)
         except NotCapturableError as error:
             self.close(str(error))
             return None
@@ -236,14 +245,14 @@ class Replay:
         stepped: the parameters that get gradients.
     """
 
-    def __init__(self, recorded: Recorded, model: BoundModel, compile: bool) -> None:
+    def __init__(self, recorded: Recorded, model: BoundModel, trainer: TracedTrainer) -> None:
         def made(graph: torch.fx.GraphModule) -> Callable[..., Any]:
-            return torch.compile(graph, dynamic=False) if compile else runnable(graph)
+            return torch.compile(graph, dynamic=False) if trainer.compile else runnable(graph)
 
         parameters: list[Tensor] = list(model.trainable())
         self.logged = recorded.logged
         self.gradients = made(recorded.graph)
-        self.with_sgd = made(with_sgd(recorded, len(parameters)))
+        self.with_sgd = made(with_sgd(recorded, len(parameters), fuse=trainer.fuse))
         self.tensors = [*parameters, *model.module.buffers()]
         self.stepped = [p for index, p in enumerate(parameters) if index not in recorded.unused]
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flrl.aggregation import exact_sum, kernel
+from flrl import kernels
+from flrl.aggregation import exact_sum
 from flrl.aggregation.exact_sum import LIMIT, LOW_QUANTUM, ExactSum, largest_magnitude
 
 values = st.floats(-1e6, 1e6, allow_nan=False) | st.floats(-1e-15, 1e-15) | st.sampled_from([0.0, -0.0, 1e7, -1e7])
@@ -74,7 +75,7 @@ def test_the_compiled_loop_does_what_torch_does(numbers: list[float], weight: fl
     vector, parts = torch.tensor(numbers, dtype=torch.float64), torch.rand(2, len(numbers), dtype=torch.float64)
     compiled = parts.clone()
     exact_sum._fold(vector, weight, *parts)
-    kernel.fold(exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)(vector.numpy(), weight, *compiled.numpy())
+    kernels.fold(exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)(vector.numpy(), weight, *compiled.numpy())
     assert compiled.numpy().tobytes() == parts.numpy().tobytes()
 
 
@@ -94,7 +95,7 @@ def test_the_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.Monk
     original = numba.njit
     monkeypatch.setattr(numba, "njit", njit)
     high, low = torch.zeros(2, 1, dtype=torch.float64).numpy()
-    kernel.fold.__wrapped__(exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)(np.array([1.5]), 2.0, high, low)
+    kernels.fold.__wrapped__(exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)(np.array([1.5]), 2.0, high, low)
     assert high + low == 3.0
 
 
