@@ -115,6 +115,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="1 is the serial backend")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rounds", type=int, help="as each job has it by default")
+    parser.add_argument("--cohort", type=int, help="clients a round in B and C, for a shorter run without peers")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[], help="installed by `benchmarks.peers.run`")
     parser.add_argument("--environments", type=Path, default=ROOT / ".peers", help="of the peers")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where MNIST is, or is put")
@@ -130,6 +131,8 @@ def measure(job: str, arguments: Namespace) -> dict[str, Any]:
     """All sides of a job in turn: for each, its repetitions' seconds a round and the accuracy it ended with."""
     shared = ["logger=none", "paths.output_dir=.", f"paths.data_dir='{arguments.data}'"]
     rounds = [] if arguments.rounds is None else [f"strategy.rounds={arguments.rounds}"]
+    if arguments.cohort is not None and job != "A":
+        rounds.append(f"strategy.sampler.num={arguments.cohort}")
     config = composed([*JOBS[job], *shared, *rounds])
     bare = BareLoop(config)
     sides: dict[str, Side] = {BARE: lambda: bare(threads=1), f"{BARE}, 2 threads": lambda: bare(threads=2)}

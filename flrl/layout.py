@@ -129,14 +129,12 @@ class BoundModel:
         averaged = {id(tensor) for tensor in self._tensors}
         self._local = [(buffer, buffer.clone()) for buffer in module.buffers() if id(buffer) not in averaged]
         self._frozen = [(name, p, p._version) for name, p in module.named_parameters() if not p.requires_grad]
+        views = [self.vector[entry.slice].view(entry.shape) for entry in self.layout.entries]
+        self._views = list(zip(self._tensors, views, strict=True))
         self._bind()
 
-    def _views(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for entry, tensor in zip(self.layout.entries, self._tensors, strict=True):
-            yield tensor, self.vector[entry.slice].view(entry.shape)
-
     def _bind(self) -> None:
-        for tensor, view in self._views():
+        for tensor, view in self._views:
             if tensor.dtype == view.dtype:
                 tensor.data = view
             else:
@@ -174,7 +172,7 @@ class BoundModel:
                 raise ValueError(
                     f"parameter {name!r} was frozen at the start and has been changed: it would not be sent"
                 )
-        for tensor, view in self._views():
+        for tensor, view in self._views:
             if tensor.data_ptr() != view.data_ptr() or tensor.dtype != view.dtype:
                 view.copy_(tensor.detach())
         return self.vector

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from flrl.backends.messages import Evaluated, Failed, Ready, Reported, Started, Trained, by_client
+from flrl.backends.messages import Evaluated, Failed, Ready, Started, Trained, by_client
 from flrl.backends.worker import EvaluationPart
 from flrl.errors import ClientError, WorkerError
 from flrl.types import ClientReport, ClientTask
@@ -125,13 +125,12 @@ class Job:
 
     def _take(self, index: int, message: Any, tensors: Mapping[str, Tensor]) -> None:
         match message:
-            case Started(client_id):
+            case Started(client_id, reports):
+                self._note(reports)
                 self.clients[index] = client_id
-            case Reported(report):
+            case Trained(bound, pending, reports):
+                self._note(reports)
                 self.clients.pop(index, None)
-                self.reports[report.client_id] = report
-                self.on_report(report)
-            case Trained(bound, pending):
                 for client_id, memory in by_client(tensors).items():
                     kept = {name: tensor.clone() for name, tensor in memory.items()}
                     self.reports[client_id] = replace(self.reports[client_id], memory=kept)
@@ -144,6 +143,11 @@ class Job:
                 self.waiting.discard(index)
             case Failed():
                 self._fail(index, message)
+
+    def _note(self, reports: Sequence[ClientReport]) -> None:
+        for report in reports:
+            self.reports[report.client_id] = report
+            self.on_report(report)
 
     def _fail(self, index: int, failure: Failed) -> None:
         self.waiting.discard(index)

@@ -90,24 +90,25 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A client's training begins."""
+    """A client's training begins; with the reports of those folded before it, whose memory comes at the end."""
 
     client_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """A client has been trained and folded; its memory comes with `Trained`."""
-
-    report: ClientReport
+    reports: Sequence[ClientReport]
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """All clients have been trained: what the exact sum holds. Their memory comes with it, as `<client id>/<name>`."""
+    """All clients have been trained. Their memory comes with it, as `<client id>/<name>`.
+
+    Attributes:
+        bound: of what the exact sum holds.
+        pending: addends that its low part holds.
+        reports: of the clients since the last message.
+    """
 
     bound: int
     pending: int
+    reports: Sequence[ClientReport]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import time
@@ -21,7 +22,7 @@ from flrl.backends.messages import Ready, Specs
 from flrl.backends.pool import PoolBackend
 from flrl.backends.serving import Tensors, device_of, failure, log_into, serve, share_kept_samples
 from flrl.backends.shared import Handle, Reader, Segment, into_shared_memory
-from flrl.backends.watch import die_with_parent, signals_ignored
+from flrl.backends.watch import begin, signals_ignored
 from flrl.backends.worker import Worker, WorkerRecipe
 from flrl.data import FederatedData
 from flrl.types import ClientTask
@@ -105,7 +106,9 @@ class _ProcessHub:
         with signals_ignored():  # a Ctrl-C reaches all processes of a terminal; the controller alone answers it
             for start in starts:
                 here, there = _SPAWN.Pipe()
-                process = _SPAWN.Process(target=_run, args=(start, there), name=f"flrl worker {start.index}")
+                # As bytes: reading them imports torch, and by then the worker has to be mortal.
+                arguments = (_run.__module__, _run.__name__, pickle.dumps(start), there)
+                process = _SPAWN.Process(target=begin, args=arguments, name=f"flrl worker {start.index}")
                 process.start()
                 there.close()
                 self._lines.append(here)
@@ -211,10 +214,6 @@ def _open(reader: Reader, letter: Letter) -> dict[str, Tensor]:
 
 def _run(start: _Start, line: Connection) -> None:
     """A worker process from its beginning to its end."""
-    # Spawning has made that the way for all processes to come: loaders of a DataLoader would import torch each time.
-    multiprocessing.set_start_method(None, force=True)
-    parent = multiprocessing.parent_process()
-    die_with_parent(None if parent is None else parent.pid)
     log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
     link = _ProcessLink(line)
     try:

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flrl.backends.messages import Evaluate, Evaluated, Failed, Reported, Started, Train, Trained, by_client, by_name
+from flrl.backends.messages import Evaluate, Evaluated, Failed, Started, Train, Trained, by_client, by_name
 from flrl.backends.worker import Worker
 from flrl.data import FederatedData, TensorSource
 from flrl.errors import ClientError
-from flrl.types import Broadcast
+from flrl.types import Broadcast, ClientReport
 
 log = logging.getLogger(__name__)
 Tensors = Mapping[str, Tensor]
@@ -70,16 +70,23 @@ def _train(link: Link, worker: Worker, message: Train, common: Tensors, own: Ten
     memory = by_client(own)
     tasks = [replace(task, memory=memory.get(task.client_id, {})) for task in message.tasks]
     variables = {name: tensor for name, tensor in common.items() if name != "vector"}
+    folded: list[ClientReport] = []
+
+    def taken() -> tuple[ClientReport, ...]:
+        taken = tuple(folded)
+        folded.clear()
+        return taken
+
     accumulator, reports = worker.train(
         Broadcast(message.round, common["vector"], message.total_weight, variables),
         tasks,
-        lambda report: link.send(Reported(replace(report, memory={})), {}),
-        lambda task: link.send(Started(task.client_id), {}),
+        lambda report: folded.append(replace(report, memory={})),
+        lambda task: link.send(Started(task.client_id, taken()), {}),
     )
     if accumulator.sum.pending > _FEW_ADDENDS:
         accumulator.sum.settle()
     kept = by_name({report.client_id: report.memory for report in reports})
-    link.finish(Trained(accumulator.sum.bound, accumulator.sum.pending), kept, accumulator.sum.parts.cpu())
+    link.finish(Trained(accumulator.sum.bound, accumulator.sum.pending, taken()), kept, accumulator.sum.parts.cpu())
     clients = ", ".join(str(task.client_id) for task in tasks) or "none"
     log.info("round %d: clients %s, %.3f s", message.round, clients, time.perf_counter() - started)
 

@@ -1,12 +1,16 @@
 """Looking around while this process is busy training, and staying alive only as long as the parent does."""
 
 import contextlib
+import importlib
+import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 
 class _Ended(BaseException):
@@ -59,6 +63,22 @@ def die_with_parent(parent: int | None = None, *, every_s: float = 0.5) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="die_with_parent", daemon=True).start()
+
+
+def begin(module: str, function: str, argument: bytes, line: Any) -> None:
+    """Where a spawned process begins: it is mortal first, and imports then.
+
+    Args:
+        module: where the function is.
+        function: called with the argument and the line.
+        argument: pickled.
+        line: passed on.
+    """
+    # Spawning has made that the way for all processes to come: loaders of a DataLoader would import torch each time.
+    multiprocessing.set_start_method(None, force=True)
+    parent = multiprocessing.parent_process()
+    die_with_parent(None if parent is None else parent.pid)
+    getattr(importlib.import_module(module), function)(pickle.loads(argument), line)
 
 
 @contextlib.contextmanager

@@ -83,8 +83,7 @@ class Worker:
         accumulator = WeightedMean(sizes, total_weight=broadcast.total_weight, device=device)
         reports = []
         for stack in stacks_of(tasks):
-            for task in stack:
-                on_start(task)
+            on_start(stack[0])
             for task, update in zip(stack, self._updates(stack, broadcast), strict=True):
                 reports.append(self._fold(task, update, accumulator))
                 on_report(reports[-1])

@@ -23,7 +23,7 @@ RUN = (
     "strategy.rounds=3", "strategy.sampler.num=4", "logger=none", "log_clients=true",
 )  # fmt: skip
 SENT = {"prepare", "Setup", "Train", "Evaluate", "reduce", "over", "NoneType"}
-ANSWERED = {"here", "Ready", "Started", "Reported", "Trained", "Evaluated", "NoneType"}
+ANSWERED = {"here", "Ready", "Started", "Trained", "Evaluated", "NoneType"}
 
 
 @pytest.fixture(scope="module")
