@@ -2,10 +2,11 @@
 
     python -m benchmarks.chaos --kills 200
 
-A kill is SIGKILL to any process of a run (main process, worker, rank, mpiexec) at a time drawn evenly from the length
-of an undisturbed run of that backend, its start included. What is left of the run has to end by itself; then the same
-command with `resume=auto` finishes it on a backend drawn at random. Compared with the undisturbed serial run: the final
-digest, every row of metrics.jsonl without `time/*`, every row of clients.jsonl.
+A kill is SIGKILL to any process of a run (main process, worker, rank, mpiexec). Every fourth comes at a time drawn
+evenly from the length of an undisturbed run of that backend, its start included; the others within a fifth of a second
+after a checkpoint drawn at random, since imports take most of a short run. What is left of the run has to end by
+itself; then the same command with `resume=auto` finishes it on a backend drawn at random. Compared with the undisturbed
+serial run: the final digest, every row of metrics.jsonl without `time/*`, every row of clients.jsonl.
 
 The run is small but has all that a checkpoint must hold: cohorts drawn by round, a server optimizer with momentum,
 clients that keep theirs, batch orders. Runs on `serial` are forks of a process that has paid for the imports;
@@ -35,8 +36,9 @@ from flrl.checkpoint import list_checkpoints
 from tests.backends.launch import MPIEXEC, Launcher, Started
 
 ROOT = Path(__file__).resolve().parents[1]
+ROUNDS = 20
 COMMAND = (
-    "strategy=fedavgm", "strategy.rounds=20", "strategy.sampler.num=6", "partition=dirichlet", "holdout=0.2",
+    "strategy=fedavgm", f"strategy.rounds={ROUNDS}", "strategy.sampler.num=6", "partition=dirichlet", "holdout=0.2",
     "evaluation.clients_every=5", "trainer.shuffle=true", "trainer.local_epochs=8", "trainer.keep_optimizer_state=true",
     "model.optimizer.momentum=0.9", "log_clients=true", "logger=none",
 )  # fmt: skip
@@ -107,9 +109,14 @@ class Chaos:
     def kill(self, number: int, backend: str) -> Kill:
         """One kill, and the resume."""
         rng = np.random.default_rng([self.seed, number])
-        folder, at_s = self.folder / f"kill-{number:04d}", rng.uniform(0, self.seconds[backend])
+        folder, started = self.folder / f"kill-{number:04d}", time.monotonic()
         with self.start(backend, folder) as run:
-            time.sleep(at_s)
+            if number % 4 == 0:
+                time.sleep(rng.uniform(0, self.seconds[backend]))
+            else:
+                self.wait_for(int(rng.integers(1, ROUNDS)), run, folder)
+                time.sleep(rng.uniform(0, 0.2))
+            at_s = time.monotonic() - started
             target = self.strike(run, rng)
             struck, rounds = time.monotonic(), newest(folder)
             run.wait()
@@ -124,6 +131,12 @@ class Chaos:
         else:
             found += differences(outcome(folder), self.expected)
         return Kill(number, backend, at_s, target, not resumed_on, rounds, gone_s, resumed_on, tuple(found))
+
+    @staticmethod
+    def wait_for(round: int, run: Started, folder: Path) -> None:
+        """Wait for a round's checkpoint, or for the end of the run."""
+        while newest(folder) < round and run.processes():
+            time.sleep(0.005)
 
     def strike(self, run: Started, rng: np.random.Generator) -> str:
         """Kill one of the run's processes; says which one, nothing if there was none."""

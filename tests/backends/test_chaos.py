@@ -11,7 +11,7 @@ WITH_MPI = pytest.param(("serial", "process", "mpi"), marks=pytest.mark.mpi)
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("backends", [("serial", "process"), WITH_MPI], ids=" ".join)
+@pytest.mark.parametrize("backends", [("serial",), WITH_MPI], ids=" ".join)
 def test_ten_kills_at_random_times_change_nothing(
     backends: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
