@@ -1,0 +1,68 @@
+"""`trainer=auto` takes the fastest engine of those that can train a module with a strategy."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from flrl.sampling import AllClients
+from flrl.strategies import FedAvg, FedSGD, Strategy
+from flrl.trainers import AutoTrainer, auto
+from tests.toys import Linear, make_worker
+
+SECONDS = {"VectorizedTrainer": 1.0, "TracedTrainer": 2.0, "EagerTrainer": 3.0}
+OPTIONS: dict[str, Any] = {
+    "rounds": 1,
+    "sampler": AllClients(),
+    "server_optimizer": partial(torch.optim.SGD, lr=1.0),
+}
+
+
+class Normed(Linear):
+    """Has what vectorized refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5)
+
+
+def choice(strategy: Strategy, module: Any = None) -> tuple[dict[str, Any], bool]:
+    worker = make_worker(strategy, module=module, trainer=AutoTrainer(batch_size=8, local_epochs=2))
+    before = worker.model.vector.clone()
+    assert isinstance(worker.trainer, AutoTrainer)
+    config = auto.fastest(
+        worker.trainer,
+        worker.model,
+        worker.data.splits.train,
+        check=lambda trainer: strategy.check(worker.model.module, trainer),  # type: ignore[arg-type]
+        train=strategy.train_together,
+        cohort=3,
+    )
+    return config, torch.equal(worker.model.vector, before)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "module", "expected"),
+    [(FedAvg, Linear, "VectorizedTrainer"), (FedSGD, Linear, "TracedTrainer"), (FedAvg, Normed, "TracedTrainer")],
+)
+def test_the_fastest_that_can_is_taken(
+    strategy: Callable[..., Strategy],
+    module: Callable[[], Any],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(auto, "_seconds_a_step", lambda trainer, *rest: SECONDS[type(trainer).__name__])
+    config, _ = choice(strategy(**OPTIONS), module())
+    assert config["_target_"] == f"flrl.trainers.{expected}"
+    assert (config["batch_size"], config["local_epochs"]) == (8, 2)
+    assert f"takes {expected.removesuffix('Trainer').lower()}" in caplog.text
+
+
+def test_trying_leaves_the_model_as_it_was() -> None:
+    config, unchanged = choice(FedAvg(**OPTIONS))
+    assert unchanged
+    assert config["_target_"].removeprefix("flrl.trainers.") in SECONDS
