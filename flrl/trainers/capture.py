@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torchmetrics import Metric
 
+from flrl.layout import BoundModel
 from flrl.trainers.modules import loss_of, replaced, step_caller
 from flrl.trainers.stand_in import attached
 
@@ -45,13 +46,14 @@ class Shape:
     leaves: tuple[Any, ...]
 
     @classmethod
-    def of(cls, batch: Any) -> tuple["Shape", list[Tensor]]:
-        """The shape of a batch, and its tensors."""
+    def of(cls, batch: Any) -> tuple["Shape | None", list[Tensor]]:
+        """The shape of a batch, and its tensors; None where it holds anything else, which may differ in each."""
         if type(batch) in (tuple, list) and all(type(part) is Tensor for part in batch):  # most are, and this is quick
-            return cls((type(batch), len(batch)), tuple((part.shape, part.dtype) for part in batch)), list(batch)
+            return cls((type(batch), len(batch)), tuple((p.shape, p.dtype, p.stride()) for p in batch)), list(batch)
         leaves, spec = pytree.tree_flatten(batch)
-        described = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        return cls(spec, described), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not all(isinstance(leaf, Tensor) for leaf in leaves):
+            return None, []
+        return cls(spec, tuple((leaf.shape, leaf.dtype, leaf.stride()) for leaf in leaves)), leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,7 @@ class Recorded:
 
 
 def record(
-    module: pl.LightningModule,
-    names: Sequence[str],
+    model: BoundModel,
     batch: Any,
     *,
     context: Callable[[], contextlib.AbstractContextManager[Any]],
@@ -82,12 +83,11 @@ def record(
 ) -> Recorded:
     """Record the module's `training_step` and its gradients on a batch.
 
-    The module's parameters and buffers stay as they are. Randomness is drawn from the global generators.
+    Parameters, buffers and batch stay as they are. Randomness is drawn from the global generators.
 
     Args:
-        module: any LightningModule.
-        names: of its trainable parameters, in the vector's order.
-        batch: a batch, on the module's device.
+        model: any LightningModule, bound to its vector.
+        batch: a batch, on the model's device.
         context: entered around the step: autocast, or nothing.
         stacked: the step of many models as one, by `torch.func.vmap`: parameters and the batch's tensors have a first
             dimension for the models, and so have loss, logged numbers and gradients.
@@ -95,9 +95,13 @@ def record(
     Raises:
         NotCapturableError: the step cannot be replayed, and why.
     """
+    module: pl.LightningModule = model.module  # type: ignore[assignment]
     shape, tensors = Shape.of(batch)
-    step = _Step(module, names, batch, context)
-    parameters = [dict(module.named_parameters(remove_duplicate=False))[name].detach().clone() for name in names]
+    if shape is None:
+        raise NotCapturableError("batches hold more than tensors")
+    tensors = [tensor.clone() for tensor in tensors]  # of the same strides
+    parameters = [parameter.detach().clone() for parameter in model.trainable()]
+    step = _Step(module, [entry.name for entry in model.layout.entries[: len(parameters)]], batch, context)
     buffers = [buffer.detach().clone() for _, buffer in module.named_buffers()]
     before, generators, restore = attributes(module, metrics=True), _python_generators(), _restorer(module)
     try:
@@ -120,6 +124,9 @@ def record(
         raise NotCapturableError("training_step changes attributes of the module")
     if _python_generators() != generators:
         raise NotCapturableError("training_step draws random numbers from Python or NumPy")
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"][len(parameters) + len(buffers) :]
+    if any(_changes(reader) for node in inputs for reader in _readers(node)):
+        raise NotCapturableError("training_step changes its batch")
     simplify(graph)
     return Recorded(shape, graph, tuple(step.logged), frozenset(step.unused))
 
@@ -312,6 +319,11 @@ def _hoist(graph_module: fx.GraphModule, node: fx.Node) -> None:
     graph_module.register_buffer(name, torch.full(value.shape, fill, dtype=value.dtype, device=value.device))
     with graph_module.graph.inserting_before(node):
         node.replace_all_uses_with(graph_module.graph.get_attr(name))
+
+
+def _changes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 def _may_write(node: fx.Node) -> bool:

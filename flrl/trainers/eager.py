@@ -75,9 +75,9 @@ class EagerTrainer(Trainer):
         memory = optimizer_tensors(optimizer) if self.keep_optimizer_state else None
         return update_of(problem, metrics=log.result(), num_steps=stand_in.global_step, memory=memory)
 
-    def configured(self, module: pl.LightningModule, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
+    def configured(self, problem: LocalProblem, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
         """The module's optimizer, as it is before a step, and its schedulers."""
-        return configure(module, stand_in)
+        return configure(problem.module, stand_in)
 
     def loop(self, problem: LocalProblem, *rest: Any) -> "Loop":
         """What takes the steps."""
@@ -87,7 +87,7 @@ class EagerTrainer(Trainer):
         module = problem.module
         _call(module, "setup", "fit")
         _call(module, "on_fit_start")
-        optimizer, schedulers = self.configured(module, stand_in)
+        optimizer, schedulers = self.configured(problem, stand_in)
         scale_learning_rates(optimizer, schedulers, self.lr_factor(problem))
         restore_optimizer(optimizer, problem.task.memory)
         _call(module, "on_train_start")

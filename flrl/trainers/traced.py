@@ -31,7 +31,17 @@ from flrl.trainers.plain_sgd import learning_rate
 from flrl.trainers.stand_in import TrainerStandIn, attached
 
 log = logging.getLogger(__name__)
-HOOKS = (*BATCH_HOOKS, "setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_epoch_end")
+HOOKS = (
+    *BATCH_HOOKS,
+    "setup",
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_train_end",
+    "on_fit_end",
+    "teardown",
+)
 WORTH_RECORDING = 4
 """Batches of one shape that are trained eagerly before the step is recorded for them."""
 _MOST_SHAPES = 64
@@ -62,11 +72,11 @@ class TracedTrainer(EagerTrainer):
         self._made = 0
         self._said: set[str] = set()
 
-    def configured(self, module: pl.LightningModule, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
+    def configured(self, problem: LocalProblem, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
         """The optimizer of the last client where it can be used again, else a new one."""
-        reused = None if self._recordings is None else self._recordings.optimizer
+        reused = self.recordings(problem.model, problem.broadcast.round).optimizer
         if reused is None:
-            return super().configured(module, stand_in)
+            return super().configured(problem, stand_in)
         stand_in.optimizers = [reused.renewed()]
         return reused.optimizer, []
 
@@ -124,8 +134,10 @@ class Recordings:
         else:
             self.optimizer = ReusedOptimizer.of(self.module)
 
-    def step(self, shape: Shape, batch: Any) -> "Replay | None":
+    def step(self, shape: Shape | None, batch: Any) -> "Replay | None":
         """The step for a batch; None while it is not worth it, or cannot be recorded."""
+        if shape is None:
+            return None
         if shape in self._steps:
             return self._steps[shape]
         count = self._counts[shape] = self._counts.get(shape, 0) + 1
@@ -186,10 +198,7 @@ def recorded_step(trainer: Trainer, model: BoundModel, batch: Any) -> Recorded:
     Raises:
         NotCapturableError: it cannot be replayed, and why.
     """
-    module: pl.LightningModule = model.module  # type: ignore[assignment]
-    places = {id(parameter): name for name, parameter in module.named_parameters(remove_duplicate=True)}
-    names = [places[id(parameter)] for parameter in model.trainable()]
-    recorded = record(module, names, batch, context=lambda: trainer.autocast(model.vector.device))
+    recorded = record(model, batch, context=lambda: trainer.autocast(model.vector.device))
     _compare(trainer, model, recorded, batch)
     return recorded
 

@@ -119,7 +119,7 @@ class VectorizedTrainer(EagerTrainer):
             groups.setdefault(self.num_batches(problem) if schedulers else 0, []).append(problem)
         return list(groups.values())
 
-    def step(self, model: BoundModel, rows: int, batch: Any, shape: Shape) -> "_Step":
+    def step(self, model: BoundModel, rows: int, batch: Any, shape: Shape | None) -> "_Step":
         """The recorded step of so many models, made when it is first asked for."""
         module: pl.LightningModule = model.module  # type: ignore[assignment]
         if self._steps is None or self._steps[0] is not module:
@@ -140,14 +140,11 @@ class _Step:
 
     @classmethod
     def of(cls, trainer: Trainer, model: BoundModel, batch: Any) -> "_Step":
-        module: pl.LightningModule = model.module  # type: ignore[assignment]
-        places = {id(parameter): name for name, parameter in module.named_parameters(remove_duplicate=True)}
-        names = [places[id(parameter)] for parameter in model.trainable()]
-        device = model.vector.device
+        """Record the step of a stack on its batch; ValueError if that cannot be done."""
         try:
-            recorded = record(module, names, batch, context=lambda: trainer.autocast(device), stacked=True)
+            recorded = record(model, batch, context=lambda: trainer.autocast(model.vector.device), stacked=True)
         except NotCapturableError as error:
-            raise ValueError(f"trainer=vectorized cannot train {type(module).__name__}: {error}") from error
+            raise ValueError(f"trainer=vectorized cannot train {type(model.module).__name__}: {error}") from error
         generators: list[torch.Generator] = []
         _draw_by_row(recorded.graph, generators)
         return cls(recorded, runnable(recorded.graph), generators)

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from flrl.data import TensorSource
+from flrl.layout import BoundModel
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg, FedProx, FedSGD, Scaffold, Strategy
 from flrl.trainers import EagerTrainer, TracedTrainer, Trainer, VectorizedTrainer
@@ -262,6 +264,37 @@ def test_a_changed_attribute_is_recorded_anew() -> None:
     assert torch.equal(a, b)
 
 
+class Centring(Net):
+    """Changes its batch, which is a view of samples that are kept from round to round."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch[0].sub_(0.5)
+        return super().training_step(batch, batch_idx)
+
+
+class Slowing(Net):
+    """Evaluation changes the learning rate of what follows."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        self.lr = self.lr / 2
+
+
+class Ending(Net):
+    """So does the end of a client's training."""
+
+    def on_train_end(self) -> None:
+        self.lr = self.lr * 0.9
+
+
+@pytest.mark.parametrize("kind", [Centring, Slowing, Ending])
+def test_changes_around_the_steps_are_seen(kind: Any) -> None:
+    options = {"batch_size": 4, "local_epochs": 2}
+    strategy = FedAvg(**{**AVERAGE, "rounds": 3})
+    runs = [trained(strategy, lambda: kind(mlp()), engine(**options))[0] for engine in (EagerTrainer, TracedTrainer)]
+    assert torch.equal(*runs)
+
+
 REFUSED: dict[str, tuple[Callable[[], pl.LightningModule], str]] = {
     "batch norm": (lambda: Net(MODULES["batch norm"]()), "BatchNorm1d"),
     "hooks": (lambda: Rich(), "BatchNorm1d"),
@@ -314,16 +347,17 @@ def test_steps_are_recorded_for_few_sizes_of_stacks() -> None:
 def test_the_shape_of_a_batch_tells_what_a_recording_holds_for() -> None:
     a = (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     assert Shape.of(a)[0] == Shape.of((torch.ones(2, 3), torch.ones(2, dtype=torch.int64)))[0]
-    others: list[Any] = [(a[0][:1], a[1][:1]), (a[0].double(), a[1]), list(a), {"x": a[0], "y": a[1]}, (*a, 1), (*a, 2)]
+    turned = torch.zeros(3, 2).t()
+    others: list[Any] = [(a[0][:1], a[1][:1]), (a[0].double(), a[1]), list(a), {"x": a[0], "y": a[1]}, (turned, a[1])]
     shapes = [Shape.of(other)[0] for other in [a, *others]]
     assert len(set(shapes)) == len(shapes)
+    assert [Shape.of(other)[0] for other in [(*a, 1), (*a, "id"), (*a, np.zeros(2))]] == [None, None, None]
 
 
 def test_recording_leaves_the_module_as_it_is() -> None:
     module = Net(MODULES["batch norm"]())
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    names = [name for name, _ in module.named_parameters()]
-    record(module, names, (torch.randn(4, 5), torch.tensor([0, 1, 2, 0])), context=contextlib.nullcontext)
+    record(BoundModel(module), (torch.randn(4, 5), torch.tensor([0, 1, 2, 0])), context=contextlib.nullcontext)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
 
@@ -339,6 +373,5 @@ def test_a_step_that_replaces_a_buffer_is_refused() -> None:
             return super().training_step(batch, batch_idx)
 
     module = Replaces()
-    names = [name for name, _ in module.named_parameters()]
     with pytest.raises(NotCapturableError, match="replaces buffers"):
-        record(module, names, (torch.randn(4, 5), torch.tensor([0, 1, 2, 0])), context=contextlib.nullcontext)
+        record(BoundModel(module), (torch.randn(4, 5), torch.tensor([0, 1, 2, 0])), context=contextlib.nullcontext)
