@@ -7,7 +7,8 @@ Jobs, on MNIST, plain SGD, samples in memory, test set evaluated after each roun
 
 - A: `+experiment=mnist_fedavg`: softmax regression, 2 clients of 30,000, batch 64, 5 rounds;
 - B: McMahan's CNN, 100 clients of 600, 10 a round, 5 local epochs, batch 10, 3 rounds;
-- C: the 2NN, 1,000 clients of 60, 100 a round, batch 10, 10 rounds.
+- C: the 2NN, 1,000 clients of 60, 100 a round, batch 10, 10 rounds;
+- S, if asked for: softmax regression, 1,000 clients of 60, 100 a round, batch 10, 5 rounds.
 
 The bare loop takes the same SGD steps over tensors that were normalised and cut into clients beforehand, with autograd
 and `torch.optim.SGD`, averages and evaluates. A number is the median over the rounds of the seconds of one round:
@@ -68,6 +69,15 @@ JOBS: dict[str, list[str]] = {
         "strategy.rounds=10",
         "trainer.batch_size=10",
     ],
+    "S": [
+        "dataset=mnist",
+        "model.optimizer.lr=0.05",
+        "partition.num_clients=1000",
+        "strategy/sampler=uniform",
+        "strategy.sampler.num=100",
+        "strategy.rounds=5",
+        "trainer.batch_size=10",
+    ],
 }
 CHANNELS_LAST = "trainer.memory_format=channels_last"
 BF16 = "trainer.precision=bf16-mixed"
@@ -83,6 +93,7 @@ OF_JOB = {
     "A": ["eager", "traced", "vectorized"],
     "B": ["eager", "traced", "traced, channels_last", "traced, channels_last, bf16"],
     "C": ["eager", "traced", "traced, fused", "vectorized"],
+    "S": ["eager", "traced", "vectorized"],
 }
 """Engines that are measured; vectorized is left out of B, where convolutions of stacks take many times as long."""
 BARE = "bare loop"
@@ -110,7 +121,7 @@ def main() -> None:
 
 def parse_arguments() -> Namespace:
     parser = argparse.ArgumentParser(description="Time federated jobs with every engine beside a bare PyTorch loop.")
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=["A", "B", "C"])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, help="all that make sense for a job by default")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="1 is the serial backend")
     parser.add_argument("--repetitions", type=int, default=3)
