@@ -12,8 +12,8 @@ from flrl.data.federated import FederatedData
 from flrl.data.sources import Source
 from flrl.layout import BoundModel
 from flrl.lightning_hooks import overridden
-from flrl.seeding import SERVER, seed_for
-from flrl.trainers.base import isolated_randomness, seed_generators, to_device
+from flrl.seeding import SERVER, isolated_randomness, seed_for, seed_generators
+from flrl.trainers.base import to_device
 from flrl.trainers.modules import LogCollector, Logged, counts_only, joined, replaced, step_caller
 from flrl.trainers.stand_in import TrainerStandIn, attached
 
@@ -86,8 +86,26 @@ class Evaluator:
         batches = range(ceil(len(indices) / self.batch_size))
         return joined([self.part(model, source, indices, batches, seed=seed)], model.module)
 
-    def part(self, model: BoundModel, source: Source, indices: np.ndarray, batches: range, *, seed: int = 0) -> Logged:
-        """What the module logs over some of the batches that `indices` fall into; all of them unless `divisible`."""
+    def part(
+        self,
+        model: BoundModel,
+        source: Source,
+        indices: np.ndarray,
+        batches: range,
+        *,
+        seed: int = 0,
+        again: bool = False,
+    ) -> Logged:
+        """What the module logs over some of the batches that `indices` fall into; all of them unless `divisible`.
+
+        Args:
+            model: with the vector to be evaluated.
+            source: of the samples.
+            indices: the samples.
+            batches: which batches of them.
+            seed: for random numbers.
+            again: the same samples are going to be asked for again.
+        """
         module: pl.LightningModule = model.module  # type: ignore[assignment]
         name, device, size = _step_name(module), model.vector.device, self.batch_size
         log, call = LogCollector(), step_caller(getattr(module, name))
@@ -99,7 +117,7 @@ class Evaluator:
             with torch.inference_mode(), isolated_randomness(seed, device), logging, stand_in:
                 _call(module, f"on_{name.removesuffix('_step')}_epoch_start")
                 chosen = indices[batches.start * size : batches.stop * size]
-                for batch_idx, batch in enumerate(source.batches(chosen, size), batches.start):
+                for batch_idx, batch in enumerate(source.batches(chosen, size, again=again), batches.start):
                     # A batch draws the same random numbers whichever batches are evaluated before it.
                     seed_generators(seed_for(seed, 0, SERVER, f"batch {batch_idx}"))
                     log.batch_size = min(size, len(indices) - batch_idx * size)

@@ -1,6 +1,7 @@
 """Loops over whole models, compiled: one pass over memory where calls of torch make several."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -47,6 +48,49 @@ def _subtract() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
             result[index] = np.float64(a[index]) - np.float64(b[index])
 
     return compiled("void(float32[::1], float32[::1], float64[::1])", subtract)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What has to be known of a vector before it is added to others.
+
+    Attributes:
+        largest: the largest absolute value; NaN or infinity where one occurs, 0 for an empty vector.
+        bits: the sum of its elements' bits, as float64, modulo 2^64.
+    """
+
+    largest: float
+    bits: int
+
+
+def survey(vector: Tensor) -> Survey:
+    """Survey a vector in one pass over it."""
+    bits = vector.detach().to(torch.float64).contiguous().view(torch.int64)
+    if not bits.numel():
+        return Survey(0.0, 0)
+    if bits.device.type == "cpu":
+        largest, total = _survey()(bits.numpy())
+    else:
+        largest, total = int((bits & _MAGNITUDE).max()), int(bits.sum())
+    return Survey(float(np.int64(largest).view(np.float64)), int(total) % 2**64)
+
+
+# All bits but the sign. As integers, magnitudes are in the order of the numbers, then infinity, then NaN.
+_MAGNITUDE = 2**63 - 1
+
+
+@cache
+def _survey() -> Callable[[np.ndarray], tuple[int, int]]:
+    mask = np.int64(_MAGNITUDE)
+
+    def survey(bits: Any) -> tuple[Any, Any]:
+        largest = total = np.int64(0)
+        for index in range(bits.size):
+            largest = max(largest, bits[index] & mask)
+            total += bits[index]
+        return largest, total
+
+    return compiled("UniTuple(int64, 2)(int64[::1])", survey)
 
 
 def compiled(signature: str, function: Callable[..., Any]) -> Callable[..., Any]:

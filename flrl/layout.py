@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from flrl.kernels import Survey, survey
+
 Kind = Literal["trainable", "buffer"]
 
 
@@ -195,5 +197,9 @@ def digest(vector: Tensor) -> str:
 
 def checksum(vectors: Iterable[Tensor]) -> str:
     """A quick fingerprint of vectors to find differences by: the sum of their float64 bits modulo 2^64."""
-    total = sum(int(vector.detach().to(torch.float64).contiguous().view(torch.int64).sum()) for vector in vectors)
-    return f"{total % 2**64:016x}"
+    return checksum_of(survey(vector) for vector in vectors)
+
+
+def checksum_of(surveys: Iterable[Survey]) -> str:
+    """Likewise, for vectors that have been surveyed."""
+    return f"{sum(survey.bits for survey in surveys) % 2**64:016x}"

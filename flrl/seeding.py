@@ -3,9 +3,13 @@
 Nothing depends on what ran before, in which process or in how many, so no generator's state ever needs to be saved.
 """
 
+import contextlib
 import hashlib
+import random
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 SERVER = -1
 """The client id of choices that belong to no client: the cohort, the partition, the initial model."""
@@ -33,3 +37,61 @@ def seed_for(run_seed: int, round: int, client_id: int, purpose: str) -> int:
 def generator_for(run_seed: int, round: int, client_id: int, purpose: str) -> np.random.Generator:
     """A NumPy generator seeded by `seed_for`."""
     return np.random.Generator(np.random.PCG64(seed_for(run_seed, round, client_id, purpose)))
+
+
+# What modules, transforms and datasets draw from: the global generators, seeded for a while.
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's, NumPy's and Python's global generators."""
+    # Not `torch.manual_seed`: without CUDA in use it notes the call's traceback for later, a millisecond each time.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+@contextlib.contextmanager
+def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators for a while; put back what was there."""
+    with _put_back(device):
+        seed_generators(seed)
+        yield
+
+
+@contextlib.contextmanager
+def clients_in_turn(device: torch.device) -> Iterator[None]:
+    """Put the global generators' states back once, after many clients: saving and restoring costs more than seeding."""
+    global _in_turn
+    with _put_back(device):
+        before, _in_turn = _in_turn, True
+        try:
+            yield
+        finally:
+            _in_turn = before
+
+
+@contextlib.contextmanager
+def seeded_for_client(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators for one client."""
+    if not _in_turn:
+        with isolated_randomness(seed, device):
+            yield
+    else:
+        seed_generators(seed)
+        yield
+
+
+_in_turn = False
+
+
+@contextlib.contextmanager
+def _put_back(device: torch.device) -> Iterator[None]:
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from flrl.kernels import fold
+from flrl.kernels import fold, survey
 
 HIGH_QUANTUM = 2.0**-24
 LOW_QUANTUM = 2.0**-64
@@ -61,13 +61,13 @@ class ExactSum:
             vector: what to add.
             weight: its factor.
             start: where its first element goes.
-            largest: the vector's `largest_magnitude`, where it is known.
+            largest: the vector's largest absolute value, where it is known.
 
         Raises:
             ValueError: a value is not finite.
             OverflowError: the sum of absolute values could pass `LIMIT`.
         """
-        largest = abs(weight) * (largest_magnitude(vector) if largest is None else largest)
+        largest = abs(weight) * (survey(vector).largest if largest is None else largest)
         if not math.isfinite(largest):
             raise ValueError("a value to be summed is not finite")
         self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")
@@ -119,11 +119,3 @@ def _fold(values: Tensor, weight: float, highs: Tensor, lows: Tensor) -> None:
     rounded = torch.add(values, _ROUND_HIGH).sub_(_ROUND_HIGH)
     highs.add_(rounded)
     lows.add_(values.sub_(rounded).add_(_ROUND_LOW).sub_(_ROUND_LOW))
-
-
-def largest_magnitude(vector: Tensor) -> float:
-    """The largest absolute value; NaN or infinity where one occurs; 0 for an empty vector."""
-    if not vector.numel():
-        return 0.0
-    lowest, highest = torch.aminmax(vector)
-    return max(-float(lowest), float(highest))

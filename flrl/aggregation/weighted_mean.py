@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flrl.aggregation.exact_sum import LIMIT, ExactSum, largest_magnitude
+from flrl.aggregation.exact_sum import LIMIT, ExactSum
+from flrl.kernels import Survey, survey
 from flrl.types import ClientUpdate
 
 
@@ -28,21 +29,25 @@ class WeightedMean:
         self.sizes = dict(sizes)
         self.scale = 2.0 ** -math.ceil(math.log2(total_weight))
         self.sum = ExactSum(sum(self.sizes.values()) + 1, device=device)
-        self._seen: tuple[ClientUpdate, dict[str, float]] | None = None
 
-    def objection(self, update: ClientUpdate) -> str | None:
-        """Why an update cannot be summed (not finite, too large), or None."""
+    def objection(self, update: ClientUpdate, surveys: Mapping[str, Survey] | None = None) -> str | None:
+        """Why an update cannot be summed (not finite, too large), or None.
+
+        Args:
+            update: what may be added.
+            surveys: of its vectors, by name, where they are known.
+        """
         if not (update.weight > 0 and math.isfinite(update.weight)):
             return f"weight {update.weight} is not positive and finite"
-        for name, largest in self._largest(update).items():
-            if not math.isfinite(largest):
+        for name, seen in (surveyed(update) if surveys is None else surveys).items():
+            if not math.isfinite(seen.largest):
                 return f"{name} is not finite"
-            if largest * update.weight * self.scale > LIMIT:
-                return f"{name} is too large to be summed exactly ({largest:.3g})"
+            if seen.largest * update.weight * self.scale > LIMIT:
+                return f"{name} is too large to be summed exactly ({seen.largest:.3g})"
         return None
 
-    def add(self, update: ClientUpdate) -> None:
-        """Fold one update.
+    def add(self, update: ClientUpdate, surveys: Mapping[str, Survey] | None = None) -> None:
+        """Fold one update; arguments as for `objection`.
 
         Raises:
             ValueError: its vectors are not those announced, or are not finite.
@@ -51,19 +56,13 @@ class WeightedMean:
         found = {name: vector.numel() for name, vector in update.vectors.items()}
         if found != self.sizes:
             raise ValueError(f"client {update.client_id} sent vectors {found}, expected {self.sizes}")
-        start, largest = 0, self._largest(update)
+        start, surveys = 0, surveyed(update) if surveys is None else surveys
         for name, size in self.sizes.items():
-            self.sum.add(update.vectors[name], update.weight * self.scale, start=start, largest=largest[name])
+            largest = surveys[name].largest
+            self.sum.add(update.vectors[name], update.weight * self.scale, start=start, largest=largest)
             start += size
-        self._seen = None  # it holds the update's vectors alive
         weight = torch.tensor([update.weight], dtype=torch.float64, device=self.sum.parts.device)
-        self.sum.add(weight, self.scale, start=start)
-
-    def _largest(self, update: ClientUpdate) -> dict[str, float]:
-        """The largest magnitude in each vector; kept from `objection` for the `add` that follows."""
-        if self._seen is None or self._seen[0] is not update:
-            self._seen = update, {name: largest_magnitude(vector) for name, vector in update.vectors.items()}
-        return self._seen[1]
+        self.sum.add(weight, self.scale, start=start, largest=update.weight)
 
     def merge(self, other: "WeightedMean") -> None:
         """Fold all that another accumulator holds."""
@@ -77,3 +76,8 @@ class WeightedMean:
             return {}, 0.0
         means = torch.split(total[:-1].div_(weight), list(self.sizes.values()))
         return dict(zip(self.sizes, means, strict=True)), float(weight) / self.scale
+
+
+def surveyed(update: ClientUpdate) -> dict[str, Survey]:
+    """The surveys of an update's vectors, by name."""
+    return {name: survey(vector) for name, vector in update.vectors.items()}

@@ -93,8 +93,9 @@ def _train(link: Link, worker: Worker, message: Train, common: Tensors, own: Ten
 
 def share_kept_samples(data: FederatedData, processes: int) -> None:
     """Let each of so many processes on a machine keep its part of the prepared samples."""
-    if isinstance(data.splits.train, TensorSource):
-        data.splits.train.kept_limit //= processes
+    for source in (data.splits.train, data.splits.test):
+        if isinstance(source, TensorSource):
+            source.kept_limit //= processes
 
 
 def device_of(device: str, index: int) -> str:

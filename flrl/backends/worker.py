@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flrl.aggregation import WeightedMean
+from flrl.aggregation import WeightedMean, surveyed
 from flrl.data import FederatedData
 from flrl.errors import ClientError
 from flrl.evaluation import Evaluator, summarize_clients
-from flrl.layout import BoundModel, checksum
-from flrl.seeding import SERVER, seed_for
+from flrl.layout import BoundModel, checksum_of
+from flrl.seeding import SERVER, clients_in_turn, seed_for
 from flrl.strategies.base import Strategy
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.modules import Logged, joined
@@ -82,11 +82,12 @@ class Worker:
         sizes = self.strategy.vector_sizes(self.model.layout)
         accumulator = WeightedMean(sizes, total_weight=broadcast.total_weight, device=device)
         reports = []
-        for stack in stacks_of(tasks):
-            on_start(stack[0])
-            for task, update in zip(stack, self._updates(stack, broadcast), strict=True):
-                reports.append(self._fold(task, update, accumulator))
-                on_report(reports[-1])
+        with clients_in_turn(device):
+            for stack in stacks_of(tasks):
+                on_start(stack[0])
+                for task, update in zip(stack, self._updates(stack, broadcast), strict=True):
+                    reports.append(self._fold(task, update, accumulator))
+                    on_report(reports[-1])
         return accumulator, reports
 
     def stacked(self, tasks: Sequence[ClientTask], num_workers: int = 1) -> list[ClientTask]:
@@ -116,10 +117,11 @@ class Worker:
     def _fold(self, task: ClientTask, update: ClientUpdate | ClientError, accumulator: WeightedMean) -> ClientReport:
         if isinstance(update, ClientError):
             return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(update), memory=task.memory)
-        objection = accumulator.objection(update)
+        surveys = surveyed(update)
+        objection = accumulator.objection(update, surveys)
         if objection is None:
-            accumulator.add(update)
-        return _report(task, update, objection)
+            accumulator.add(update, surveys)
+        return _report(task, update, checksum_of(surveys.values()), objection)
 
     def evaluate(self, vector: Tensor, *, round: int, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round."""
@@ -145,7 +147,8 @@ class Worker:
         test = self.data.splits.test
         central = None
         if len(share.batches):
-            central = self.evaluator.part(self.model, test, np.arange(len(test)), share.batches, seed=seed)
+            indices = np.arange(len(test))
+            central = self.evaluator.part(self.model, test, indices, share.batches, seed=seed, again=True)
         clients = {c: self.evaluator.client(self.model, self.data, c, seed=seed) for c in share.clients}
         return EvaluationPart(central, clients)
 
@@ -191,7 +194,7 @@ def _encoded(transform: Transform, update: ClientUpdate, broadcast: Broadcast, s
     return replace(update, metrics={**update.metrics, **counted})
 
 
-def _report(task: ClientTask, update: ClientUpdate, objection: str | None) -> ClientReport:
+def _report(task: ClientTask, update: ClientUpdate, checksum: str, objection: str | None) -> ClientReport:
     return ClientReport(
         client_id=task.client_id,
         num_samples=task.num_samples,
@@ -199,7 +202,7 @@ def _report(task: ClientTask, update: ClientUpdate, objection: str | None) -> Cl
         metrics=update.metrics,
         up_bytes=update.up_bytes,
         rejected=objection,
-        checksum=checksum(update.vectors.values()),
+        checksum=checksum,
         memory=update.memory if objection is None else task.memory,
     )
 

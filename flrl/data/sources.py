@@ -141,10 +141,11 @@ class TensorSource:
         elif self._kept[key][2] == self._kept[key][0]._version + self._kept[key][1]._version:
             return self._kept[key][:2]
         order, step = torch.from_numpy(np.array(indices)), 512
-        targets = self.targets.index_select(0, order)
-        inputs = torch.empty(len(order), *self.inputs.shape[1:], dtype=self._prepare(self.inputs[:0]).dtype)
-        for start in range(0, len(order), step):
-            inputs[start : start + step] = self._prepare(self.inputs.index_select(0, order[start : start + step]))
+        with torch.inference_mode(False):  # whoever asks next may need tensors that autograd takes
+            targets = self.targets.index_select(0, order)
+            inputs = torch.empty(len(order), *self.inputs.shape[1:], dtype=self._prepare(self.inputs[:0]).dtype)
+            for start in range(0, len(order), step):
+                inputs[start : start + step] = self._prepare(self.inputs.index_select(0, order[start : start + step]))
         self._kept[key] = (inputs, targets, inputs._version + targets._version)
         return inputs, targets
 

@@ -1,7 +1,6 @@
 """What every training engine is given, and what it returns."""
 
 import contextlib
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from flrl.data.sources import Source
 from flrl.kernels import difference
 from flrl.layout import BoundModel
 from flrl.lightning_hooks import overridden
-from flrl.seeding import generator_for, seed_for
+from flrl.seeding import generator_for, seed_for, seeded_for_client
 from flrl.types import Broadcast, ClientTask, ClientUpdate, Memory
 
 
@@ -219,31 +218,7 @@ def _gradient_of(parameter: Tensor) -> Tensor:
 def client_randomness(problem: LocalProblem) -> contextlib.AbstractContextManager[None]:
     """Seed the global generators for this client: dropout and random transforms follow (seed, round, client)."""
     task = problem.task
-    seed = seed_for(problem.seed, task.round, task.client_id, "train")
-    return isolated_randomness(seed, problem.model.vector.device)
-
-
-@contextlib.contextmanager
-def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's, NumPy's and Python's global generators for a while; put back what was there."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed_generators(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
-def seed_generators(seed: int) -> None:
-    """Seed torch's, NumPy's and Python's global generators."""
-    # Not `torch.manual_seed`: without CUDA in use it notes the call's traceback for later, a millisecond each time.
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    return seeded_for_client(seed_for(problem.seed, task.round, task.client_id, "train"), problem.model.vector.device)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pytorch_lightning as pl
@@ -24,13 +24,10 @@ from torch.utils import _pytree as pytree
 from torchmetrics import Metric
 
 from flrl.layout import BoundModel
+from flrl.trainers.graphs import changes, readers, simplify
 from flrl.trainers.modules import loss_of, replaced, step_caller
 from flrl.trainers.stand_in import attached
 
-_aten = torch.ops.aten
-_ALIASES = (_aten.alias.default, _aten.detach.default)
-_CONSTANTS = (_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default, _aten.full.default)
-_PRODUCTS: dict[Any, Any] = {_aten.mm.default: _aten.addmm_.default}
 _INTERNAL = ("_parameters", "_buffers", "_modules", "_trainer", "log", "log_dict", "_flat_weights", "_flat_weight_refs")
 
 
@@ -38,8 +35,7 @@ class NotCapturableError(Exception):
     """Why a step cannot be recorded and replayed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """What must be equal for a recorded step to hold for another batch."""
 
     spec: Any
@@ -125,7 +121,7 @@ def record(
     if _python_generators() != generators:
         raise NotCapturableError("training_step draws random numbers from Python or NumPy")
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"][len(parameters) + len(buffers) :]
-    if any(_changes(reader) for node in inputs for reader in _readers(node)):
+    if any(changes(reader) for node in inputs for reader in readers(node)):
         raise NotCapturableError("training_step changes its batch")
     simplify(graph)
     return Recorded(shape, graph, tuple(step.logged), frozenset(step.unused))
@@ -277,140 +273,3 @@ def _seen(value: Any) -> Any:
 
 def _python_generators() -> Any:
     return random.getstate(), pickle.dumps(np.random.get_state())
-
-
-# What is left of a graph.
-
-
-def simplify(graph_module: fx.GraphModule) -> None:
-    """Take out what a replay need not do: aliases, double transpositions, constants, what nobody uses."""
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target in _ALIASES:
-            node.replace_all_uses_with(node.args[0])
-        elif node.target is _aten.t.default and _is_t(node.args[0]):
-            node.replace_all_uses_with(node.args[0].args[0])
-        elif node.target in _CONSTANTS:
-            _hoist(graph_module, node)
-    graph.eliminate_dead_code()
-    graph_module.recompile()
-
-
-def random_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
-    """Where a graph draws random numbers."""
-    called = [node for node in graph_module.graph.nodes if node.op == "call_function"]
-    return [node for node in called if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())]
-
-
-def _is_t(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is _aten.t.default
-
-
-def _hoist(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Make a small constant once, unless something writes into it."""
-    value = node.meta.get("val")
-    if value is None or value.numel() > 1024 or any(_may_write(user) for user in node.users):
-        return
-    same: dict[Any, Any] = {_aten.ones_like.default: 1, _aten.zeros_like.default: 0}
-    fill: Any = same[node.target] if node.target in same else node.args[1]
-    name = f"_constant_{node.name}"
-    graph_module.register_buffer(name, torch.full(value.shape, fill, dtype=value.dtype, device=value.device))
-    with graph_module.graph.inserting_before(node):
-        node.replace_all_uses_with(graph_module.graph.get_attr(name))
-
-
-def _changes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _may_write(node: fx.Node) -> bool:
-    """Whether an operator, or who is given it as a result, may change its arguments; a view of them counts."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or schema.is_mutable or any(result.alias_info is not None for result in schema.returns)
-
-
-def with_sgd(recorded: Recorded, num_parameters: int, *, fuse: bool = False) -> fx.GraphModule:
-    """The graph with plain SGD steps: a further argument is minus the learning rate, no gradients come out.
-
-    Each is the addition that `torch.optim.SGD` does, so it ends in the same bits, as soon as nothing reads the
-    parameter any more: its gradient is still in the cache then.
-
-    Args:
-        recorded: the step.
-        num_parameters: trainable parameters.
-        fuse: add matrix products to their parameters as they are multiplied, which ends in other bits.
-    """
-    graph_module = fx.GraphModule(recorded.graph, copy.deepcopy(recorded.graph.graph))
-    graph = graph_module.graph
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    output = next(iter(reversed(graph.nodes)))
-    kept = 1 + len(recorded.logged)
-    values, gradients = output.args[0][:kept], output.args[0][kept:]
-    stepped = [node for index, node in enumerate(placeholders[:num_parameters]) if index not in recorded.unused]
-    with graph.inserting_after(placeholders[-1]):
-        rate = graph.placeholder("minus_learning_rate")
-    order = {node: place for place, node in enumerate(graph.nodes)}
-    output.args = (tuple(values),)
-    for parameter, gradient in zip(stepped, gradients, strict=True):
-        last = max([gradient, *gradient.users, *_readers(parameter)], key=lambda node: order.get(node, 0))
-        with graph.inserting_after(last) if last is not output else graph.inserting_before(output):
-            product = _PRODUCTS.get(gradient.target) if fuse and not gradient.users else None
-            if product is None:
-                graph.call_function(_aten.add_.Tensor, (parameter, gradient), {"alpha": rate})
-            else:
-                graph.call_function(product, (parameter, *gradient.args), {"alpha": rate})
-    graph.eliminate_dead_code()
-    graph_module.recompile()
-    return graph_module
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
-    """What reads a tensor, itself or through views of it."""
-    found: list[fx.Node] = []
-    for user in node.users:
-        found.append(user)
-        schema = getattr(user.target, "_schema", None)
-        if schema is None or any(result.alias_info is not None for result in schema.returns):
-            found.extend(_readers(user))
-    return found
-
-
-def runnable(graph_module: fx.GraphModule) -> Callable[..., Any]:
-    """A function that does what a graph says; the operators are looked up beforehand, a tenth of a small step."""
-    graph = graph_module.graph
-    bound: dict[str, Any] = {}
-    last_use = {argument: node for node in graph.nodes for argument in node.all_input_nodes}
-    lines, names = [], []
-
-    def text(value: Any) -> str:
-        if isinstance(value, fx.Node):
-            return value.name
-        if isinstance(value, list | tuple):
-            inner = ", ".join(map(text, value))
-            return f"[{inner}]" if isinstance(value, list) else f"({inner},)" if value else "()"
-        bound[name := f"_{len(bound)}"] = value
-        return name
-
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            names.append(node.name)
-        elif node.op == "get_attr":
-            lines.append(f"{node.name} = {text(getattr(graph_module, node.target))}")
-        elif node.op == "call_function":
-            options = [f"{name}={text(value)}" for name, value in node.kwargs.items()]
-            call = ", ".join([*map(text, node.args), *options])
-            lines.append(f"{node.name} = {text(getattr(node.target, '_op', node.target))}({call})")
-            if not node.users:
-                lines.append(f"del {node.name}")
-        else:
-            lines.append(f"return {text(node.args[0])}")
-        # A tensor that is not needed any more makes room, as in the module itself.
-        done = [argument.name for argument in node.all_input_nodes if last_use[argument] is node]
-        if done and node.op == "call_function":
-            lines.append(f"del {', '.join(done)}")
-    source = f"def replay({', '.join(names)}):\n    " + "\n    ".join(lines)
-    exec(compile(source, "<recorded step>", "exec"), bound)
-    return bound["replay"]  # type: ignore[no-any-return]

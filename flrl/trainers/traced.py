@@ -13,7 +13,8 @@ from torch.optim import optimizer as optimizers
 
 from flrl.layout import BoundModel
 from flrl.lightning_hooks import overridden
-from flrl.trainers.base import LocalProblem, Trainer, isolated_randomness, seed_generators
+from flrl.seeding import isolated_randomness, seed_generators
+from flrl.trainers.base import LocalProblem, Trainer
 from flrl.trainers.capture import (
     NotCapturableError,
     Recorded,
@@ -21,10 +22,9 @@ from flrl.trainers.capture import (
     Watched,
     attributes,
     record,
-    runnable,
-    with_sgd,
 )
 from flrl.trainers.eager import BATCH_HOOKS, EagerTrainer, Loop
+from flrl.trainers.graphs import runnable, with_sgd
 from flrl.trainers.modules import LogCollector, loss_of, replaced, step_caller
 from flrl.trainers.optimizers import SchedulerStep, parse_optimizers
 from flrl.trainers.plain_sgd import learning_rate
@@ -261,9 +261,10 @@ class Replay:
         parameters: list[Tensor] = list(model.trainable())
         self.logged = recorded.logged
         self.gradients = made(recorded.graph)
-        self.with_sgd = made(with_sgd(recorded, len(parameters), fuse=trainer.fuse))
+        stepped = [place for place in range(len(parameters)) if place not in recorded.unused]
+        self.with_sgd = made(with_sgd(recorded.graph, stepped, fuse=trainer.fuse))
         self.tensors = [*parameters, *model.module.buffers()]
-        self.stepped = [p for index, p in enumerate(parameters) if index not in recorded.unused]
+        self.stepped = [parameters[place] for place in stepped]
 
 
 class _ReplayLoop(Loop):

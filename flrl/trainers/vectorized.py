@@ -29,8 +29,9 @@ from flrl.trainers.base import (
     to_device,
     trained,
 )
-from flrl.trainers.capture import NotCapturableError, Recorded, Shape, random_nodes, record, runnable
+from flrl.trainers.capture import NotCapturableError, Recorded, Shape, record
 from flrl.trainers.eager import EagerTrainer
+from flrl.trainers.graphs import random_nodes, runnable
 from flrl.trainers.modules import reduced
 from flrl.trainers.optimizers import SchedulerStep, scale_learning_rates
 from flrl.trainers.stand_in import TrainerStandIn, attached, configure

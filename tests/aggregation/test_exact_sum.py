@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flrl import kernels
 from flrl.aggregation import exact_sum
-from flrl.aggregation.exact_sum import LIMIT, LOW_QUANTUM, ExactSum, largest_magnitude
+from flrl.aggregation.exact_sum import LIMIT, LOW_QUANTUM, ExactSum
 
 values = st.floats(-1e6, 1e6, allow_nan=False) | st.floats(-1e-15, 1e-15) | st.sampled_from([0.0, -0.0, 1e7, -1e7])
 
@@ -144,9 +144,3 @@ def test_overflow_does_not_depend_on_order() -> None:
 def test_what_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
         ExactSum(2).add(torch.tensor([1.0, bad]))
-
-
-def test_largest_magnitude() -> None:
-    assert largest_magnitude(torch.tensor([1.0, -3.0])) == 3.0
-    assert largest_magnitude(torch.empty(0)) == 0.0
-    assert math.isnan(largest_magnitude(torch.tensor([math.nan, -math.inf, 1.0])))
