@@ -7,7 +7,7 @@ given up. Collective calls are made only when all processes have said that they 
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from flrl.backends.job import Heard, WorkerLostError
-from flrl.backends.messages import Ready, Specs
+from flrl.backends.messages import Ready, Specs, Started
 from flrl.backends.serving import Tensors
 from flrl.backends.shared import Segment
 from flrl.backends.world import DATA, DOWN, UP, Content, Pause, World, launchers_stderr, wait_for_message
-from flrl.types import ClientTask
+from flrl.types import ClientReport, ClientTask
 
 _HERE, _REDUCE, _OVER = "here", "reduce", "over"
 LOOK_EVERY_S = 0.05
@@ -197,6 +197,10 @@ class MpiLink:
             request, pause = self._comm.Isend(_bytes(buffer), 0, DATA), Pause()
             while not request.Test():
                 pause()
+
+    def starts(self, client_id: int, reports: Callable[[], Sequence[ClientReport]]) -> None:
+        """Send both at once."""
+        self.send(Started(client_id, reports()), {})
 
     def finish(self, message: Any, tensors: Tensors, parts: Tensor) -> None:
         """Send a round's last message, wait until all have done so, and take part in the Reduce."""

@@ -8,29 +8,33 @@ import pickle
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from flrl.backends.job import Heard, Hub, WorkerLostError
-from flrl.backends.messages import Ready, Specs
+from flrl.backends.messages import Ready, Specs, Started
 from flrl.backends.pool import PoolBackend
 from flrl.backends.serving import Tensors, device_of, failure, log_into, serve, share_kept_samples
 from flrl.backends.shared import Handle, Reader, Segment, into_shared_memory
 from flrl.backends.watch import begin, signals_ignored
 from flrl.backends.worker import Worker, WorkerRecipe
 from flrl.data import FederatedData
-from flrl.types import ClientTask
+from flrl.types import ClientReport, ClientTask
 
 Letter = tuple[str, Specs] | None
 _SPAWN = multiprocessing.get_context("spawn")
 _PARTS = "parts"
 _GOODBYE_S = 2.0
+_TELL_EVERY_S = 0.1
+_NOBODY = -1
+_SLOT_BYTES = 16
 
 
 class ProcessBackend(PoolBackend):
@@ -70,8 +74,9 @@ class ProcessBackend(PoolBackend):
         cohort = worker.strategy.sampler(worker.data.num_clients, seed=worker.seed, round=1)
         number = min(_cores(), len(cohort)) if self.workers is None else self.workers
         handle = None if self.shared is None else self.shared.handle
-        common = (number, recipe, handle, self.threads, self.device, folder)
-        return _ProcessHub([_Start(index, *common) for index in range(number)])
+        slots = Segment()
+        common = (number, recipe, handle, self.threads, self.device, folder, slots.path)
+        return _ProcessHub([_Start(index, *common) for index in range(number)], slots)
 
 
 def _cores() -> int:
@@ -90,13 +95,20 @@ class _Start:
     threads: int
     device: str
     folder: Path | None
+    slots: str
 
 
 class _ProcessHub:
-    """The controller's ends: a pipe to each worker for messages, segments of shared memory for tensors."""
+    """The controller's ends: a pipe to each worker for messages, segments of shared memory for tensors.
 
-    def __init__(self, starts: Sequence[_Start]) -> None:
+    Which client a worker trains is in a slot of shared memory too: a message for each small client would keep the
+    controller busy on a core that the workers need.
+    """
+
+    def __init__(self, starts: Sequence[_Start], slots: Segment) -> None:
         self.others = range(len(starts))
+        self._slots, self._slots_segment = _slots(slots.buffer(_SLOT_BYTES * len(starts))), slots
+        self._begun = [0 for _ in starts]
         self._lines: list[Connection] = []
         self._processes: list[SpawnProcess] = []
         self._reader, self._common = Reader(), Segment()
@@ -124,6 +136,7 @@ class _ProcessHub:
 
     def hear(self, timeout: float | None) -> list[Heard]:
         heard: list[Heard] = []
+        lost: int | None = None
         wait(self._lines, timeout)  # a line ends when its worker does
         for index, line in enumerate(self._lines):
             try:
@@ -134,8 +147,14 @@ class _ProcessHub:
                         self._finished[index] = tensors.pop(_PARTS)
                     heard.append((index, message, tensors))
             except (EOFError, OSError):
-                if not heard:  # else what it said last comes first
-                    raise WorkerLostError(index, self._end_of(index)) from None
+                lost = index
+        for index in self.others:  # after the lines: slots are newer, and cleared by who says it has trained all
+            begun, client_id = self._slots[index].tolist()
+            if begun != self._begun[index] and client_id != _NOBODY:
+                heard.append((index, Started(client_id, ()), {}))
+            self._begun[index] = begun
+        if lost is not None and not heard:  # else what was heard comes first
+            raise WorkerLostError(lost, self._end_of(lost))
         return heard
 
     def reduce(self, parts: Tensor) -> None:
@@ -156,7 +175,7 @@ class _ProcessHub:
             process.join(max(0.0, until - time.monotonic()))
         self._kill()
         atexit.unregister(self._kill)
-        for segment in (self._common, *self._own):
+        for segment in (self._common, self._slots_segment, *self._own):
             segment.close()
 
     def _kill(self) -> None:
@@ -177,9 +196,12 @@ class _ProcessHub:
 class _ProcessLink:
     """A worker's end."""
 
-    def __init__(self, line: Connection) -> None:
+    def __init__(self, line: Connection, start: _Start) -> None:
         self._line = line
         self._reader, self._segment = Reader(), Segment()
+        slots = self._reader.buffer(start.slots, _SLOT_BYTES * start.processes)
+        self._slot = _slots(slots)[start.index]
+        self._told = 0.0
 
     def receive(self) -> tuple[Any, Tensors, Tensors]:
         try:
@@ -191,9 +213,22 @@ class _ProcessLink:
     def send(self, message: Any, tensors: Tensors) -> None:
         with contextlib.suppress(BrokenPipeError):  # the controller has gone: `receive` will tell
             self._line.send((message, _post(self._segment, tensors)))
+        self._told = time.monotonic()
+
+    def starts(self, client_id: int, reports: Callable[[], Sequence[ClientReport]]) -> None:
+        self._slot[1] = client_id
+        self._slot[0] += 1
+        if time.monotonic() - self._told > _TELL_EVERY_S:
+            self.send(Started(client_id, reports()), {})
 
     def finish(self, message: Any, tensors: Tensors, parts: Tensor) -> None:
+        self._slot[1] = _NOBODY
         self.send(message, {**tensors, _PARTS: parts})
+
+
+def _slots(buffer: Tensor) -> np.ndarray:
+    """Each worker's slot: how many clients it has begun with, and the last of them, or `_NOBODY`."""
+    return buffer[: len(buffer) // _SLOT_BYTES * _SLOT_BYTES].numpy().view(np.int64).reshape(-1, 2)
 
 
 def _post(segment: Segment, tensors: Tensors) -> Letter:
@@ -215,7 +250,7 @@ def _open(reader: Reader, letter: Letter) -> dict[str, Tensor]:
 def _run(start: _Start, line: Connection) -> None:
     """A worker process from its beginning to its end."""
     log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
-    link = _ProcessLink(line)
+    link = _ProcessLink(line, start)
     try:
         data = start.recipe.data() if start.data is None else start.data.load()
         share_kept_samples(data, start.processes)

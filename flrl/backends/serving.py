@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flrl.backends.messages import Evaluate, Evaluated, Failed, Started, Train, Trained, by_client, by_name
+from flrl.backends.messages import Evaluate, Evaluated, Failed, Train, Trained, by_client, by_name
 from flrl.backends.worker import Worker
 from flrl.data import FederatedData, TensorSource
 from flrl.errors import ClientError
@@ -34,6 +34,9 @@ class Link(Protocol):
 
     def send(self, message: Any, tensors: Tensors) -> None:
         """Send a message and tensors."""
+
+    def starts(self, client_id: int, reports: Callable[[], Sequence[ClientReport]]) -> None:
+        """Let the controller know that a client's training begins, and have the reports before it or keep them."""
 
     def finish(self, message: Any, tensors: Tensors, parts: Tensor) -> None:
         """Send the last message and tensors of a round, and give `parts` to the sum, as the other workers do."""
@@ -81,7 +84,7 @@ def _train(link: Link, worker: Worker, message: Train, common: Tensors, own: Ten
         Broadcast(message.round, common["vector"], message.total_weight, variables),
         tasks,
         lambda report: folded.append(replace(report, memory={})),
-        lambda task: link.send(Started(task.client_id, taken()), {}),
+        lambda task: link.starts(task.client_id, taken),
     )
     if accumulator.sum.pending > _FEW_ADDENDS:
         accumulator.sum.settle()

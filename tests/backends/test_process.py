@@ -189,7 +189,7 @@ def test_settings_are_checked(options: Any, message: str) -> None:
 def test_workers_are_no_more_than_a_cohort_has_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr("flrl.backends.process._cores", lambda: 64)
-    monkeypatch.setattr("flrl.backends.process._ProcessHub", started.append)
+    monkeypatch.setattr("flrl.backends.process._ProcessHub", lambda starts, slots: started.append(starts))
     toy = Toy()
     ProcessBackend().connect(toy.worker(toy.data(), threads=1, device="cpu"), toy, None)
     assert len(started[0]) == 3
