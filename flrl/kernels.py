@@ -1,4 +1,8 @@
-"""Loops over whole models, compiled: one pass over memory where calls of torch make several."""
+"""Loops over whole models, compiled: one pass over memory where calls of torch make several.
+
+Each has a twin made of torch's operations, which ends in the same bits: for other devices, and for runs with so little
+to do that loading the compiler takes longer.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,45 +13,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Fold = Callable[[np.ndarray, float, np.ndarray, np.ndarray], None]
-"""Adds `weight * values`, each rounded and split, to high and low parts; all float64 and contiguous."""
-
-
-@cache
-def fold(round_high: float, round_low: float) -> Fold:
-    """The inner loop of the exact sum.
-
-    Args:
-        round_high: adding and subtracting it rounds to a multiple of the high quantum.
-        round_low: likewise for the low quantum.
-    """
-
-    def split_and_add(values: Any, weight: float, highs: Any, lows: Any) -> None:
-        for index in range(values.size):
-            value = values[index] * weight
-            high = (value + round_high) - round_high
-            highs[index] += high
-            lows[index] += ((value - high) + round_low) - round_low
-
-    return compiled("void(float64[::1], float64, float64[::1], float64[::1])", split_and_add)
+_LITTLE_WORK = 2**21
+"""Elements that are worked through with torch's operations before loops are compiled: half a second's worth."""
+_worked_through = 0
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:
     """`a - b` of two vectors in float64, where the difference of float32 numbers is exact."""
-    if a.device.type != "cpu" or a.dtype != torch.float32 or b.dtype != torch.float32:
+    if a.dtype != torch.float32 or b.dtype != torch.float32 or not _compiled_pays(a):
         return a.to(torch.float64, copy=True).sub_(b)
     result = torch.empty(a.shape, dtype=torch.float64)
     _subtract()(a.detach().contiguous().numpy(), b.detach().contiguous().numpy(), result.numpy())
     return result
 
 
-@cache
-def _subtract() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
-    def subtract(a: Any, b: Any, result: Any) -> None:
-        for index in range(a.size):
-            result[index] = np.float64(a[index]) - np.float64(b[index])
+def fold(values: Tensor, weight: float, highs: Tensor, lows: Tensor, rounders: tuple[float, float]) -> None:
+    """Add `weight * values`, each rounded and split, to high and low parts.
 
-    return compiled("void(float32[::1], float32[::1], float64[::1])", subtract)
+    Args:
+        values: float64, on the device of the parts.
+        weight: their factor.
+        highs: where multiples of the high quantum are added.
+        lows: likewise for the low quantum.
+        rounders: adding and subtracting them rounds to a multiple of the high and of the low quantum.
+    """
+    high, low = rounders
+    if _compiled_pays(values):
+        _split_and_add(high, low)(values.contiguous().numpy(), weight, highs.numpy(), lows.numpy())
+        return
+    values = values * weight
+    rounded = torch.add(values, high).sub_(high)
+    highs.add_(rounded)
+    lows.add_(values.sub_(rounded).add_(low).sub_(low))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +60,50 @@ class Survey:
     bits: int
 
 
+# All bits but the sign. As integers, magnitudes are in the order of the numbers, then infinity, then NaN.
+_MAGNITUDE = 2**63 - 1
+
+
 def survey(vector: Tensor) -> Survey:
     """Survey a vector in one pass over it."""
     bits = vector.detach().to(torch.float64).contiguous().view(torch.int64)
     if not bits.numel():
         return Survey(0.0, 0)
-    if bits.device.type == "cpu":
+    if _compiled_pays(bits):
         largest, total = _survey()(bits.numpy())
     else:
         largest, total = int((bits & _MAGNITUDE).max()), int(bits.sum())
     return Survey(float(np.int64(largest).view(np.float64)), int(total) % 2**64)
 
 
-# All bits but the sign. As integers, magnitudes are in the order of the numbers, then infinity, then NaN.
-_MAGNITUDE = 2**63 - 1
+# The compiled loops.
+
+
+def _compiled_pays(tensor: Tensor) -> bool:
+    global _worked_through
+    _worked_through += tensor.numel()
+    return tensor.device.type == "cpu" and _worked_through > _LITTLE_WORK
+
+
+@cache
+def _subtract() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+    def subtract(a: Any, b: Any, result: Any) -> None:
+        for index in range(a.size):
+            result[index] = np.float64(a[index]) - np.float64(b[index])
+
+    return _compiled("void(float32[::1], float32[::1], float64[::1])", subtract)
+
+
+@cache
+def _split_and_add(round_high: float, round_low: float) -> Callable[[np.ndarray, float, np.ndarray, np.ndarray], None]:
+    def split_and_add(values: Any, weight: float, highs: Any, lows: Any) -> None:
+        for index in range(values.size):
+            value = values[index] * weight
+            high = (value + round_high) - round_high
+            highs[index] += high
+            lows[index] += ((value - high) + round_low) - round_low
+
+    return _compiled("void(float64[::1], float64, float64[::1], float64[::1])", split_and_add)
 
 
 @cache
@@ -90,10 +117,10 @@ def _survey() -> Callable[[np.ndarray], tuple[int, int]]:
             total += bits[index]
         return largest, total
 
-    return compiled("UniTuple(int64, 2)(int64[::1])", survey)
+    return _compiled("UniTuple(int64, 2)(int64[::1])", survey)
 
 
-def compiled(signature: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(signature: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A loop over arrays as machine code: takes a second at first, later processes read what was kept.
 
     Without `fastmath`, LLVM neither reorders nor fuses: these are the same IEEE operations as torch's.

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from flrl.app import arranged, run_app
 from flrl.backends.launch import attend
 from flrl.config import TrainConfig
+from flrl.importing import uncollected
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -17,7 +18,8 @@ def train(cfg: DictConfig) -> float | None:
     from flrl.backends.launch import prepare
 
     prepare(cfg.backend.get("_target_", ""))
-    from flrl.run import run
+    with uncollected():
+        from flrl.run import run
 
     return run(cfg)
 

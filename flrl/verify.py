@@ -7,12 +7,14 @@ from omegaconf import DictConfig
 from flrl.app import arranged, run_app
 from flrl.backends.launch import attend, prepare
 from flrl.config import VerifyConfig
+from flrl.importing import uncollected
 
 
 def verify(cfg: DictConfig) -> None:
     """Verify as configured; ends the process with code 1 if something differs."""
     prepare(cfg.backend.get("_target_", ""))
-    from flrl.verify_run import verify_run
+    with uncollected():
+        from flrl.verify_run import verify_run
 
     if not verify_run(cfg):
         sys.exit(1)

@@ -1,16 +1,44 @@
-"""The compiled loops, against what they replace."""
+"""The compiled loops, the torch operations that do the same, and what both are to do."""
 
 import math
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from flrl.kernels import difference, survey
+from flrl import kernels
+from flrl.aggregation import exact_sum
+from flrl.kernels import Survey, difference, fold, survey
+from tests.aggregation.test_exact_sum import values
+
+ROUNDERS = (exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)
 
 
+@contextmanager
+def way(name: str) -> Iterator[None]:
+    with patch.object(kernels, "_LITTLE_WORK", {"compiled": -1, "torch": 2**62}[name]):
+        yield
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    with way(request.param):
+        yield
+
+
+def vector_of(numbers: list[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
-    ("values", "largest"),
+    ("numbers", "largest"),
     [
         ([1.0, -3.0, 0.0], 3.0),
         ([], 0.0),
@@ -21,12 +49,13 @@ from flrl.kernels import difference, survey
         ([-math.nan, math.inf], math.nan),
     ],
 )
-def test_survey(values: list[float], largest: float) -> None:
-    found = survey(torch.tensor(values, dtype=torch.float64))
+def test_survey(numbers: list[float], largest: float) -> None:
+    found = survey(vector_of(numbers))
     assert found.largest == largest or (math.isnan(found.largest) and math.isnan(largest))
-    assert found.bits == sum(struct.unpack("<Q", struct.pack("<d", value))[0] for value in values) % 2**64
+    assert found.bits == sum(struct.unpack("<Q", struct.pack("<d", number))[0] for number in numbers) % 2**64
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("size", [1, 7, 64, 1001])
 def test_survey_of_many_numbers(size: int) -> None:
     vector = torch.randn(size, generator=torch.Generator().manual_seed(size))
@@ -35,11 +64,54 @@ def test_survey_of_many_numbers(size: int) -> None:
     assert found.bits == int(vector.double().view(torch.int64).sum()) % 2**64
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_strided_vector_is_surveyed() -> None:
-    vector = torch.tensor([1.0, 9.0, -2.0, 9.0], dtype=torch.float64)[::2]
-    assert survey(vector).largest == 2.0
+    assert survey(vector_of([1.0, 9.0, -2.0, 9.0])[::2]) == Survey(2.0, (0x3FF << 52) + (0xC00 << 52))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_difference_is_exact() -> None:
     a, b = torch.tensor([1.0, 2.0**30]), torch.tensor([2.0**-30, 2.0**-20])
     assert difference(a, b).tolist() == [1 - 2.0**-30, 2.0**30 - 2.0**-20]
+    assert a.tolist() == [1.0, 2.0**30]
+
+
+@given(st.lists(values, min_size=1, max_size=40), st.floats(-4.0, 4.0))
+@settings(deadline=None)
+def test_both_ways_fold_to_the_same_bits(numbers: list[float], weight: float) -> None:
+    parts = torch.rand(2, len(numbers), dtype=torch.float64)
+    results = []
+    for name in ("compiled", "torch"):
+        with way(name):
+            result = parts.clone()
+            fold(vector_of(numbers), weight, *result, ROUNDERS)
+            results.append(result.numpy().tobytes())
+    assert results[0] == results[1]
+
+
+def test_little_work_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(kernels, "_worked_through", 0)
+    monkeypatch.setattr(kernels, "_LITTLE_WORK", 10)
+    monkeypatch.setattr(kernels, "_survey", lambda: lambda bits: compiled.append("survey") or (0, 0))
+    for count in (4, 6):
+        survey(torch.ones(count))
+    assert compiled == []
+    survey(torch.ones(1))
+    assert compiled == ["survey"]
+
+
+def test_the_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def njit(signature: str, **options: object) -> object:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return original(signature, **options)
+
+    import numba
+
+    original = numba.njit
+    monkeypatch.setattr(numba, "njit", njit)
+    add: Callable[..., None] = kernels._split_and_add.__wrapped__(*ROUNDERS)
+    high, low = torch.zeros(2, 1, dtype=torch.float64).numpy()
+    add(vector_of([1.5]).numpy(), 2.0, high, low)
+    assert high + low == 3.0

@@ -73,10 +73,7 @@ class ExactSum:
         self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")
         values = vector.detach().reshape(-1).to(torch.float64)
         highs, lows = (part[start : start + values.numel()] for part in self.parts)
-        if values.device.type == highs.device.type == "cpu":
-            fold(_ROUND_HIGH, _ROUND_LOW)(values.contiguous().numpy(), weight, highs.numpy(), lows.numpy())
-        else:
-            _fold(values.to(highs.device), weight, highs, lows)
+        fold(values.to(highs.device), weight, highs, lows, (_ROUND_HIGH, _ROUND_LOW))
 
     def merge(self, other: "ExactSum") -> None:
         """Add all that another accumulator of the same size holds.
@@ -111,11 +108,3 @@ class ExactSum:
     def value(self) -> Tensor:
         """The sum, rounded once to float64; shape `[size]`."""
         return self.parts[0] + self.parts[1]
-
-
-def _fold(values: Tensor, weight: float, highs: Tensor, lows: Tensor) -> None:
-    """What the compiled loop does, operation by operation, on any device."""
-    values = values * weight
-    rounded = torch.add(values, _ROUND_HIGH).sub_(_ROUND_HIGH)
-    highs.add_(rounded)
-    lows.add_(values.sub_(rounded).add_(_ROUND_LOW).sub_(_ROUND_LOW))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flrl.backends.watch import die_with_parent
 from flrl.backends.world import DATA, DOWN, UP, Content, Pause, World, wait_for_message, world
 from flrl.errors import FlrlError
+from flrl.importing import uncollected
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -104,7 +105,8 @@ def _follow(here: World) -> None:
     try:
         content = wait_for_message(here.comm)
         if content.message is not None:
-            from flrl.backends.mpi_follow import follow
+            with uncollected():
+                from flrl.backends.mpi_follow import follow
 
             follow(here, content)
         here.comm.send(None, 0, UP)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from flrl.importing import uncollected
+
 
 class _Ended(BaseException):
     """Carries an error out of a client's training, past every `except Exception` on the way."""
@@ -78,7 +80,9 @@ def begin(module: str, function: str, argument: bytes, line: Any) -> None:
     multiprocessing.set_start_method(None, force=True)
     parent = multiprocessing.parent_process()
     die_with_parent(None if parent is None else parent.pid)
-    getattr(importlib.import_module(module), function)(pickle.loads(argument), line)
+    with uncollected():
+        run, start = getattr(importlib.import_module(module), function), pickle.loads(argument)
+    run(start, line)
 
 
 @contextlib.contextmanager

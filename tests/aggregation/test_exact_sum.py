@@ -2,14 +2,12 @@ import itertools
 import math
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flrl import kernels
 from flrl.aggregation import exact_sum
 from flrl.aggregation.exact_sum import LIMIT, LOW_QUANTUM, ExactSum
 
@@ -69,34 +67,9 @@ def test_weights_and_places() -> None:
     assert acc.value().tolist() == [6.0, 0.0, 0.5, 1.0, 0.0]
 
 
-@given(st.lists(values, min_size=1, max_size=40), st.floats(-4.0, 4.0))
-@settings(deadline=None)
-def test_the_compiled_loop_does_what_torch_does(numbers: list[float], weight: float) -> None:
-    vector, parts = torch.tensor(numbers, dtype=torch.float64), torch.rand(2, len(numbers), dtype=torch.float64)
-    compiled = parts.clone()
-    exact_sum._fold(vector, weight, *parts)
-    kernels.fold(exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)(vector.numpy(), weight, *compiled.numpy())
-    assert compiled.numpy().tobytes() == parts.numpy().tobytes()
-
-
 def test_vectors_that_are_not_contiguous_and_other_dtypes() -> None:
     vector = torch.arange(8, dtype=torch.float32)[::2]
     assert total([vector, vector.to(torch.bfloat16)]).tolist() == [0.0, 4.0, 8.0, 12.0]
-
-
-def test_the_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    def njit(signature: str, **options: object) -> object:
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return original(signature, **options)
-
-    import numba
-
-    original = numba.njit
-    monkeypatch.setattr(numba, "njit", njit)
-    high, low = torch.zeros(2, 1, dtype=torch.float64).numpy()
-    kernels.fold.__wrapped__(exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)(np.array([1.5]), 2.0, high, low)
-    assert high + low == 3.0
 
 
 def test_carries_do_not_change_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
