@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from flrl.backends.worker import Worker, prepare
-from flrl.data import FederatedData
+from flrl.data import FederatedData, TensorSource
 from flrl.instantiation import make
 
 
@@ -67,5 +67,9 @@ class Recipe:
         trainer.check(model.module)
         strategy.check(model.module, trainer)
         evaluator.check(model.module, data)
+        if model.vector.device.type == "cuda":
+            for source in (data.splits.train, data.splits.test):
+                if isinstance(source, TensorSource):
+                    source.move_to(model.vector.device)
         drop = self._on_client_failure == "drop"
         return Worker(model, data, trainer, strategy, evaluator, self.config["seed"], drop_failures=drop)

@@ -88,10 +88,12 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
 
 def _chosen_trainer(auto: AutoTrainer, worker: Worker, resumed_from: Path | None) -> dict[str, Any]:
     """The engine that `trainer=auto` stands for: that of the run to be resumed, else the fastest one."""
-    earlier = None if resumed_from is None else resumed_from / ".hydra/config.yaml"
-    if earlier is not None and earlier.exists():
+    # Where the run goes on in its own folder, Hydra has written the new configuration there already.
+    folders = [] if resumed_from is None else [resumed_from / BEFORE, resumed_from / ".hydra"]
+    earlier = next((path for folder in folders if (path := folder / "config.yaml").exists()), None)
+    if earlier is not None:
         trainer: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(earlier))["trainer"]  # type: ignore
-        return trainer
+        return trainer | {name: value for name, value in auto.options.items() if name != "memory_format"}
     strategy, data = worker.strategy, worker.data
     return fastest(
         auto,

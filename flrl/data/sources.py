@@ -59,8 +59,8 @@ class TensorSource:
         std: each channel is divided by it after that.
 
     Attributes:
-        inputs: as given.
-        targets: as given.
+        inputs: as given, or on the device that they have moved to.
+        targets: likewise.
         kept_limit: bytes of prepared samples that may be kept; copies on one machine should share it out.
     """
 
@@ -85,7 +85,24 @@ class TensorSource:
         self._mean = None if mean is None else torch.tensor(list(mean), dtype=torch.float32).view(channels)
         self._std = None if std is None else torch.tensor(list(std), dtype=torch.float32).view(channels)
         self.kept_limit = _KEPT_BYTES
+        self._device: torch.device | None = None
         self._forget()
+
+    def move_to(self, device: torch.device) -> None:
+        """Have the samples on a device from the first batch on, unless they take a quarter of its free memory."""
+        self._device = device
+
+    def _settle(self) -> None:
+        device, self._device = self._device, None
+        if device is None or (device.type == "cuda" and self._nbytes > torch.cuda.mem_get_info(device)[0] / 4):
+            return
+        self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
+        if self._mean is not None and self._std is not None:
+            self._mean, self._std = self._mean.to(device), self._std.to(device)
+
+    @property
+    def _nbytes(self) -> int:
+        return self.inputs.nbytes + self.targets.nbytes
 
     def _forget(self) -> None:
         self._kept: dict[bytes, tuple[Tensor, Tensor, int]] = {}
@@ -102,7 +119,7 @@ class TensorSource:
 
     def subset(self, indices: np.ndarray) -> "TensorSource":
         """A source of its own with copies of the given samples."""
-        chosen = torch.from_numpy(np.array(indices))
+        chosen = torch.from_numpy(np.array(indices)).to(self.inputs.device)
         other = TensorSource(self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen))
         other._mean, other._std, other.kept_limit = self._mean, self._std, self.kept_limit
         return other
@@ -113,11 +130,12 @@ class TensorSource:
 
     def batches(self, indices: np.ndarray, batch_size: int, *, again: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (inputs, targets); inputs that were pixels or that have a mean come as float32."""
+        self._settle()
         kept = self._keep(indices) if again else None
         if kept is not None:
             yield from zip(torch.split(kept[0], batch_size), torch.split(kept[1], batch_size), strict=True)
             return
-        order = torch.from_numpy(np.array(indices))
+        order = torch.from_numpy(np.array(indices)).to(self.inputs.device)
         sample_bytes = 4 * max(1, self.inputs[:1].numel())
         block = batch_size * max(1, _BLOCK_BYTES // (sample_bytes * batch_size))
         for start in range(0, len(order), block):
@@ -140,10 +158,11 @@ class TensorSource:
             self._kept_bytes += size
         elif self._kept[key][2] == self._kept[key][0]._version + self._kept[key][1]._version:
             return self._kept[key][:2]
-        order, step = torch.from_numpy(np.array(indices)), 512
+        order, step = torch.from_numpy(np.array(indices)).to(self.inputs.device), 512
         with torch.inference_mode(False):  # whoever asks next may need tensors that autograd takes
             targets = self.targets.index_select(0, order)
-            inputs = torch.empty(len(order), *self.inputs.shape[1:], dtype=self._prepare(self.inputs[:0]).dtype)
+            like = self._prepare(self.inputs[:0])
+            inputs = torch.empty(len(order), *self.inputs.shape[1:], dtype=like.dtype, device=like.device)
             for start in range(0, len(order), step):
                 inputs[start : start + step] = self._prepare(self.inputs.index_select(0, order[start : start + step]))
         self._kept[key] = (inputs, targets, inputs._version + targets._version)

@@ -42,11 +42,12 @@ class AutoTrainer(EagerTrainer):
         formats = ["contiguous"]
         if any(isinstance(part, nn.Conv2d | nn.ConvTranspose2d) for part in module.modules()):
             formats.append("channels_last")
-        kinds: list[tuple[type[Trainer], dict[str, Any]]] = [
-            (kind, {**self.options, "memory_format": name})
-            for kind in (EagerTrainer, TracedTrainer)
-            for name in formats
+        engines: list[tuple[type[Trainer], dict[str, Any]]] = [
+            (EagerTrainer, {}),
+            (TracedTrainer, {}),
+            (TracedTrainer, {"fuse": True}),
         ]
+        kinds = [(kind, {**self.options, "memory_format": name, **own}) for kind, own in engines for name in formats]
         kinds.append((VectorizedTrainer, {**self.options, "memory_format": "contiguous"}))
         found = []
         for kind, options in kinds:
@@ -83,9 +84,12 @@ def fastest(
     configs: dict[str, dict[str, Any]] = {}
     for kind, options in trainer.candidates(module):
         candidate = kind(**options)
-        name = " ".join(
-            [kind.__name__.removesuffix("Trainer").lower(), options["memory_format"].replace("contiguous", "")]
-        ).strip()
+        parts = [
+            kind.__name__.removesuffix("Trainer").lower(),
+            "fused" if options.get("fuse") else "",
+            options["memory_format"].replace("contiguous", ""),
+        ]
+        name = " ".join(part for part in parts if part)
         try:
             check(candidate)
             seconds[name] = _seconds_a_step(candidate, model, vector, source, train, cohort)

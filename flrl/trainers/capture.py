@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torchmetrics import Metric
 
 from flrl.layout import BoundModel
-from flrl.trainers.graphs import changes, readers, simplify
+from flrl.trainers.graphs import changes, gives_arguments, readers, simplify
 from flrl.trainers.modules import loss_of, replaced, step_caller
 from flrl.trainers.stand_in import attached
 
@@ -124,6 +124,8 @@ def record(
     if any(changes(reader) for node in inputs for reader in readers(node)):
         raise NotCapturableError("training_step changes its batch")
     simplify(graph)
+    if gives_arguments(graph):  # a step would change it, or not, as autograd happened to copy it
+        raise NotCapturableError("a gradient shares memory with a parameter or the batch")
     return Recorded(shape, graph, tuple(step.logged), frozenset(step.unused))
 
 

@@ -28,6 +28,17 @@ def simplify(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
+def gives_arguments(graph_module: fx.GraphModule) -> bool:
+    """Whether one of a graph's results is an argument, or a view of one."""
+    output = next(iter(reversed(graph_module.graph.nodes)))
+    roots = list(output.args[0])
+    for index, root in enumerate(roots):
+        while root.op == "call_function" and _gives_views(root):
+            root = root.all_input_nodes[0]
+        roots[index] = root
+    return any(root.op == "placeholder" for root in roots)
+
+
 def random_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
     """Where a graph draws random numbers."""
     called = [node for node in graph_module.graph.nodes if node.op == "call_function"]
@@ -88,7 +99,7 @@ def with_sgd(recorded: fx.GraphModule, stepped: Sequence[int], *, fuse: bool = F
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     output = next(iter(reversed(graph.nodes)))
     kept = len(output.args[0]) - len(stepped)
-    values, gradients = output.args[0][:kept], [_owned(graph, node) for node in output.args[0][kept:]]
+    values, gradients = output.args[0][:kept], output.args[0][kept:]
     with graph.inserting_after(placeholders[-1]):
         rate = graph.placeholder("minus_learning_rate")
     order = {node: place for place, node in enumerate(graph.nodes)}
@@ -110,17 +121,6 @@ def with_sgd(recorded: fx.GraphModule, stepped: Sequence[int], *, fuse: bool = F
     graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
-
-
-def _owned(graph: fx.Graph, gradient: fx.Node) -> fx.Node:
-    """A gradient that no step changes: a copy if it is a view of an argument, say of another parameter."""
-    root = gradient
-    while root.op == "call_function" and _gives_views(root):
-        root = root.all_input_nodes[0]
-    if root.op != "placeholder":
-        return gradient
-    with graph.inserting_after(gradient):
-        return graph.call_function(_aten.clone.default, (gradient,))
 
 
 def _summed_rows(gradient: fx.Node) -> fx.Node | None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CASES = ("mnist", "scaffold", "dropout_batchnorm")
 SEEDS = (0, 1, 2)
-SWEEP = (f"+case={','.join(CASES)}", f"seed={','.join(map(str, SEEDS))}", "logger=none", "log_clients=true")
+ENGINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name to overrides, and the cases it can train
+    "vectorized": (("trainer=vectorized",), ("mnist", "scaffold")),
+    "traced, fused": (("trainer=traced", "trainer.fuse=true"), ("mnist", "scaffold", "dropout_batchnorm")),
+}
 MPIEXEC = shutil.which("mpiexec") or str(Path(sys.executable).with_name("mpiexec"))
 RANDOM = "backend.dealing=random"
 BACKENDS: dict[str, tuple[int, tuple[str, ...]]] = {  # name to MPI processes (0: no mpiexec) and overrides
@@ -64,10 +68,11 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def swept(folder: Path, processes: int, *arguments: str) -> Runs:
+def swept(folder: Path, processes: int, *arguments: str, cases: Sequence[str] = CASES) -> Runs:
     """Each case and seed on one backend."""
-    launch(folder, processes, "-m", *SWEEP, *arguments, f"hydra.sweep.dir={folder}")
-    keys = [(case, seed) for case in CASES for seed in SEEDS]
+    sweep = (f"+case={','.join(cases)}", f"seed={','.join(map(str, SEEDS))}", "logger=none", "log_clients=true")
+    launch(folder, processes, "-m", *sweep, *arguments, f"hydra.sweep.dir={folder}")
+    keys = [(case, seed) for case in cases for seed in SEEDS]
     return {key: outcome(folder / str(job)) for job, key in enumerate(keys)}
 
 
@@ -85,6 +90,16 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_every_backend_gives_the_same_digests(serial: Runs, backend: str, tmp_path: Path) -> None:
     processes, overrides = BACKENDS[backend]
     assert swept(tmp_path, processes, *overrides) == serial
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_with_bits_of_their_own_have_the_same_everywhere(engine: str, tmp_path: Path) -> None:
+    overrides, cases = ENGINES[engine]
+    alone = swept(tmp_path / "serial", 0, *overrides, cases=cases)
+    assert len({run["rounds"][-1]["digest"] for run in alone.values()}) == len(cases) * len(SEEDS)
+    for backend in ("process x 2", "mpi x 3"):
+        processes, others = BACKENDS[backend]
+        assert swept(tmp_path / backend, processes, *overrides, *others, cases=cases) == alone
 
 
 def test_resumed_at_round_3_from_three_ranks_in_one_process(serial: Runs, tmp_path: Path, cli: Any) -> None:

@@ -332,3 +332,15 @@ def test_what_is_less_than_its_keeping_takes_is_not_kept() -> None:
     for size in (least - 1, least):
         assert flat(source.batches(np.arange(size), 4, again=True)) == flat(source.batches(np.arange(size), 4))
     assert [len(inputs) for inputs, _, _ in source._kept.values()] == [least]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_samples_move_to_a_device_with_the_first_batch(again: bool) -> None:
+    source = TensorSource(torch.zeros(600, 1, 4, 4, dtype=torch.uint8), torch.zeros(600).long(), mean=[0.1], std=[0.3])
+    source.move_to(torch.device("meta"))
+    assert source.inputs.device.type == "cpu"
+    batches = list(source.batches(np.arange(50, 600), 100, again=again))
+    assert source.inputs.device.type == "meta"
+    assert [(x.shape[0], x.dtype, x.device.type, y.device.type) for x, y in batches] == [
+        (size, torch.float32, "meta", "meta") for size in (100, 100, 100, 100, 100, 50)
+    ]

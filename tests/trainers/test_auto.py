@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from flrl.sampling import AllClients
@@ -66,3 +67,14 @@ def test_trying_leaves_the_model_as_it_was() -> None:
     config, unchanged = choice(FedAvg(**OPTIONS))
     assert unchanged
     assert config["_target_"].removeprefix("flrl.trainers.") in SECONDS
+
+
+def test_a_resumed_run_keeps_the_engine_and_takes_new_options(cli: Any) -> None:
+    common = ("partition.num_clients=3", "logger=none", "hydra.run.dir=run")
+    done = cli("trainer=auto", "strategy.rounds=1", *common)
+    assert done.code == 0, done.err
+    first = OmegaConf.to_container(OmegaConf.load("run/.hydra/config.yaml"))["trainer"]
+    assert first["_target_"] != "flrl.trainers.AutoTrainer"
+    done = cli("resume=run", "strategy.rounds=2", "trainer.local_epochs=2")
+    assert done.code == 0, done.err
+    assert OmegaConf.to_container(OmegaConf.load("run/.hydra/config.yaml"))["trainer"] == {**first, "local_epochs": 2}

@@ -18,6 +18,7 @@ from flrl.sampling import AllClients
 from flrl.strategies import FedAvg, FedProx, FedSGD, Scaffold, Strategy
 from flrl.trainers import EagerTrainer, TracedTrainer, Trainer, VectorizedTrainer
 from flrl.trainers.capture import NotCapturableError, Shape, record
+from flrl.trainers.graphs import with_sgd
 from tests.toys import Linear, Rich, blobs, fit, make_worker
 
 SIZES = (20, 28, 40, 8, 4)
@@ -293,6 +294,61 @@ def test_changes_around_the_steps_are_seen(kind: Any) -> None:
     strategy = FedAvg(**{**AVERAGE, "rounds": 3})
     runs = [trained(strategy, lambda: kind(mlp()), engine(**options))[0] for engine in (EagerTrainer, TracedTrainer)]
     assert torch.equal(*runs)
+
+
+class Crossing(torch.autograd.Function):
+    """Says that each of two tensors is the other's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return (a * b).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        return b, a.view(-1)
+
+
+class Crossed(Net):
+    """Two parameters whose gradients are views of each other."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(5, 3))
+        self.a, self.b = nn.Parameter(torch.arange(3.0)), nn.Parameter(torch.ones(3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + Crossing.apply(self.a, self.b)
+
+
+@pytest.mark.parametrize("optimizer", [None, partial(torch.optim.SGD, lr=0.1, momentum=0.5)])
+def test_a_parameter_that_is_anothers_gradient(optimizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def make() -> pl.LightningModule:
+        module = Crossed()
+        module.optimizer = optimizer
+        return module
+
+    eager, traced = (trained(FedAvg(**AVERAGE), make, kind(batch_size=4))[0] for kind in (EagerTrainer, TracedTrainer))
+    assert torch.equal(eager, traced)
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
+def test_fused_steps_are_eagers_up_to_rounding(make: Callable[[], nn.Module]) -> None:
+    eager, fused = (
+        trained(FedAvg(**AVERAGE), lambda: Net(make()), kind(batch_size=4, local_epochs=2, **options))[0]
+        for kind, options in ((EagerTrainer, {}), (TracedTrainer, {"fuse": True}))
+    )
+    assert float((fused - eager).norm()) <= 1e-6 * float(eager.norm())
+
+
+def test_what_is_fused() -> None:
+    module = Net(mlp(0.0))
+    batch = (torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
+    recorded = record(BoundModel(module), batch, context=contextlib.nullcontext)
+    steps = [with_sgd(recorded.graph, range(4), fuse=fuse) for fuse in (False, True)]
+    called = [[str(node.target) for node in step.graph.nodes if node.op == "call_function"] for step in steps]
+    for name, counts in {"addmm_.default": (0, 2), "addmv_.default": (0, 2), "add_.Tensor": (4, 0)}.items():
+        assert tuple(names.count(f"aten.{name}") for names in called) == counts, name
 
 
 REFUSED: dict[str, tuple[Callable[[], pl.LightningModule], str]] = {
