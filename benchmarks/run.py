@@ -39,6 +39,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from benchmarks.overhead import ROOT, processor
+from benchmarks.peers.common import JOBS as PEER_JOBS
 from benchmarks.peers.run import PEERS, Run, measured
 from flrl.backends import ProcessBackend, SerialBackend
 from flrl.callbacks import Callbacks
@@ -119,13 +120,16 @@ def main() -> None:
         report["jobs"][job] = measure(job, arguments)
         print(table(report, job), flush=True)
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-    plot(report, arguments.output.with_suffix(".png"))
+    included = [json.loads(path.read_text())["jobs"] for path in arguments.include]
+    jobs = {job: results for jobs in [report["jobs"], *included] for job, results in jobs.items()}
+    plot(dict(sorted(jobs.items())), arguments.output.with_suffix(".png"))
     print(f"written to {arguments.output}")
 
 
 def parse_arguments() -> Namespace:
     parser = argparse.ArgumentParser(description="Time federated jobs with every engine beside a bare PyTorch loop.")
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=["A", "B", "C"])
+    parser.add_argument("--jobs", nargs="*", choices=JOBS, default=["A", "B", "C"])
+    parser.add_argument("--include", nargs="*", type=Path, default=[], help="earlier reports, whose jobs are drawn too")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, help="all that make sense for a job by default")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="1 is the serial backend")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -159,7 +163,7 @@ def measure(job: str, arguments: Namespace) -> dict[str, Any]:
             sides[f"{engine}, {workers} worker{'s' * (workers > 1)}"] = side
     for side in sides.values():
         side()  # records, compiles, prepares samples
-    for peer in arguments.peers:
+    for peer in arguments.peers if job in PEER_JOBS else ():
         for workers in range(1, PEERS[peer] + 1):
             sides[f"{peer}, {workers} worker{'s' * (workers > 1)}"] = Peer(Run(peer, job, workers), arguments)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
@@ -316,12 +320,11 @@ def table(report: dict[str, Any], job: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(jobs: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
     """One panel a job: a bar a side."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    jobs = report["jobs"]
     heights = [len(results) for results in jobs.values()]
     figure, panels = pyplot.subplots(
         len(jobs), 1, figsize=(8, 0.9 * len(jobs) + 0.24 * sum(heights)), height_ratios=heights, squeeze=False

@@ -27,20 +27,24 @@ def difference(a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
-def fold(values: Tensor, weight: float, highs: Tensor, lows: Tensor, rounders: tuple[float, float]) -> None:
+def fold(values: Tensor, weight: float, parts: Tensor, start: int, rounders: tuple[float, float]) -> None:
     """Add `weight * values`, each rounded and split, to high and low parts.
 
     Args:
-        values: float64, on the device of the parts.
+        values: float64 `[n]`, on the device of the parts.
         weight: their factor.
-        highs: where multiples of the high quantum are added.
-        lows: likewise for the low quantum.
+        parts: `[2, at least start + n]`: multiples of the high quantum are added to the first row, of the low one to
+            the second.
+        start: where in a row the first value goes.
         rounders: adding and subtracting them rounds to a multiple of the high and of the low quantum.
     """
     high, low = rounders
+    stop = start + values.numel()
     if _compiled_pays(values):
-        _split_and_add(high, low)(values.contiguous().numpy(), weight, highs.numpy(), lows.numpy())
+        rows = parts.numpy()  # slicing an array costs less than slicing a tensor
+        _split_and_add(high, low)(values.contiguous().numpy(), weight, rows[0, start:stop], rows[1, start:stop])
         return
+    highs, lows = parts[0, start:stop], parts[1, start:stop]
     values = values * weight
     rounded = torch.add(values, high).sub_(high)
     highs.add_(rounded)

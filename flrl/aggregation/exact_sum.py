@@ -71,9 +71,8 @@ class ExactSum:
         if not math.isfinite(largest):
             raise ValueError("a value to be summed is not finite")
         self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")
-        values = vector.detach().reshape(-1).to(torch.float64)
-        highs, lows = (part[start : start + values.numel()] for part in self.parts)
-        fold(values.to(highs.device), weight, highs, lows, (_ROUND_HIGH, _ROUND_LOW))
+        values = vector.detach().reshape(-1).to(self.parts.device, torch.float64)
+        fold(values, weight, self.parts, start, (_ROUND_HIGH, _ROUND_LOW))
 
     def merge(self, other: "ExactSum") -> None:
         """Add all that another accumulator of the same size holds.
