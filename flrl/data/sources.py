@@ -96,9 +96,10 @@ class TensorSource:
         device, self._device = self._device, None
         if device is None or (device.type == "cuda" and self._nbytes > torch.cuda.mem_get_info(device)[0] / 4):
             return
-        self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
-        if self._mean is not None and self._std is not None:
-            self._mean, self._std = self._mean.to(device), self._std.to(device)
+        with torch.inference_mode(False):  # whoever asks next may need tensors that autograd takes
+            self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
+            if self._mean is not None and self._std is not None:
+                self._mean, self._std = self._mean.to(device), self._std.to(device)
 
     @property
     def _nbytes(self) -> int:
@@ -159,7 +160,7 @@ class TensorSource:
         elif self._kept[key][2] == self._kept[key][0]._version + self._kept[key][1]._version:
             return self._kept[key][:2]
         order, step = torch.from_numpy(np.array(indices)).to(self.inputs.device), 512
-        with torch.inference_mode(False):  # whoever asks next may need tensors that autograd takes
+        with torch.inference_mode(False):  # likewise
             targets = self.targets.index_select(0, order)
             like = self._prepare(self.inputs[:0])
             inputs = torch.empty(len(order), *self.inputs.shape[1:], dtype=like.dtype, device=like.device)

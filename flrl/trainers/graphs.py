@@ -31,12 +31,14 @@ def simplify(graph_module: fx.GraphModule) -> None:
 def gives_arguments(graph_module: fx.GraphModule) -> bool:
     """Whether one of a graph's results is an argument, or a view of one."""
     output = next(iter(reversed(graph_module.graph.nodes)))
-    roots = list(output.args[0])
-    for index, root in enumerate(roots):
-        while root.op == "call_function" and _gives_views(root):
-            root = root.all_input_nodes[0]
-        roots[index] = root
-    return any(root.op == "placeholder" for root in roots)
+    return any(_root(result).op == "placeholder" for result in output.args[0])
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """What a tensor is a view of; the tensor itself if it is none."""
+    while node.op == "call_function" and _gives_views(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def random_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -102,15 +104,20 @@ def with_sgd(recorded: fx.GraphModule, stepped: Sequence[int], *, fuse: bool = F
     values, gradients = output.args[0][:kept], output.args[0][kept:]
     with graph.inserting_after(placeholders[-1]):
         rate = graph.placeholder("minus_learning_rate")
+    changed = {placeholders[place] for place in stepped}
     order = {node: place for place, node in enumerate(graph.nodes)}
     output.args = (tuple(values),)
     for parameter, gradient in zip((placeholders[place] for place in stepped), gradients, strict=True):
         last = max([gradient, *gradient.users, *readers(parameter)], key=lambda node: order.get(node, 0))
         # One node after another: `inserting_after` would put the second before the first.
         with graph.inserting_before(output if last is output else last.next):
-            if fuse and not gradient.users and gradient.target is _aten.mm.default:
+            # What is computed later than it was must not read what has been stepped meanwhile.
+            rows = _summed_rows(gradient)
+            read = gradient.all_input_nodes if rows is None else [rows]
+            alone = fuse and not gradient.users and not any(_root(node) in changed for node in read)
+            if alone and gradient.target is _aten.mm.default:
                 graph.call_function(_aten.addmm_.default, (parameter, *gradient.args), {"alpha": rate})
-            elif fuse and not gradient.users and (rows := _summed_rows(gradient)) is not None:
+            elif alone and rows is not None:
                 seen = rows.meta["val"]
                 ones = torch.ones(len(seen), dtype=seen.dtype, device=seen.device)
                 weights = _constant(graph_module, f"_ones_{gradient.name}", ones)

@@ -116,6 +116,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "a frozen layer": lambda: frozen(mlp()),
     "layer norm and gelu": lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)),
     "recurrent": lambda: Recurrent(),
+    "factors": lambda: Factors(),
 }
 
 
@@ -141,6 +142,17 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.cells(x[:, :, None])[0][:, -1])
+
+
+class Factors(nn.Module):
+    """A layer that is the product of two: each one's gradient is a product with the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.first @ self.second)
 
 
 def frozen(net: nn.Module) -> nn.Module:
