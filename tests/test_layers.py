@@ -8,7 +8,8 @@ import flrl
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own layer and those below it
     {"types", "seeding", "errors", "config", "importing", "lightning_hooks"},
-    {"layout", "kernels"},
+    {"kernels"},
+    {"layout"},
     {"data", "models"},
     {"trainers", "aggregation", "sampling", "transforms", "evaluation"},
     {"strategies", "backends", "callbacks", "logging", "checkpoint"},
