@@ -44,6 +44,7 @@ HOOKS = (
 )
 WORTH_RECORDING = 4
 """Batches of one shape that are trained eagerly before the step is recorded for them."""
+_NO_REPLAY = "trainer=traced cannot replay this module's steps, so fuse and compile must be false: {}"
 _MOST_SHAPES = 64
 _MOST_CHANGES = 16
 _NORM_DIFFERENCE = 1e-3
@@ -67,6 +68,8 @@ class TracedTrainer(EagerTrainer):
         super().__init__(**options)
         self.fuse = fuse
         self.compile = compile
+        # Then which steps are replayed must not depend on what this process has trained before.
+        self.own_bits = fuse or compile
         self._recordings: Recordings | None = None
         self._round = 0
         self._made = 0
@@ -95,7 +98,7 @@ class TracedTrainer(EagerTrainer):
         if known is None or known.model is not model or known.seen != seen:
             self._made += 1
             self._recordings = Recordings(self, model, seen)
-            if self._made > _MOST_CHANGES:
+            if self._made > _MOST_CHANGES and not self.own_bits:
                 self._recordings.close("attributes of the module change all the time")
         assert self._recordings is not None
         return self._recordings
@@ -135,18 +138,27 @@ class Recordings:
             self.optimizer = ReusedOptimizer.of(self.module)
 
     def step(self, shape: Shape | None, batch: Any) -> "Replay | None":
-        """The step for a batch; None while it is not worth it, or cannot be recorded."""
-        if shape is None:
-            return None
+        """The step for a batch; None while it is not worth it, or cannot be recorded.
+
+        Raises:
+            ValueError: it cannot be recorded, and replays have other bits than what would train it instead.
+        """
         if shape in self._steps:
             return self._steps[shape]
+        if self.trainer.own_bits and shape is None:
+            raise ValueError(_NO_REPLAY.format("its batches hold more than tensors"))
+        if shape is None:
+            return None
         count = self._counts[shape] = self._counts.get(shape, 0) + 1
-        if self.closed or count < WORTH_RECORDING or len(self._steps) >= _MOST_SHAPES:
+        soon = self.closed or count < WORTH_RECORDING or len(self._steps) >= _MOST_SHAPES
+        if soon and not self.trainer.own_bits:
             return None
         try:
             with isolated_randomness(0, self.model.vector.device):
                 replay = Replay(recorded_step(self.trainer, self.model, batch), self.model, self.trainer)
         except NotCapturableError as error:
+            if self.trainer.own_bits:
+                raise ValueError(_NO_REPLAY.format(error)) from error
             self.close(str(error))
             return None
         self._steps[shape] = replay

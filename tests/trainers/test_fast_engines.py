@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from flrl.data import TensorSource
+from flrl.errors import ClientError
 from flrl.layout import BoundModel
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg, FedProx, FedSGD, Scaffold, Strategy
 from flrl.trainers import EagerTrainer, TracedTrainer, Trainer, VectorizedTrainer
 from flrl.trainers.capture import NotCapturableError, Shape, record
 from flrl.trainers.graphs import with_sgd
+from flrl.types import Broadcast, ClientTask
 from tests.toys import Linear, Rich, blobs, fit, make_worker
 
 SIZES = (20, 28, 40, 8, 4)
@@ -351,6 +353,29 @@ def test_fused_steps_are_eagers_up_to_rounding(make: Callable[[], nn.Module]) ->
         for kind, options in ((EagerTrainer, {}), (TracedTrainer, {"fuse": True}))
     )
     assert float((fused - eager).norm()) <= 1e-6 * float(eager.norm())
+
+
+@pytest.mark.parametrize("engine", [EagerTrainer, TracedTrainer, partial(TracedTrainer, fuse=True), VectorizedTrainer])
+def test_a_clients_bits_do_not_depend_on_what_was_trained_before(engine: Any) -> None:
+    """Else they would depend on the number of workers, and a resumed run would end elsewhere."""
+    updates = []
+    for before in (0, 1, 5):
+        torch.manual_seed(0)
+        trainer = engine(batch_size=4)
+        worker = make_worker(FedAvg(**AVERAGE), module=Net(mlp()), trainer=trainer, sizes=(20, 10))
+        broadcast = Broadcast(1, worker.model.vector.clone(), 30.0)
+        reports: list[Any] = []
+        for client in [0] * before + [1]:
+            worker.train(broadcast, [ClientTask(1, client, 20 - 10 * client, 1.0)], reports.append)
+        updates.append(reports[-1].checksum)
+    assert len(set(updates)) == 1
+
+
+@pytest.mark.parametrize("name", ["branches on the loss", "batch_idx", "skips"])
+def test_what_cannot_be_fused_is_refused(name: str) -> None:
+    step, reason = STEPS[name]
+    with pytest.raises(ClientError, match=f"fuse and compile must be false: .*{reason}"):
+        trained(FedAvg(**AVERAGE), lambda: Step(step), TracedTrainer(batch_size=2, local_epochs=2, fuse=True))
 
 
 def test_what_is_fused() -> None:
