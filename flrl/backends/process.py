@@ -146,6 +146,8 @@ class _ProcessHub:
                     if _PARTS in tensors:
                         self._finished[index] = tensors.pop(_PARTS)
                     heard.append((index, message, tensors))
+                    if isinstance(message, Started):
+                        self._begun[index] = -1  # it may be older than what the slot said last: look again
             except (EOFError, OSError):
                 lost = index
         for index in self.others:  # after the lines: slots are newer, and cleared by who says it has trained all

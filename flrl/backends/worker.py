@@ -257,5 +257,6 @@ def _keep_freed_memory() -> None:
     tuned = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not tuned else None
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
+        if not mallopt(_M_MMAP_THRESHOLD, 2**31 - 1):
+            mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most that older versions take
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

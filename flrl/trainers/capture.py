@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torchmetrics import Metric
 
 from flrl.layout import BoundModel
-from flrl.trainers.graphs import changes, gives_arguments, readers, simplify
+from flrl.trainers.graphs import changes, gives_arguments, readers, settle_gradients, simplify
 from flrl.trainers.modules import loss_of, replaced, step_caller
 from flrl.trainers.stand_in import attached
 
@@ -120,12 +120,15 @@ def record(
         raise NotCapturableError("training_step changes attributes of the module")
     if _python_generators() != generators:
         raise NotCapturableError("training_step draws random numbers from Python or NumPy")
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"][len(parameters) + len(buffers) :]
-    if any(changes(reader) for node in inputs for reader in readers(node)):
-        raise NotCapturableError("training_step changes its batch")
+    arguments = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    given = {"parameters": arguments[: len(parameters)], "its batch": arguments[len(parameters) + len(buffers) :]}
+    for name, nodes in given.items():
+        if any(changes(reader) for node in nodes for reader in readers(node)):
+            raise NotCapturableError(f"training_step changes {name}")
     simplify(graph)
     if gives_arguments(graph):  # a step would change it, or not, as autograd happened to copy it
         raise NotCapturableError("a gradient shares memory with a parameter or the batch")
+    settle_gradients(graph, [i for i in range(len(parameters)) if i not in step.unused], layout=not stacked)
     return Recorded(shape, graph, tuple(step.logged), frozenset(step.unused))
 
 

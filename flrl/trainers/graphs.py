@@ -34,6 +34,36 @@ def gives_arguments(graph_module: fx.GraphModule) -> bool:
     return any(_root(result).op == "placeholder" for result in output.args[0])
 
 
+def settle_gradients(graph_module: fx.GraphModule, parameters: Sequence[int], *, layout: bool) -> None:
+    """Let each parameter have a gradient of its own that may be changed in place, as autograd's accumulation does.
+
+    Args:
+        graph_module: gives, after other values, the gradients of some parameters.
+        parameters: the places among its arguments of those parameters.
+        layout: also lay gradients out as their parameters are, on which the bits of sums over them depend.
+    """
+    graph = graph_module.graph
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    output = next(iter(reversed(graph.nodes)))
+    results = list(output.args[0])
+    owned: set[fx.Node] = set()
+    for place, index in enumerate(parameters, len(results) - len(parameters)):
+        node, parameter = results[place], placeholders[index].meta["val"]
+        value, root = node.meta.get("val"), _root(node)
+        if value is not None and root.op == "call_function" and root not in owned:
+            strides = zip(value.shape, value.stride(), parameter.stride(), strict=True)
+            if not any(size > 1 and (a == 0 or (layout and a != b)) for size, a, b in strides):
+                owned.add(root)
+                continue
+        last = parameter.ndim == 4 and parameter.stride(1) == 1 and not parameter.is_contiguous()
+        like: dict[str, Any] = {"memory_format": torch.channels_last if last else torch.contiguous_format}
+        with graph.inserting_before(output):
+            results[place] = graph.call_function(_aten.clone.default, (node,), like)
+        results[place].meta["val"] = parameter
+    output.args = (tuple(results),)
+    graph_module.recompile()
+
+
 def _root(node: fx.Node) -> fx.Node:
     """What a tensor is a view of; the tensor itself if it is none."""
     while node.op == "call_function" and _gives_views(node):
@@ -114,10 +144,11 @@ def with_sgd(recorded: fx.GraphModule, stepped: Sequence[int], *, fuse: bool = F
             # What is computed later than it was must not read what has been stepped meanwhile.
             rows = _summed_rows(gradient)
             read = gradient.all_input_nodes if rows is None else [rows]
-            alone = fuse and not gradient.users and not any(_root(node) in changed for node in read)
-            if alone and gradient.target is _aten.mm.default:
+            precise = gradient.meta["val"].dtype.itemsize >= 4  # one rounding instead of two would show below float32
+            alone = precise and not gradient.users and not any(_root(node) in changed for node in read)
+            if fuse and alone and gradient.target is _aten.mm.default:
                 graph.call_function(_aten.addmm_.default, (parameter, *gradient.args), {"alpha": rate})
-            elif alone and rows is not None:
+            elif fuse and alone and rows is not None:
                 seen = rows.meta["val"]
                 ones = torch.ones(len(seen), dtype=seen.dtype, device=seen.device)
                 weights = _constant(graph_module, f"_ones_{gradient.name}", ones)
@@ -132,9 +163,9 @@ def with_sgd(recorded: fx.GraphModule, stepped: Sequence[int], *, fuse: bool = F
 
 def _summed_rows(gradient: fx.Node) -> fx.Node | None:
     """The matrix whose rows a gradient is the sum of, if it is that."""
-    node = (
-        gradient.args[0] if gradient.target is _aten.view.default and len(gradient.meta["val"].shape) == 1 else gradient
-    )
+    if gradient.meta["val"].ndim != 1:
+        return None
+    node = gradient.args[0] if gradient.target is _aten.view.default else gradient
     if not isinstance(node, fx.Node) or node.target is not _aten.sum.dim_IntList or node.kwargs or node.args[1] != [0]:
         return None
     rows = node.args[0]

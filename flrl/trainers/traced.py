@@ -227,20 +227,25 @@ def refuse_hooks(module: pl.LightningModule) -> None:
 def _compare(trainer: Trainer, model: BoundModel, recorded: Recorded, batch: Any) -> None:
     """Raise NotCapturableError if the module's own gradients are not those of a replay."""
     module: pl.LightningModule = model.module  # type: ignore[assignment]
-    parameters, buffers = model.trainable(), list(module.buffers())
-    kept = [buffer.clone() for buffer in buffers]
+    parameters = model.trainable()
+    live = [*parameters, *module.buffers()]
+    kept = [tensor.detach().clone() for tensor in live]
     collector = LogCollector()
     logging = replaced(module, log=collector.log, log_dict=collector.log_dict)
     seed_generators(1)
-    with logging, attached(module, TrainerStandIn(1, 1)), trainer.autocast(model.vector.device):
-        loss = loss_of(step_caller(module.training_step)(batch, 0))
-    assert loss is not None  # it was not when it was recorded
-    own = [loss.detach(), *(g for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None)]
+    try:
+        with logging, attached(module, TrainerStandIn(1, 1)), trainer.autocast(model.vector.device):
+            loss = loss_of(step_caller(module.training_step)(batch, 0))
+        assert loss is not None  # it was not when it was recorded
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(live, kept, strict=True):
+                tensor.copy_(value)
+    own = [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
     with torch.no_grad():
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.copy_(value)
         seed_generators(1)
-        values = recorded.graph(*parameters, *kept, *Shape.of(batch)[1])
+        values = recorded.graph(*kept, *Shape.of(batch)[1])
     replayed = [values[0], *values[1 + len(recorded.logged) :]]
     same = _same_bits if model.vector.device.type == "cpu" else _close_enough
     if len(own) != len(replayed) or not all(same(a, b) for a, b in zip(own, replayed, strict=True)):

@@ -287,6 +287,16 @@ class Centring(Net):
         return super().training_step(batch, batch_idx)
 
 
+class Clamping(Net):
+    """Changes its weights in every step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.mul_(0.99)
+        return super().training_step(batch, batch_idx)
+
+
 class Slowing(Net):
     """Evaluation changes the learning rate of what follows."""
 
@@ -302,12 +312,65 @@ class Ending(Net):
         self.lr = self.lr * 0.9
 
 
-@pytest.mark.parametrize("kind", [Centring, Slowing, Ending])
+@pytest.mark.parametrize("kind", [Centring, Slowing, Ending, Clamping])
 def test_changes_around_the_steps_are_seen(kind: Any) -> None:
     options = {"batch_size": 4, "local_epochs": 2}
     strategy = FedAvg(**{**AVERAGE, "rounds": 3})
     runs = [trained(strategy, lambda: kind(mlp()), engine(**options))[0] for engine in (EagerTrainer, TracedTrainer)]
     assert torch.equal(*runs)
+
+
+class Sharing(nn.Module):
+    """Its two weights have one gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.q = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.p + self.q)
+
+
+class Turned(nn.Module):
+    """The gradients come transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.head = nn.Parameter(torch.randn(60, 5)), nn.Parameter(torch.randn(3, 60))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bi,oi->bo", torch.einsum("bi,oi->bo", x, self.w).tanh(), self.head)
+
+
+class Penalised(nn.Module):
+    """A weight whose only gradient is the same number everywhere, and a bias with a dimension too many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bias, self.level = (
+            nn.Linear(5, 3),
+            nn.Parameter(torch.randn(1, 3)),
+            nn.Parameter(torch.ones(4)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.bias + self.level.sum()[None, None] * torch.tensor([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("make", [Sharing, Turned, Penalised])
+@pytest.mark.parametrize("clip", [{}, {"gradient_clip_algorithm": "value"}], ids=["norm", "value"])
+@pytest.mark.parametrize("kind", [TracedTrainer, VectorizedTrainer])
+def test_gradients_that_are_clipped_in_place(make: Any, clip: dict[str, Any], kind: Any) -> None:
+    options = {"batch_size": 4, "gradient_clip_val": 0.05, **clip}
+    eager, fast = (trained(FedAvg(**AVERAGE), lambda: Net(make()), k(**options))[0] for k in (EagerTrainer, kind))
+    assert torch.equal(eager, fast) if kind is TracedTrainer else float((fast - eager).norm()) <= 1e-6 * eager.norm()
+
+
+@pytest.mark.parametrize("make", [Sharing, Turned, Penalised])
+def test_unusual_gradients_can_be_fused(make: Any) -> None:
+    engines = (EagerTrainer(batch_size=4), TracedTrainer(batch_size=4, fuse=True))
+    eager, fused = (trained(FedAvg(**AVERAGE), lambda: Net(make()), engine)[0] for engine in engines)
+    assert float((fused - eager).norm()) <= 1e-6 * float(eager.norm())
 
 
 class Crossing(torch.autograd.Function):
