@@ -37,8 +37,9 @@ class AutoTrainer(EagerTrainer):
         super().__init__(**options)
         self.options = options
 
-    def candidates(self, module: pl.LightningModule) -> list[tuple[type[Trainer], dict[str, Any]]]:
-        """Engines and their arguments that can train a module."""
+    def candidates(self, model: BoundModel, cohort: int) -> list[tuple[type[Trainer], dict[str, Any]]]:
+        """Engines and their arguments that can train a model, of which so many clients may train side by side."""
+        module: pl.LightningModule = model.module  # type: ignore[assignment]
         formats = ["contiguous"]
         if any(isinstance(part, nn.Conv2d | nn.ConvTranspose2d) for part in module.modules()):
             formats.append("channels_last")
@@ -48,7 +49,11 @@ class AutoTrainer(EagerTrainer):
             (TracedTrainer, {"fuse": True}),
         ]
         kinds = [(kind, {**self.options, "memory_format": name, **own}) for kind, own in engines for name in formats]
-        kinds.append((VectorizedTrainer, {**self.options, "memory_format": "contiguous"}))
+        stack = {**self.options, "memory_format": "contiguous"}
+        widest = min(cohort, VectorizedTrainer().clients_at_once(model))
+        # What memory allows may be more than what the caches hold.
+        widths = [None, *(width for width in (widest // 4, widest // 16) if width > 1)]
+        kinds += [(VectorizedTrainer, {**stack, "width": width}) for width in widths]
         found = []
         for kind, options in kinds:
             try:
@@ -82,12 +87,13 @@ def fastest(
     vector = model.vector.clone()
     seconds: dict[str, float] = {}
     configs: dict[str, dict[str, Any]] = {}
-    for kind, options in trainer.candidates(module):
+    for kind, options in trainer.candidates(model, cohort):
         candidate = kind(**options)
         parts = [
             kind.__name__.removesuffix("Trainer").lower(),
             "fused" if options.get("fuse") else "",
             options["memory_format"].replace("contiguous", ""),
+            f"width={options['width']}" if options.get("width") else "",
         ]
         name = " ".join(part for part in parts if part)
         try:

@@ -30,7 +30,7 @@ class Normed(Linear):
         self.norm = nn.BatchNorm1d(5)
 
 
-def choice(strategy: Strategy, module: Any = None) -> tuple[dict[str, Any], bool]:
+def choice(strategy: Strategy, module: Any = None, cohort: int = 3) -> tuple[dict[str, Any], bool]:
     worker = make_worker(strategy, module=module, trainer=AutoTrainer(batch_size=8, local_epochs=2))
     before = worker.model.vector.clone()
     assert isinstance(worker.trainer, AutoTrainer)
@@ -40,7 +40,7 @@ def choice(strategy: Strategy, module: Any = None) -> tuple[dict[str, Any], bool
         worker.data.splits.train,
         check=lambda trainer: strategy.check(worker.model.module, trainer),  # type: ignore[arg-type]
         train=strategy.train_together,
-        cohort=3,
+        cohort=cohort,
     )
     return config, torch.equal(worker.model.vector, before)
 
@@ -61,6 +61,21 @@ def test_the_fastest_that_can_is_taken(
     assert config["_target_"] == f"flrl.trainers.{expected}"
     assert (config["batch_size"], config["local_epochs"]) == (8, 2)
     assert f"takes {expected.removesuffix('Trainer').lower()}" in caplog.text
+
+
+def test_narrower_stacks_are_tried_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """All that memory allows (here the whole cohort, 40), a quarter and a sixteenth of it."""
+    tried = []
+
+    def seconds(trainer: Any, *rest: Any) -> float:
+        tried.append(getattr(trainer, "width", 0))
+        return 1.0 if tried[-1] == 10 else 2.0
+
+    monkeypatch.setattr(auto, "_seconds_a_step", seconds)
+    config, _ = choice(FedAvg(**OPTIONS), cohort=40)
+    assert tried == [0, 0, 0, None, 10, 2]
+    assert config["width"] == 10
+    assert "takes vectorized width=10" in caplog.text
 
 
 def test_trying_leaves_the_model_as_it_was() -> None:
