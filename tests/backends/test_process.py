@@ -1,5 +1,6 @@
 """The process backend on toys: the same bits as the serial one, whatever a module, a dataset or a strategy brings."""
 
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from flrl.backends import ProcessBackend, SerialBackend, Worker
+from flrl.backends import ProcessBackend, SerialBackend, Worker, process
+from flrl.backends.messages import Started
+from flrl.backends.shared import Segment
 from flrl.backends.worker import prepare
 from flrl.callbacks import Callback, Callbacks
 from flrl.data import DatasetSource, FederatedData, Splits
@@ -194,3 +197,19 @@ def test_workers_are_no_more_than_a_cohort_has_clients(monkeypatch: pytest.Monke
     ProcessBackend().connect(toy.worker(toy.data(), threads=1, device="cpu"), toy, None)
     assert len(started[0]) == 3
     assert np.unique([start.processes for start in started[0]]).tolist() == [3]
+
+
+def test_a_late_message_does_not_hide_who_trains_now() -> None:
+    """Shared memory has told of client 7; then the message comes that said, earlier, that client 3 begins."""
+    segment = Segment()
+    hub = process._ProcessHub([], segment)
+    here, there = multiprocessing.Pipe()
+    hub._lines, hub.others, hub._begun = [here], range(1), [0]
+    hub._slots = np.array([[5, 7]])
+    assert [message.client_id for _, message, _ in hub.hear(0)] == [7]
+    assert hub.hear(0) == []
+    there.send((Started(3, ()), None))
+    assert [message.client_id for _, message, _ in hub.hear(0)] == [3, 7]
+    hub._slots[0] = 6, process._NOBODY
+    assert hub.hear(0) == []
+    hub.close(busy=False)
