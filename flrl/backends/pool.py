@@ -3,6 +3,7 @@
 How messages and tensors get to the workers is a `Hub`'s business; the workers' half is in `serving.py`.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from flrl.backends.worker import EvaluationShare, Worker, WorkerRecipe, check_se
 from flrl.data import FederatedData
 from flrl.seeding import SERVER, generator_for
 from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask
+
+log = logging.getLogger(__name__)
 
 
 class PoolBackend(ABC):
@@ -57,6 +60,7 @@ class PoolBackend(ABC):
         self._worker: Worker
         self._hub: Hub | None = None
         self._job: Job | None = None
+        self._told = False
 
     # What differs from backend to backend.
 
@@ -133,7 +137,9 @@ class PoolBackend(ABC):
             ClientError: a client's training raised.
             WorkerError: a worker has ended, or has not answered for `timeout_s`.
         """
-        hands = self.deal(self._worker.stacked(tasks, len(self._all)), broadcast.round)
+        stacked = self._worker.stacked(tasks)
+        self._tell_of_idle_workers(len(stacks_of(stacked)), len(tasks))
+        hands = self.deal(stacked, broadcast.round)
         job = self._new_job(f"round {broadcast.round}", self.timeout_s, on_report)
         self._send_tasks(job, broadcast, hands)
         sizes = self._worker.strategy.vector_sizes(self._worker.model.layout)
@@ -175,6 +181,19 @@ class PoolBackend(ABC):
         job.clients.pop(own, None)
         job.reports |= {report.client_id: report for report in reports}
         return accumulator
+
+    def _tell_of_idle_workers(self, stacks: int, clients: int) -> None:
+        workers = len(self._all)
+        if stacks < min(workers, clients) and not self._told:
+            self._told = True
+            width = max(1, clients // workers)
+            log.warning(
+                "%d workers have nothing to train: %d clients in %d stacks; with trainer.width=%d all of them would",
+                workers - stacks,
+                clients,
+                stacks,
+                width,
+            )
 
     @property
     def _hub_now(self) -> Hub:

@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,15 +92,14 @@ class Worker:
                     on_report(reports[-1])
         return accumulator, reports
 
-    def stacked(self, tasks: Sequence[ClientTask], num_workers: int = 1) -> list[ClientTask]:
-        """The tasks, those that may train side by side numbered alike, so that every worker gets some.
+    def stacked(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
+        """The tasks, those that train side by side numbered alike.
 
-        No result depends on who trains beside whom.
+        Who trains beside whom may show in the last bits, so it must not depend on how many workers there are.
         """
-        width = self.trainer.clients_at_once(self.model)
+        width = self.trainer.clients_at_once(self.model, len(tasks))
         if width == 1:
             return list(tasks)
-        width = min(width, ceil(len(tasks) / num_workers))
         order = sorted(range(len(tasks)), key=lambda index: (-tasks[index].num_samples, index))
         numbers = {index: place // width for place, index in enumerate(order)}
         return [replace(task, stack=numbers[index]) for index, task in enumerate(tasks)]

@@ -50,7 +50,7 @@ class AutoTrainer(EagerTrainer):
         ]
         kinds = [(kind, {**self.options, "memory_format": name, **own}) for kind, own in engines for name in formats]
         stack = {**self.options, "memory_format": "contiguous"}
-        widest = min(cohort, VectorizedTrainer().clients_at_once(model))
+        widest = VectorizedTrainer().clients_at_once(model, cohort)
         # What memory allows may be more than what the caches hold.
         widths = [None, *(width for width in (widest // 4, widest // 16) if width > 1)]
         kinds += [(VectorizedTrainer, {**stack, "width": width}) for width in widths]
@@ -122,7 +122,7 @@ def _seconds_a_step(
 ) -> float:
     size = min(len(source), trainer.batch_size)
     steps = min(_STEPS, max(1, len(source) // size))
-    clients = min(cohort, trainer.clients_at_once(model))
+    clients = min(cohort, trainer.clients_at_once(model, cohort))
     broadcast = Broadcast(1, vector, float(clients))
     problems = []
     for client in range(clients):

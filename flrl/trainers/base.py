@@ -130,8 +130,8 @@ class Trainer(ABC):
         """Train several clients; an engine that trains them side by side has its own version."""
         return [self.fit(problem, half) for problem in problems]
 
-    def clients_at_once(self, model: BoundModel) -> int:
-        """How many clients `fit_together` is worth being given."""
+    def clients_at_once(self, model: BoundModel, cohort: int) -> int:
+        """How many clients of a cohort of so many `fit_together` is to be given."""
         return 1
 
     def load(self, problem: LocalProblem) -> None:

@@ -105,7 +105,7 @@ def record(
             warnings.simplefilter("ignore")
             if stacked:
                 step(*parameters, *buffers, *(tensor[0] for tensor in tensors))  # tells which gradients there are
-                rows = [parameter.expand(len(tensors[0]), *parameter.shape).clone() for parameter in parameters]
+                rows = rows_of(model, len(tensors[0]))
                 graph = make_fx(step.stacked)(*rows, *buffers, *tensors)
             else:
                 graph = make_fx(step)(*parameters, *buffers, *tensors)
@@ -130,6 +130,13 @@ def record(
         raise NotCapturableError("a gradient shares memory with a parameter or the batch")
     settle_gradients(graph, [i for i in range(len(parameters)) if i not in step.unused], layout=not stacked)
     return Recorded(shape, graph, tuple(step.logged), frozenset(step.unused))
+
+
+def rows_of(model: BoundModel, count: int) -> list[Tensor]:
+    """The parameters of so many models, as parts of a matrix with a row for each: not contiguous, as when replayed."""
+    matrix = model.vector.repeat(count, 1)
+    entries = model.layout.entries[: len(model.trainable())]
+    return [matrix[:, entry.slice].view(-1, *entry.shape) for entry in entries]
 
 
 class _Step:

@@ -74,7 +74,15 @@ def _root(node: fx.Node) -> fx.Node:
 def random_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
     """Where a graph draws random numbers."""
     called = [node for node in graph_module.graph.nodes if node.op == "call_function"]
-    return [node for node in called if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())]
+    seeded = [node for node in called if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())]
+    return [node for node in seeded if not _drops_nothing(node)]
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether an operator has a dropout that is off, as attention has it."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return "dropout_p" in names and given.get("dropout_p", 0.0) == 0.0
 
 
 def _is_t(node: Any) -> bool:

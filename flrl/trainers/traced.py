@@ -226,6 +226,19 @@ def refuse_hooks(module: pl.LightningModule) -> None:
 
 def _compare(trainer: Trainer, model: BoundModel, recorded: Recorded, batch: Any) -> None:
     """Raise NotCapturableError if the module's own gradients are not those of a replay."""
+    own = own_step(trainer, model, batch)
+    copies = [tensor.detach().clone() for tensor in (*model.trainable(), *model.module.buffers())]
+    with torch.no_grad():
+        seed_generators(1)
+        values = recorded.graph(*copies, *Shape.of(batch)[1])
+    replayed = [values[0], *values[1 + len(recorded.logged) :]]
+    same = _same_bits if model.vector.device.type == "cpu" else _close_enough
+    if len(own) != len(replayed) or not all(same(a, b) for a, b in zip(own, replayed, strict=True)):
+        raise NotCapturableError("a replay differs from the module")
+
+
+def own_step(trainer: Trainer, model: BoundModel, batch: Any) -> list[Tensor]:
+    """Loss and gradients of a module's own step, with generators seeded by 1; the model stays as it is."""
     module: pl.LightningModule = model.module  # type: ignore[assignment]
     parameters = model.trainable()
     live = [*parameters, *module.buffers()]
@@ -234,7 +247,8 @@ def _compare(trainer: Trainer, model: BoundModel, recorded: Recorded, batch: Any
     logging = replaced(module, log=collector.log, log_dict=collector.log_dict)
     seed_generators(1)
     try:
-        with logging, attached(module, TrainerStandIn(1, 1)), trainer.autocast(model.vector.device):
+        autocast = trainer.autocast(model.vector.device)
+        with torch.enable_grad(), logging, attached(module, TrainerStandIn(1, 1)), autocast:
             loss = loss_of(step_caller(module.training_step)(batch, 0))
         assert loss is not None  # it was not when it was recorded
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -242,14 +256,7 @@ def _compare(trainer: Trainer, model: BoundModel, recorded: Recorded, batch: Any
         with torch.no_grad():
             for tensor, value in zip(live, kept, strict=True):
                 tensor.copy_(value)
-    own = [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
-    with torch.no_grad():
-        seed_generators(1)
-        values = recorded.graph(*kept, *Shape.of(batch)[1])
-    replayed = [values[0], *values[1 + len(recorded.logged) :]]
-    same = _same_bits if model.vector.device.type == "cpu" else _close_enough
-    if len(own) != len(replayed) or not all(same(a, b) for a, b in zip(own, replayed, strict=True)):
-        raise NotCapturableError("a replay differs from the module")
+    return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -4,9 +4,11 @@ It pays where a model is so small that a step's time goes into calls rather than
 steps are those that the eager engine takes, up to rounding; how many clients share a step changes nothing.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from math import ceil
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,9 +19,9 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from flrl.data.sources import TensorSource
-from flrl.layout import BoundModel
+from flrl.layout import BoundModel, ParameterLayout
 from flrl.lightning_hooks import overridden
-from flrl.seeding import seed_for
+from flrl.seeding import isolated_randomness, seed_for
 from flrl.trainers.base import (
     TRANSFER_HOOKS,
     ClientHalf,
@@ -29,27 +31,31 @@ from flrl.trainers.base import (
     to_device,
     trained,
 )
-from flrl.trainers.capture import NotCapturableError, Recorded, Shape, record
+from flrl.trainers.capture import NotCapturableError, Recorded, Shape, record, rows_of
 from flrl.trainers.eager import EagerTrainer
 from flrl.trainers.graphs import random_nodes, runnable
 from flrl.trainers.modules import reduced
 from flrl.trainers.optimizers import SchedulerStep, scale_learning_rates
 from flrl.trainers.stand_in import TrainerStandIn, attached, configure
-from flrl.trainers.traced import refuse_hooks
+from flrl.trainers.traced import own_step, refuse_hooks
 from flrl.types import ClientUpdate
 
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "Adamax", "Adagrad", "Adadelta", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
 """Optimizers of torch that step each number by itself, so that they can step many models as one."""
 _STACK_BYTES = {"cpu": 2**24, "cuda": 2**30}
 _MOST = 128
+_DIFFERENCE = {"32-true": 1e-3, "bf16-mixed": 5e-2}
+_SMALL_DIFFERENCE = 1e-5
 
 
 class VectorizedTrainer(EagerTrainer):
     """Trains up to `width` clients side by side.
 
+    The last bits of a step may depend on how many share it: stacks are made of the cohort alone, whoever trains them.
+
     Args:
-        width: clients in a stack; null takes as many as have parameters of 16 MiB together (1 GiB on a GPU), at most
-            128.
+        width: clients in a stack; null divides the cohort into 2, 4, 6, ... equal stacks, the fewest that have
+            parameters of no more than 16 MiB each (1 GiB on a GPU) and no more than 128 clients.
         options: as for `flrl.trainers.base.Trainer`, without `keep_optimizer_state`.
     """
 
@@ -73,6 +79,9 @@ class VectorizedTrainer(EagerTrainer):
                 f"trainer=vectorized does not train {', '.join(norms)}, whose statistics a step changes: "
                 "use GroupNorm, or trainer=traced"
             )
+        dtype = ParameterLayout(module).dtype
+        if any(parameter.dtype != dtype for parameter in module.parameters() if parameter.requires_grad):
+            raise ValueError(f"trainer=vectorized needs all parameters to be of one dtype, {dtype}: use trainer=traced")
         with attached(module, TrainerStandIn(self.local_epochs, 1)) as stand_in:
             optimizer, _ = configure(module, stand_in)
         name = type(optimizer).__name__
@@ -83,12 +92,13 @@ class VectorizedTrainer(EagerTrainer):
         except NotCapturableError as error:
             raise ValueError(f"trainer=vectorized: {error}; use trainer=eager") from error
 
-    def clients_at_once(self, model: BoundModel) -> int:
+    def clients_at_once(self, model: BoundModel, cohort: int) -> int:
         """Clients in a stack."""
         if self.width is not None:
             return self.width
         room = _STACK_BYTES.get(model.vector.device.type, 2**24)
-        return max(1, min(_MOST, room // max(1, model.vector.nbytes)))
+        most = max(1, min(_MOST, room // max(1, model.vector.nbytes)))
+        return ceil(cohort / (2 * ceil(cohort / (2 * most))))
 
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         """Train one client, as a stack of its own."""
@@ -127,7 +137,8 @@ class VectorizedTrainer(EagerTrainer):
             self._steps = module, {}
         steps = self._steps[1]
         if (rows, shape) not in steps:
-            steps[rows, shape] = _Step.of(self, model, batch)
+            with isolated_randomness(0, model.vector.device):
+                steps[rows, shape] = _Step.of(self, model, batch)
         return steps[rows, shape]
 
 
@@ -148,7 +159,28 @@ class _Step:
             raise ValueError(f"trainer=vectorized cannot train {type(model.module).__name__}: {error}") from error
         generators: list[torch.Generator] = []
         _draw_by_row(recorded.graph, generators)
-        return cls(recorded, runnable(recorded.graph), generators)
+        step = cls(recorded, runnable(recorded.graph), generators)
+        step.compare(trainer, model, batch)
+        return step
+
+    def compare(self, trainer: Trainer, model: BoundModel, batch: Any) -> None:
+        """Raise ValueError if the first or the last row's step is not that of the module itself."""
+        _, tensors = Shape.of(batch)
+        count = len(tensors[0])
+        self.generators[:] = [torch.Generator(model.vector.device).manual_seed(1) for _ in range(count)]
+        values = self.call(*rows_of(model, count), *model.module.buffers(), *tensors)
+        found = [values[0], *values[1 + len(self.recorded.logged) :]]
+        for row in {0, count - 1}:
+            alone = own_step(trainer, model, pytree.tree_map(operator.itemgetter(row), batch))
+            own = torch.cat([value.reshape(-1) for value in alone])
+            stacked = torch.cat([value[row].reshape(-1) for value in found])
+            limit = _DIFFERENCE[trainer.precision] * float(own.norm()) + _SMALL_DIFFERENCE
+            if own.shape != stacked.shape or float((own - stacked).norm()) > limit:
+                name = type(model.module).__name__
+                raise ValueError(
+                    f"trainer=vectorized cannot train {name}: the step of a stack differs from the module's own "
+                    "(random numbers in another order?); use trainer=traced"
+                )
 
 
 def _draw_by_row(graph_module: fx.GraphModule, generators: list[torch.Generator]) -> None:
@@ -363,6 +395,8 @@ def _stacked(optimizer: Optimizer, parameters: Sequence[nn.Parameter], stacks: S
     stepped = {id(stack): stack.detach() for stack in stacks}
     for group in optimizer.param_groups:
         group["params"] = [stepped[id(place[id(p)])] for p in group["params"] if id(p) in place]
+        if group.get("fused"):
+            group["fused"] = False  # those kernels take memory without gaps
     if optimizer.state:  # Adagrad and others make theirs at once
         old, optimizer.state = optimizer.state, type(optimizer.state)(dict)
         for parameter, state in old.items():

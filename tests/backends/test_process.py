@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from flrl.backends import ProcessBackend, SerialBackend, Worker, process
@@ -26,7 +27,7 @@ from flrl.evaluation import Evaluator
 from flrl.layout import digest
 from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg, Scaffold
-from flrl.trainers import EagerTrainer
+from flrl.trainers import EagerTrainer, Trainer, VectorizedTrainer
 from flrl.types import RoundRecord, ServerState
 from tests.toys import Linear, Rich, blobs, blocks
 
@@ -48,6 +49,17 @@ class Noisy(Dataset[Any]):
         return self.source.inputs[index] + 0.1 * torch.randn(5), int(self.targets[index])
 
 
+class Convolved(Linear):
+    """The last bits of a stack's step depend on how many clients are in the stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
 class WithHook(Rich):
     """Its evaluation cannot be divided."""
 
@@ -65,6 +77,7 @@ class Toy:
     loader_workers: int = 0
     rounds: int = 3
     fail: bool = False
+    vectorized: bool = False
 
     def data(self) -> FederatedData:
         source: Any = blobs(sum(SIZES))
@@ -79,7 +92,11 @@ class Toy:
         server = partial(torch.optim.SGD, lr=0.5, momentum=0.9)
         options: dict[str, Any] = {"rounds": self.rounds, "sampler": UniformSampler(num=3), "server_optimizer": server}
         strategy = Scaffold(**options) if self.scaffold else FedAvg(**options)
-        trainer = EagerTrainer(batch_size=8, shuffle=True, local_epochs=2, keep_optimizer_state=not self.scaffold)
+        trainer: Trainer = EagerTrainer(
+            batch_size=8, shuffle=True, local_epochs=2, keep_optimizer_state=not self.scaffold
+        )
+        if self.vectorized:
+            trainer = VectorizedTrainer(batch_size=8, local_epochs=2, gradient_clip_val=0.1)
         evaluator = Evaluator(batch_size=7, clients_every=0 if self.loader_workers else 1)
         return Worker(prepare(self.module(), threads=threads, device=device), data, trainer, strategy, evaluator, 0)
 
@@ -122,8 +139,9 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         Toy(scaffold=True),
         Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1),
         Toy(source="unpicklable"),
+        Toy(module=Convolved, vectorized=True),
     ],
-    ids=["rich", "scaffold", "dataset with loader workers", "unpicklable dataset"],
+    ids=["rich", "scaffold", "dataset with loader workers", "unpicklable dataset", "stacks"],
 )
 def test_the_same_bits_as_serial(toy: Toy) -> None:
     expected = run(SerialBackend(), toy)

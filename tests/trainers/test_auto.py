@@ -64,7 +64,7 @@ def test_the_fastest_that_can_is_taken(
 
 
 def test_narrower_stacks_are_tried_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """All that memory allows (here the whole cohort, 40), a quarter and a sixteenth of it."""
+    """As wide as without a given width (here half of the cohort), a quarter and a sixteenth of that."""
     tried = []
 
     def seconds(trainer: Any, *rest: Any) -> float:
@@ -72,7 +72,7 @@ def test_narrower_stacks_are_tried_too(monkeypatch: pytest.MonkeyPatch, caplog: 
         return 1.0 if tried[-1] == 10 else 2.0
 
     monkeypatch.setattr(auto, "_seconds_a_step", seconds)
-    config, _ = choice(FedAvg(**OPTIONS), cohort=40)
+    config, _ = choice(FedAvg(**OPTIONS), cohort=80)
     assert tried == [0, 0, 0, None, 10, 2]
     assert config["width"] == 10
     assert "takes vectorized width=10" in caplog.text

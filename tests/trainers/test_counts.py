@@ -71,8 +71,8 @@ def test_operations_a_step(kind: Any, limit: int) -> None:
 
 def test_a_stack_costs_no_more_operations_for_more_clients() -> None:
     """But for what is done for each client once: its batches, its update and its part of the sum."""
-    few, many = (operations(VectorizedTrainer(batch_size=8), (80,) * clients) for clients in (4, 8))
-    short, long = (operations(VectorizedTrainer(batch_size=8), (8 * steps,) * 8) for steps in (10, 30))
+    few, many = (operations(VectorizedTrainer(batch_size=8, width=8), (80,) * clients) for clients in (4, 8))
+    short, long = (operations(VectorizedTrainer(batch_size=8, width=8), (8 * steps,) * 8) for steps in (10, 30))
     assert (many - few) / 4 <= 27
     assert (long - short) / 20 <= 60
 

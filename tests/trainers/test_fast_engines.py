@@ -455,6 +455,7 @@ REFUSED: dict[str, tuple[Callable[[], pl.LightningModule], str]] = {
     "batch norm": (lambda: Net(MODULES["batch norm"]()), "BatchNorm1d"),
     "hooks": (lambda: Rich(), "BatchNorm1d"),
     "an optimizer": (lambda: Net(mlp(), partial(torch.optim.Adafactor)), "Adafactor"),
+    "dtypes": (lambda: Net(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3).double())), "one dtype, torch.float64"),
     "one of its own": (lambda: Net(mlp(), partial(type("Mine", (torch.optim.SGD,), {}), lr=0.1)), "Mine"),
 }
 
@@ -479,7 +480,7 @@ def test_no_row_learns_from_another() -> None:
     spoiled.inputs[:20] = torch.nan
     runs = []
     for inputs in (source, spoiled):
-        trainer = VectorizedTrainer(batch_size=8)
+        trainer = VectorizedTrainer(batch_size=8, width=3)
         runs.append(
             trained(FedAvg(**{**AVERAGE, "rounds": 1}), lambda: Net(mlp()), trainer, sizes=(20, 20, 20), source=inputs)[
                 1
@@ -493,8 +494,76 @@ def test_no_row_learns_from_another() -> None:
     ]
 
 
+class Attentive(nn.Module):
+    """Five tokens of one number each, mixed by attention."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.inward, self.outward = nn.Linear(1, 8), nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=dropout, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outward(self.layer(self.inward(x[..., None])).mean(1))
+
+
+class Embedded(nn.Module):
+    """Looks up each rounded number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.outward = nn.Embedding(10, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outward(self.table((3 * x).round().long().clamp(0, 9)).mean(1))
+
+
+def images(*layers: nn.Module) -> nn.Module:
+    """Layers between the samples as images of 1 x 5 pixels and ten numbers."""
+    return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), *layers, nn.Flatten(), nn.LazyLinear(3))
+
+
+STACKED: dict[str, Callable[[], nn.Module]] = {
+    **{name: make for name, make in MODULES.items() if name != "batch norm"},
+    "convolution": lambda: images(nn.Conv2d(1, 4, (1, 3)), nn.ReLU(), nn.MaxPool2d((1, 2)), nn.Dropout2d(0.3)),
+    "group norm": lambda: images(nn.Conv2d(1, 4, 1), nn.GroupNorm(2, 4), nn.GELU(), nn.Conv2d(4, 4, 1, groups=2)),
+    "transposed convolution": lambda: images(nn.ConvTranspose2d(1, 2, (1, 3)), nn.InstanceNorm2d(2, affine=True)),
+    "attention": Attentive,
+    "embedding": Embedded,
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)),
+}
+
+
+@pytest.mark.parametrize("make", STACKED.values(), ids=STACKED.keys())
+def test_stacked_steps_are_eagers_up_to_rounding(make: Callable[[], nn.Module]) -> None:
+    def module() -> Net:
+        net = Net(make())
+        net.net(torch.zeros(2, 5))  # lazy layers see what they get
+        torch.manual_seed(0)
+        return net
+
+    options = {"batch_size": 8, "local_epochs": 2, "shuffle": True, "gradient_clip_val": 0.5}
+    trainers = EagerTrainer(**options), VectorizedTrainer(width=3, **options)
+    eager, stacked = (trained(FedAvg(**AVERAGE), module, trainer)[0] for trainer in trainers)
+    assert float((stacked - eager).norm()) <= 1e-6 * float(eager.norm())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
+def test_fused_optimizers_step_stacks_too(optimizer: Any) -> None:
+    eager, stacked = (
+        trained(FedAvg(**AVERAGE), lambda: Net(mlp(), partial(optimizer, lr=0.01, fused=True)), kind(batch_size=8))[0]
+        for kind in (EagerTrainer, VectorizedTrainer)
+    )
+    assert float((stacked - eager).norm()) <= 1e-6 * float(eager.norm())
+
+
+def test_a_stack_that_would_draw_other_numbers_is_refused() -> None:
+    """Attention draws its dropout within one operator, in an order of its own."""
+    with pytest.raises(ClientError, match=r"differs from the module's own .*use trainer=traced"):
+        trained(FedAvg(**AVERAGE), lambda: Net(Attentive(0.2)), VectorizedTrainer(batch_size=8))
+
+
 def test_steps_are_recorded_for_few_sizes_of_stacks() -> None:
-    trainer = VectorizedTrainer(batch_size=4)
+    trainer = VectorizedTrainer(batch_size=4, width=20)
     trained(FedAvg(**AVERAGE), lambda: Net(mlp()), trainer, sizes=tuple(range(4, 24)))
     assert trainer._steps is not None
     assert {rows for rows, _ in trainer._steps[1]} <= {1, 2, 4, 8, 16, 20}
