@@ -200,10 +200,11 @@ class Loop:
         limit = self.trainer.gradient_clip_val
         if limit is None:
             return
+        stepped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         if self.trainer.gradient_clip_algorithm == "norm":
-            torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+            torch.nn.utils.clip_grad_norm_(stepped, limit)
         else:
-            torch.nn.utils.clip_grad_value_(self.parameters, limit)
+            torch.nn.utils.clip_grad_value_(stepped, limit)
 
 
 def _outputs(output: Any) -> Any:

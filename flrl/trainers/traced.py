@@ -230,7 +230,10 @@ def _compare(trainer: Trainer, model: BoundModel, recorded: Recorded, batch: Any
     copies = [tensor.detach().clone() for tensor in (*model.trainable(), *model.module.buffers())]
     with torch.no_grad():
         seed_generators(1)
-        values = recorded.graph(*copies, *Shape.of(batch)[1])
+        try:
+            values = recorded.graph(*copies, *Shape.of(batch)[1])
+        except Exception as error:  # operators that cannot be called as they were recorded
+            raise NotCapturableError(f"a replay fails: {str(error).splitlines()[0]}") from error
     replayed = [values[0], *values[1 + len(recorded.logged) :]]
     same = _same_bits if model.vector.device.type == "cpu" else _close_enough
     if len(own) != len(replayed) or not all(same(a, b) for a, b in zip(own, replayed, strict=True)):

@@ -271,6 +271,8 @@ class _Stack:
         with client_randomness(first), attached(self.module, stand_in):
             optimizer, schedulers = configure(self.module, stand_in)
             scale_learning_rates(optimizer, schedulers, self.trainer.lr_factor(first))
+            stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            self.stepped = [id(parameter) in stepped for parameter in self.model.trainable()]
             stacked = _stacked(optimizer, self.model.trainable(), self.parameters)
             active = len(self.rows)
             for step in range(self.rows[0].num_steps):
@@ -349,7 +351,7 @@ class _Stack:
             gradients[:] = [part.reshape_as(p[:active]) for part, p in zip(parts, self.parameters, strict=True)]
         if limit is None:
             return
-        found = [gradient for gradient in gradients if gradient is not None]
+        found = [g for g, stepped in zip(gradients, self.stepped, strict=True) if g is not None and stepped]
         if self.trainer.gradient_clip_algorithm == "value":
             for gradient in found:
                 gradient.clamp_(-limit, limit)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flrl.layout import BoundModel
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg, FedProx
-from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem
+from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem, TracedTrainer, VectorizedTrainer
 from flrl.types import Broadcast, ClientTask, ClientUpdate
 from tests.toys import Linear, Rich, blobs, fit, make_worker
 
@@ -63,6 +63,33 @@ def test_eager_and_lightning_end_in_the_same_bits(
     same(*updates)
     assert calls[0] == calls[1]
     assert float(updates[0].vectors["update"].abs().max()) > 1e-3
+
+
+class InGroups(Linear):
+    """Steps its bias before its weights, in groups; or its bias alone."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+
+    def configure_optimizers(self) -> Any:
+        groups: list[Any] = [{"params": [self.net.bias], "lr": 0.3}, {"params": [self.net.weight]}]
+        return torch.optim.SGD(groups[: 1 if self.alone else 2], lr=0.1, momentum=0.5)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_what_the_optimizer_steps_is_clipped(alone: bool, algorithm: Any) -> None:
+    """As Lightning does it: gradients of other parameters do not count, and add up from batch to batch."""
+    options: dict[str, Any] = {"batch_size": 8, "gradient_clip_val": 0.02, "gradient_clip_algorithm": algorithm}
+    updates = []
+    for trainer in (LightningTrainer, EagerTrainer, TracedTrainer, VectorizedTrainer):
+        torch.manual_seed(0)
+        updates.append(trainer(**options, local_epochs=3).fit(problem(InGroups(alone=alone)), AVERAGE(rounds=1)))
+    same(updates[0], updates[1])
+    same(updates[0], updates[2])
+    exact, stacked = updates[0].vectors["update"], updates[3].vectors["update"]
+    assert float((stacked - exact).norm()) <= 1e-5 * float(exact.norm())
 
 
 def test_settings_and_hooks_matter() -> None:

@@ -138,9 +138,9 @@ class Tied(nn.Module):
 class Recurrent(nn.Module):
     """Takes the features one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Any = nn.GRU) -> None:
         super().__init__()
-        self.cells, self.head = nn.GRU(1, 4, batch_first=True), nn.Linear(4, 3)
+        self.cells, self.head = kind(1, 4, batch_first=True), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.cells(x[:, :, None])[0][:, -1])
@@ -494,6 +494,26 @@ def test_no_row_learns_from_another() -> None:
     ]
 
 
+class Embedded(nn.Module):
+    """Looks up each rounded number."""
+
+    def __init__(self, *, sparse: bool = False) -> None:
+        super().__init__()
+        self.table, self.outward = nn.Embedding(10, 6, sparse=sparse), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outward(self.table((3 * x).round().long().clamp(0, 9)).mean(1))
+
+
+@pytest.mark.parametrize("make", [partial(Recurrent, nn.LSTM), partial(Embedded, sparse=True)], ids=["lstm", "sparse"])
+def test_operators_that_cannot_be_called_again_are_left_to_eager(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    eager, traced = (
+        trained(FedAvg(**AVERAGE), lambda: Net(make()), kind(batch_size=4))[0] for kind in (EagerTrainer, TracedTrainer)
+    )
+    assert torch.equal(eager, traced)
+    assert "a replay fails" in caplog.text
+
+
 class Attentive(nn.Module):
     """Five tokens of one number each, mixed by attention."""
 
@@ -504,17 +524,6 @@ class Attentive(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outward(self.layer(self.inward(x[..., None])).mean(1))
-
-
-class Embedded(nn.Module):
-    """Looks up each rounded number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.outward = nn.Embedding(10, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outward(self.table((3 * x).round().long().clamp(0, 9)).mean(1))
 
 
 def images(*layers: nn.Module) -> nn.Module:
