@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from flrl.backends.worker import Worker
+from flrl.backends.worker import Worker, stacks_of
 from flrl.callbacks import Callback, Callbacks
 from flrl.callbacks.run_folder import DIGESTS, METRICS, digest_row, read_rows
 from flrl.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
@@ -46,12 +46,15 @@ def verify_run(cfg: DictConfig) -> bool:
         state = _advance(worker, backend, start, comparison, stop)
         if cfg.client is not None and not comparison.differences:
             broadcast, tasks = worker.strategy.plan(state, backend.sizes, worker.seed)
-            chosen = [task for task in tasks if task.client_id == cfg.client]
+            # Those that trained side by side are trained side by side again: the last bits may depend on it.
+            stacks = stacks_of(worker.stacked(tasks))
+            chosen = [stack for stack in stacks if cfg.client in (task.client_id for task in stack)]
             if not chosen:
                 cohort = ", ".join(str(task.client_id) for task in tasks)
                 raise ValueError(f"client={cfg.client}: takes no part in round {cfg.round}; its cohort is {cohort}")
-            result = backend.train(broadcast, chosen, lambda report: None)
-            comparison.client(cfg.round, cfg.client, result.reports[0].checksum)
+            reports = backend.train(broadcast, chosen[0], lambda report: None).reports
+            checksums = {report.client_id: report.checksum for report in reports}
+            comparison.client(cfg.round, cfg.client, checksums[cfg.client])
     finally:
         backend.close()
     if comparison.differences:

@@ -132,3 +132,13 @@ def test_what_cannot_be_verified_is_said_in_one_line(verify: Any, arguments: tup
 def test_a_checkpoint_of_another_history_is_refused(verify: Any) -> None:
     rewrite("metrics.jsonl", lambda metrics: metrics[3].update(digest="ab" * 32))
     assert "round-00004 is not the state after round 4" in verify("rounds=5").err
+
+
+def test_a_client_is_trained_again_beside_those_it_trained_with(cli: Any) -> None:
+    """The last bits of a convolution's step depend on how many clients are in the stack."""
+    module = (f"--config-dir={Path(__file__).parent / 'conf'}", "model=convolved", "trainer=vectorized")
+    cohort = ("partition.num_clients=40", "strategy.sampler.num=8", "strategy.rounds=1")
+    assert cli(*module, *cohort, "trainer.width=3", "logger=none", "hydra.run.dir=run").code == 0
+    for client in rows("digests.jsonl")[0]["clients"]:
+        done = cli("run=run", f"client={client}", "round=1", main=main)
+        assert (done.code, done.err) == (0, "")

@@ -37,6 +37,19 @@ class Linear(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr, **self.sgd)
 
 
+class Convolved(Linear):
+    """The last bits of a step in a stack of clients depend on how many are in the stack."""
+
+    def __init__(self, rows: int = 1, columns: int = 5, classes: int = 3) -> None:
+        super().__init__()
+        convolution, layer = nn.Conv2d(1, 4, (1, 3)), nn.Linear(4 * rows * (columns - 2), classes)
+        image = nn.Unflatten(1, (1, rows, columns))
+        self.net = nn.Sequential(nn.Flatten(), image, convolution, nn.ReLU(), nn.Flatten(), layer)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
 class Late(Linear):
     """Builds its layers in `configure_model`."""
 

@@ -95,10 +95,11 @@ class Worker:
     def stacked(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
         """The tasks, those that train side by side numbered alike.
 
-        Who trains beside whom may show in the last bits, so it must not depend on how many workers there are.
+        Who trains beside whom may show in the last bits, so it must not depend on how many workers there are. Tasks
+        that are numbered stay as they are.
         """
         width = self.trainer.clients_at_once(self.model, len(tasks))
-        if width == 1:
+        if width == 1 or any(task.stack is not None for task in tasks):
             return list(tasks)
         order = sorted(range(len(tasks)), key=lambda index: (-tasks[index].num_samples, index))
         numbers = {index: place // width for place, index in enumerate(order)}

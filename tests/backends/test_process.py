@@ -13,7 +13,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
 from flrl.backends import ProcessBackend, SerialBackend, Worker, process
@@ -29,7 +28,7 @@ from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg, Scaffold
 from flrl.trainers import EagerTrainer, Trainer, VectorizedTrainer
 from flrl.types import RoundRecord, ServerState
-from tests.toys import Linear, Rich, blobs, blocks
+from tests.toys import Convolved, Linear, Rich, blobs, blocks
 
 SIZES = (20, 30, 40, 5, 15)
 
@@ -47,17 +46,6 @@ class Noisy(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.source.inputs[index] + 0.1 * torch.randn(5), int(self.targets[index])
-
-
-class Convolved(Linear):
-    """The last bits of a stack's step depend on how many clients are in the stack."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
 
 class WithHook(Rich):
