@@ -95,12 +95,14 @@ def _chosen_trainer(auto: AutoTrainer, worker: Worker, resumed_from: Path | None
         trainer: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(earlier))["trainer"]  # type: ignore
         return trainer | {name: value for name, value in auto.options.items() if name != "memory_format"}
     strategy, data = worker.strategy, worker.data
+    state = strategy.initialize(worker.model.vector.clone(), worker.model.layout)
     return fastest(
         auto,
         worker.model,
         data.splits.train if len(data.splits.train) else data.splits.test,  # a dedicated server has the latter only
         check=lambda trainer: strategy.check(worker.model.module, trainer),  # type: ignore[arg-type]
         train=strategy.train_together,
+        broadcast=strategy.broadcast(state, 1, 1.0),
         cohort=len(strategy.sampler(data.num_clients, seed=worker.seed, round=1)),
     )
 

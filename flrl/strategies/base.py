@@ -102,10 +102,13 @@ class Strategy(ABC):
         """Several clients' parts of a round; an engine may train them side by side."""
         if type(self).train is not Strategy.train:
             return [self.train(problem, trainer) for problem in problems]
-        parts = [self.local(problem, trainer) for problem in problems]
-        posed = [next(part) for part in parts]
-        fitted = trainer.fit_together(posed, self)
-        return [_returned(part, update) for part, update in zip(parts, fitted, strict=True)]
+        updates: dict[int, ClientUpdate] = {}
+        for group in trainer.groups(problems):
+            parts = [self.local(problem, trainer) for problem in group]
+            fitted = trainer.fit_together([next(part) for part in parts], self)
+            returned = [_returned(part, update) for part, update in zip(parts, fitted, strict=True)]
+            updates |= {problem.task.client_id: update for problem, update in zip(group, returned, strict=True)}
+        return [updates[problem.task.client_id] for problem in problems]
 
     def local(self, problem: LocalProblem, trainer: Trainer) -> Generator[LocalProblem, ClientUpdate, ClientUpdate]:
         """One client's part of a round, as a generator: yields what is to be trained, is sent the trained update."""

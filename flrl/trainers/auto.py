@@ -21,6 +21,7 @@ from flrl.types import Broadcast, ClientTask, ClientUpdate
 log = logging.getLogger(__name__)
 _STEPS = WORTH_RECORDING + 4
 _REPETITIONS = 3
+_CANNOT = "trainer=auto: %s cannot train this: %s"
 _ENOUGH_S = 1.0
 """A trial that takes so long is not repeated."""
 
@@ -71,6 +72,7 @@ def fastest(
     *,
     check: Callable[[Trainer], None],
     train: Callable[[Sequence[LocalProblem], Trainer], Sequence[ClientUpdate]],
+    broadcast: Broadcast,
     cohort: int,
 ) -> dict[str, Any]:
     """The configuration of the engine that takes least time a step on samples of a source; says so in the log.
@@ -81,12 +83,14 @@ def fastest(
         source: of samples.
         check: raises ValueError for an engine that the strategy cannot use.
         train: a strategy's `train_together`.
+        broadcast: what the strategy sends in the first round.
         cohort: clients in a round: no more of them train side by side.
     """
     module: pl.LightningModule = model.module  # type: ignore[assignment]
     vector = model.vector.clone()
     seconds: dict[str, float] = {}
     configs: dict[str, dict[str, Any]] = {}
+    failure: Exception | None = None
     for kind, options in trainer.candidates(model, cohort):
         candidate = kind(**options)
         parts = [
@@ -98,14 +102,16 @@ def fastest(
         name = " ".join(part for part in parts if part)
         try:
             check(candidate)
-            seconds[name] = _seconds_a_step(candidate, model, vector, source, train, cohort)
-        except ValueError as error:
-            log.debug("trainer=auto: %s: %s", name, error)
+            seconds[name] = _seconds_a_step(candidate, model, broadcast, source, train, cohort)
+        except Exception as error:
+            log.log(logging.DEBUG if isinstance(error, ValueError) else logging.WARNING, _CANNOT, name, error)
+            failure = error
             continue
         configs[name] = {"_target_": f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}", **options}
     model.load(vector)
     if not seconds:
-        raise ValueError(f"trainer=auto: no engine can train {type(module).__name__}: use trainer=lightning")
+        reason = f"trainer=auto: no engine can train {type(module).__name__} ({failure}): use trainer=lightning"
+        raise ValueError(reason) from failure
     best = min(seconds, key=lambda name: seconds[name])
     others = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in seconds.items() if name != best)
     log.warning("trainer=auto takes %s: %.2f ms a client's step (%s)", best, 1e3 * seconds[best], others)
@@ -115,7 +121,7 @@ def fastest(
 def _seconds_a_step(
     trainer: Trainer,
     model: BoundModel,
-    vector: torch.Tensor,
+    broadcast: Broadcast,
     source: Source,
     train: Callable[[Sequence[LocalProblem], Trainer], Sequence[ClientUpdate]],
     cohort: int,
@@ -123,7 +129,6 @@ def _seconds_a_step(
     size = min(len(source), trainer.batch_size)
     steps = min(_STEPS, max(1, len(source) // size))
     clients = min(cohort, trainer.clients_at_once(model, cohort))
-    broadcast = Broadcast(1, vector, float(clients))
     problems = []
     for client in range(clients):
         indices = (np.arange(size * steps) + client * size) % len(source)

@@ -130,6 +130,10 @@ class Trainer(ABC):
         """Train several clients; an engine that trains them side by side has its own version."""
         return [self.fit(problem, half) for problem in problems]
 
+    def groups(self, problems: Sequence[LocalProblem]) -> list[list[LocalProblem]]:
+        """The clients of a stack in parts, each for one call of `fit_together`."""
+        return [list(problems)]
+
     def clients_at_once(self, model: BoundModel, cohort: int) -> int:
         """How many clients of a cohort of so many `fit_together` is to be given."""
         return 1

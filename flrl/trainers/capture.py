@@ -197,8 +197,12 @@ class _Step:
             raise NotCapturableError(f"training_step logs {kind} as {name!r}")
         reduce = options.get("reduce_fx", "mean")
         reduce = reduce if isinstance(reduce, str) else getattr(reduce, "__name__", "")
+        if isinstance(options.get("batch_size"), Tensor):
+            raise NotCapturableError(f"training_step logs {name!r} with a tensor as its batch size")
+        if value.numel() != 1:
+            raise NotCapturableError(f"training_step logs {value.numel()} numbers as {name!r}")
         self.logged.append((name, reduce, options.get("batch_size")))
-        self._values.append(value.detach())
+        self._values.append(value.detach().reshape(()))
 
     def _log_dict(self, dictionary: Any, *args: Any, **options: Any) -> None:
         for name, value in dictionary.items():
@@ -235,7 +239,11 @@ def _refuse(*args: Any, **options: Any) -> NoReturn:
     raise NotCapturableError("training_step depends on batch_idx")
 
 
-for _name in "eq ne lt le gt ge add radd sub rsub mul rmul mod rmod floordiv truediv index int float bool hash".split():
+for _name in (
+    "eq ne lt le gt ge add radd sub rsub mul rmul mod rmod divmod rdivmod floordiv rfloordiv truediv rtruediv pow rpow "
+    "and rand or ror xor rxor lshift rlshift rshift rrshift neg pos abs invert round index int float bool hash "
+    "str repr format"
+).split():
     setattr(_Index, f"__{_name}__", _refuse)
 
 

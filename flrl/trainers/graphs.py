@@ -31,7 +31,7 @@ def simplify(graph_module: fx.GraphModule) -> None:
 def gives_arguments(graph_module: fx.GraphModule) -> bool:
     """Whether one of a graph's results is an argument, or a view of one."""
     output = next(iter(reversed(graph_module.graph.nodes)))
-    return any(_root(result).op == "placeholder" for result in output.args[0])
+    return any(root(result).op == "placeholder" for result in output.args[0])
 
 
 def settle_gradients(graph_module: fx.GraphModule, parameters: Sequence[int], *, layout: bool) -> None:
@@ -49,11 +49,11 @@ def settle_gradients(graph_module: fx.GraphModule, parameters: Sequence[int], *,
     owned: set[fx.Node] = set()
     for place, index in enumerate(parameters, len(results) - len(parameters)):
         node, parameter = results[place], placeholders[index].meta["val"]
-        value, root = node.meta.get("val"), _root(node)
-        if value is not None and root.op == "call_function" and root not in owned:
+        value, owner = node.meta.get("val"), root(node)
+        if value is not None and owner.op == "call_function" and owner not in owned:
             strides = zip(value.shape, value.stride(), parameter.stride(), strict=True)
             if not any(size > 1 and (a == 0 or (layout and a != b)) for size, a, b in strides):
-                owned.add(root)
+                owned.add(owner)
                 continue
         last = parameter.ndim == 4 and parameter.stride(1) == 1 and not parameter.is_contiguous()
         like: dict[str, Any] = {"memory_format": torch.channels_last if last else torch.contiguous_format}
@@ -64,7 +64,7 @@ def settle_gradients(graph_module: fx.GraphModule, parameters: Sequence[int], *,
     graph_module.recompile()
 
 
-def _root(node: fx.Node) -> fx.Node:
+def root(node: fx.Node) -> fx.Node:
     """What a tensor is a view of; the tensor itself if it is none."""
     while node.op == "call_function" and _gives_views(node):
         node = node.all_input_nodes[0]
@@ -153,7 +153,7 @@ def with_sgd(recorded: fx.GraphModule, stepped: Sequence[int], *, fuse: bool = F
             rows = _summed_rows(gradient)
             read = gradient.all_input_nodes if rows is None else [rows]
             precise = gradient.meta["val"].dtype.itemsize >= 4  # one rounding instead of two would show below float32
-            alone = precise and not gradient.users and not any(_root(node) in changed for node in read)
+            alone = precise and not gradient.users and not any(root(node) in changed for node in read)
             if fuse and alone and gradient.target is _aten.mm.default:
                 graph.call_function(_aten.addmm_.default, (parameter, *gradient.args), {"alpha": rate})
             elif fuse and alone and rows is not None:

@@ -64,7 +64,7 @@ def scale_learning_rates(optimizer: Optimizer, schedulers: list[SchedulerStep], 
     for group in optimizer.param_groups:
         for name in _LEARNING_RATES:
             if name in group:
-                group[name] *= factor
+                group[name] = group[name] * factor  # a tensor may be the module's own
     pending = [step.scheduler for step in schedulers]
     while pending:
         scheduler = pending.pop()

@@ -48,6 +48,8 @@ _NO_REPLAY = "trainer=traced cannot replay this module's steps, so fuse and comp
 _MOST_SHAPES = 64
 _MOST_CHANGES = 16
 _NORM_DIFFERENCE = 1e-3
+_ANOTHER_INDEX = 3
+"""`batch_idx` of the step that a replay is compared with; it was recorded with a 0."""
 
 
 class TracedTrainer(EagerTrainer):
@@ -241,7 +243,11 @@ def _compare(trainer: Trainer, model: BoundModel, recorded: Recorded, batch: Any
 
 
 def own_step(trainer: Trainer, model: BoundModel, batch: Any) -> list[Tensor]:
-    """Loss and gradients of a module's own step, with generators seeded by 1; the model stays as it is."""
+    """Loss and gradients of a module's own step, with generators seeded by 1; the model stays as it is.
+
+    Raises:
+        NotCapturableError: the step fails, as it may when it needs to know which batch this is.
+    """
     module: pl.LightningModule = model.module  # type: ignore[assignment]
     parameters = model.trainable()
     live = [*parameters, *module.buffers()]
@@ -252,9 +258,12 @@ def own_step(trainer: Trainer, model: BoundModel, batch: Any) -> list[Tensor]:
     try:
         autocast = trainer.autocast(model.vector.device)
         with torch.enable_grad(), logging, attached(module, TrainerStandIn(1, 1)), autocast:
-            loss = loss_of(step_caller(module.training_step)(batch, 0))
-        assert loss is not None  # it was not when it was recorded
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            loss = loss_of(step_caller(module.training_step)(batch, _ANOTHER_INDEX))
+            if loss is None:
+                raise NotCapturableError("training_step skipped a batch")
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    except Exception as error:
+        raise NotCapturableError(f"training_step failed when it was called again: {error}") from error
     finally:
         with torch.no_grad():
             for tensor, value in zip(live, kept, strict=True):
@@ -337,9 +346,15 @@ def steps_plainly(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
         learning_rate(optimizer)
     except ValueError:
         return False
-    hooks: list[Any] = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
-    hooks += [optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks]
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     numbers = all(isinstance(group["lr"], float | int) for group in optimizer.param_groups)
     own = type(optimizer) is SGD and "step" not in vars(optimizer)
-    return own and numbers and not any(hooks) and stepped == {id(p) for p in parameters}
+    return own and numbers and not optimizer_is_watched(optimizer) and stepped == {id(p) for p in parameters}
+
+
+def optimizer_is_watched(optimizer: Optimizer) -> bool:
+    """Whether an optimizer has hooks, or a `step` of its own that is no scheduler's."""
+    hooks: list[Any] = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    hooks += [optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks]
+    replaced = "step" in vars(optimizer) and not getattr(optimizer.step, "_wrapped_by_lr_sched", False)
+    return replaced or any(hooks)

@@ -7,6 +7,7 @@ steps are those that the eager engine takes, up to rounding; how many clients sh
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from math import ceil
 from typing import Any
@@ -28,16 +29,15 @@ from flrl.trainers.base import (
     LocalProblem,
     Trainer,
     client_randomness,
-    to_device,
     trained,
 )
-from flrl.trainers.capture import NotCapturableError, Recorded, Shape, record, rows_of
+from flrl.trainers.capture import NotCapturableError, Recorded, Shape, Watched, attributes, record, rows_of
 from flrl.trainers.eager import EagerTrainer
-from flrl.trainers.graphs import random_nodes, runnable
+from flrl.trainers.graphs import random_nodes, root, runnable
 from flrl.trainers.modules import reduced
-from flrl.trainers.optimizers import SchedulerStep, scale_learning_rates
+from flrl.trainers.optimizers import SchedulerStep, parse_optimizers, scale_learning_rates
 from flrl.trainers.stand_in import TrainerStandIn, attached, configure
-from flrl.trainers.traced import own_step, refuse_hooks
+from flrl.trainers.traced import optimizer_is_watched, own_step, refuse_hooks
 from flrl.types import ClientUpdate
 
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "Adamax", "Adagrad", "Adadelta", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
@@ -69,7 +69,7 @@ class VectorizedTrainer(EagerTrainer):
         if self.memory_format != "contiguous":
             raise ValueError("trainer=vectorized has stacks of images, not images: trainer.memory_format=contiguous")
         self.width = width
-        self._steps: tuple[pl.LightningModule, dict[Any, _Step]] | None = None
+        self._steps: tuple[pl.LightningModule, Any, dict[Any, _Step]] | None = None
 
     def check(self, module: pl.LightningModule) -> None:
         """Refuse what eager refuses, and what cannot be done to many models as one."""
@@ -88,6 +88,15 @@ class VectorizedTrainer(EagerTrainer):
         name = type(optimizer).__name__
         if name not in ELEMENTWISE or type(optimizer) is not getattr(torch.optim, name):
             raise ValueError(f"trainer=vectorized does not know that {name} steps elementwise: use trainer=traced")
+        transfers = [hook for hook in TRANSFER_HOOKS if overridden(module, hook)]
+        if transfers:
+            raise ValueError(
+                f"trainer=vectorized does not call {', '.join(transfers)} for each client: use trainer=traced"
+            )
+        if optimizer_is_watched(optimizer):
+            raise ValueError(
+                f"trainer=vectorized steps many clients at once, which hooks of {name} would see: use trainer=traced"
+            )
         try:
             refuse_hooks(module)
         except NotCapturableError as error:
@@ -115,28 +124,30 @@ class VectorizedTrainer(EagerTrainer):
             raise ValueError("trainer=vectorized takes no strategy that adjusts the loss: use trainer=eager")
         if not isinstance(problems[0].source, TensorSource):
             raise ValueError("trainer=vectorized needs samples in memory (TensorSource): use trainer=traced")
-        updates: dict[int, ClientUpdate] = {}
-        for group in self._groups(problems):
-            stack = _Stack(self, group, half)
-            updates |= {update.client_id: update for update in stack.train()}
+        module, seen = problems[0].module, attributes(problems[0].module)
+        if self._steps is None or self._steps[0] is not module or self._steps[1] != seen:
+            self._steps = module, seen, {}
+        stack = _Stack(self, problems, half)
+        updates = {update.client_id: update for update in stack.train()}
         return [updates[problem.task.client_id] for problem in problems]
 
-    def _groups(self, problems: Sequence[LocalProblem]) -> list[list[LocalProblem]]:
-        """Clients that can share steps: all of them, or with a scheduler those with equally many batches an epoch."""
+    def groups(self, problems: Sequence[LocalProblem]) -> list[list[LocalProblem]]:
+        """All clients; with schedulers, or an optimizer that looks at the Trainer, those with equally many batches."""
         module = problems[0].module
-        with attached(module, TrainerStandIn(self.local_epochs, self.num_batches(problems[0]))) as stand_in:
-            schedulers = configure(module, stand_in)[1]
+        try:
+            with attached(module, Watched()):  # type: ignore[arg-type]
+                depends = bool(parse_optimizers(module.configure_optimizers())[1])
+        except NotCapturableError:
+            depends = True
         groups: dict[int, list[LocalProblem]] = {}
         for problem in problems:
-            groups.setdefault(self.num_batches(problem) if schedulers else 0, []).append(problem)
+            groups.setdefault(self.num_batches(problem) if depends else 0, []).append(problem)
         return list(groups.values())
 
     def step(self, model: BoundModel, rows: int, batch: Any, shape: Shape | None) -> "_Step":
         """The recorded step of so many models, made when it is first asked for."""
-        module: pl.LightningModule = model.module  # type: ignore[assignment]
-        if self._steps is None or self._steps[0] is not module:
-            self._steps = module, {}
-        steps = self._steps[1]
+        assert self._steps is not None
+        steps = self._steps[2]
         if (rows, shape) not in steps:
             with isolated_randomness(0, model.vector.device):
                 steps[rows, shape] = _Step.of(self, model, batch)
@@ -158,6 +169,7 @@ class _Step:
         try:
             recorded = record(model, batch, context=lambda: trainer.autocast(model.vector.device), stacked=True)
             _draw_by_row(recorded.graph, generators)
+            _check_lookups(recorded.graph)
             step = cls(recorded, runnable(recorded.graph), generators)
             step.compare(trainer, model, batch)
         except NotCapturableError as error:
@@ -203,6 +215,22 @@ def _draw_by_row(graph_module: fx.GraphModule, generators: list[torch.Generator]
         if name not in _DRAWS:
             raise ValueError(f"trainer=vectorized cannot draw {name} for each client by itself: use trainer=traced")
         node.target = by_row(*_DRAWS[name])
+
+
+def _check_lookups(graph_module: fx.GraphModule) -> None:
+    """Let a lookup beyond a client's table raise: `vmap` makes one table of all, where it would find another's row."""
+
+    def shifted(indices: Tensor, shifts: Tensor, *, size: int) -> Tensor:
+        if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < size):
+            raise IndexError("index out of range in self")
+        return indices + shifts
+
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and node.target is torch.ops.aten.embedding.default:
+            indices = node.args[1]
+            shift = root(indices.args[1]) if indices.target is torch.ops.aten.add.Tensor else None
+            if shift is not None and shift.target is torch.ops.aten.arange.start_step:
+                indices.target = partial(shifted, size=shift.args[2])  # type: ignore[arg-type]
 
 
 # How to draw a row: in place, and into what.
@@ -298,8 +326,12 @@ class _Stack:
         if len(sizes) == 1:
             return self._step(range(active), [batch for batch, _ in batches], batches[0][1])
         found: list[Tensor | None] = [None] * len(self.parameters)
+        used: set[tuple[bool, ...]] = set()
         for size, indices in sizes.items():
             part = self._step(indices, [batches[index][0] for index in indices], size)
+            used.add(tuple(gradient is not None for gradient in part))
+            if len(used) > 1:
+                raise ValueError("trainer=vectorized: which parameters get gradients depends on the size of a batch")
             for place, gradient in enumerate(part):
                 if gradient is not None:
                     if found[place] is None:
@@ -333,8 +365,6 @@ class _Stack:
 
     def _together(self, batches: Sequence[Any]) -> Any:
         """Batches of equal shapes as one on the device, with a first dimension for the clients."""
-        if any(overridden(self.module, hook) for hook in TRANSFER_HOOKS):
-            batches = [to_device(self.module, batch, self.device) for batch in batches]
         stacked = pytree.tree_map(lambda *parts: torch.stack(parts), *batches)
         return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), stacked)
 
@@ -408,7 +438,7 @@ def _stacked(optimizer: Optimizer, parameters: Sequence[nn.Parameter], stacks: S
             stack = stepped[id(place[id(parameter)])]
             optimizer.state[stack] = {
                 name: value.expand(len(stack), *value.shape).clone()
-                if isinstance(value, Tensor) and value.shape == parameter.shape
+                if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step"
                 else value
                 for name, value in state.items()
             }

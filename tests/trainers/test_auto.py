@@ -1,6 +1,7 @@
 """`trainer=auto` takes the fastest engine of those that can train a module with a strategy."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,12 +35,14 @@ def choice(strategy: Strategy, module: Any = None, cohort: int = 3) -> tuple[dic
     worker = make_worker(strategy, module=module, trainer=AutoTrainer(batch_size=8, local_epochs=2))
     before = worker.model.vector.clone()
     assert isinstance(worker.trainer, AutoTrainer)
+    state = strategy.initialize(before, worker.model.layout)
     config = auto.fastest(
         worker.trainer,
         worker.model,
         worker.data.splits.train,
         check=lambda trainer: strategy.check(worker.model.module, trainer),  # type: ignore[arg-type]
         train=strategy.train_together,
+        broadcast=strategy.broadcast(state, 1, 1.0),
         cohort=cohort,
     )
     return config, torch.equal(worker.model.vector, before)
@@ -76,6 +79,32 @@ def test_narrower_stacks_are_tried_too(monkeypatch: pytest.MonkeyPatch, caplog: 
     assert tried == [0, 0, 0, None, 10, 2]
     assert config["width"] == 10
     assert "takes vectorized width=10" in caplog.text
+
+
+def test_an_engine_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def seconds(trainer: Any, *rest: Any) -> float:
+        if type(trainer).__name__ != "EagerTrainer":
+            raise RuntimeError("no such thing")
+        return 1.0
+
+    monkeypatch.setattr(auto, "_seconds_a_step", seconds)
+    assert choice(FedAvg(**OPTIONS))[0]["_target_"] == "flrl.trainers.EagerTrainer"
+    assert "vectorized cannot train this: no such thing" in caplog.text
+
+
+class Varying(FedAvg):
+    """Reads what it has sent."""
+
+    def broadcast(self, state: Any, round: int, total_weight: float) -> Any:
+        return replace(super().broadcast(state, round, total_weight), variables={"own": torch.ones(1)})
+
+    def finish(self, update: Any, problem: Any) -> Any:
+        assert float(problem.broadcast.variables["own"]) == 1.0
+        return update
+
+
+def test_a_strategys_own_variables_are_sent() -> None:
+    assert choice(Varying(**OPTIONS))[0]["_target_"].removeprefix("flrl.trainers.") in SECONDS
 
 
 def test_trying_leaves_the_model_as_it_was() -> None:

@@ -575,7 +575,7 @@ def test_steps_are_recorded_for_few_sizes_of_stacks() -> None:
     trainer = VectorizedTrainer(batch_size=4, width=20)
     trained(FedAvg(**AVERAGE), lambda: Net(mlp()), trainer, sizes=tuple(range(4, 24)))
     assert trainer._steps is not None
-    assert {rows for rows, _ in trainer._steps[1]} <= {1, 2, 4, 8, 16, 20}
+    assert {rows for rows, _ in trainer._steps[2]} <= {1, 2, 4, 8, 16, 20}
 
 
 def test_the_shape_of_a_batch_tells_what_a_recording_holds_for() -> None:
@@ -609,3 +609,126 @@ def test_a_step_that_replaces_a_buffer_is_refused() -> None:
     module = Replaces()
     with pytest.raises(NotCapturableError, match="replaces buffers"):
         record(BoundModel(module), (torch.randn(4, 5), torch.tensor([0, 1, 2, 0])), context=contextlib.nullcontext)
+
+
+def test_batch_idx_is_seen_however_it_is_used() -> None:
+    """As a power, an index, a bit, or in a tensor: recorded with 0, compared with another."""
+    uses: list[Callable[[int], Any]] = [
+        lambda i: 0.9**i,
+        lambda i: [1 + 0.01 * n for n in range(20)][i],
+        lambda i: 1 + (i & 1),
+        lambda i: 1 + torch.tensor(i) / 9,
+    ]
+    for use in uses:
+        eager, traced = (
+            trained(
+                FedAvg(**AVERAGE),
+                lambda use=use: Step(lambda module, loss, i: loss * use(i)),
+                kind(batch_size=2),
+            )[0]
+            for kind in (EagerTrainer, TracedTrainer)
+        )
+        assert torch.equal(eager, traced)
+
+
+def test_a_lookup_beyond_a_clients_table_is_an_error() -> None:
+    """In one table of all clients' rows it would find a row of another client."""
+
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.outward = nn.Embedding(10, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outward(self.table(x).mean(1))
+
+    class Looked(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    inputs = torch.zeros(24, 5, dtype=torch.int64)
+    trainer = VectorizedTrainer(batch_size=4, width=3)
+    worker = make_worker(
+        FedAvg(**AVERAGE),
+        module=Looked(Looking()),
+        trainer=trainer,
+        sizes=(8, 8, 8),
+        source=TensorSource(inputs, torch.zeros(24, dtype=torch.int64)),
+    )
+    broadcast = Broadcast(1, worker.model.vector.clone(), 24.0)
+    tasks = worker.stacked([ClientTask(1, client, 8, 8.0) for client in range(3)])
+    worker.train(broadcast, tasks, lambda report: None)
+    inputs[worker.data.train_indices(1)[-1]] = -1
+    worker.data.splits.train._forget()  # type: ignore[attr-defined]
+    with pytest.raises(ClientError, match="index out of range"):
+        worker.train(broadcast, tasks, lambda report: None)
+
+
+class Scheduled(Linear):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.2)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+
+class Sized(Linear):
+    """Its learning rate depends on how many steps a client takes."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5 / self.trainer.estimated_stepping_batches)
+
+
+@pytest.mark.parametrize(("strategy", "module"), [(Scaffold, Scheduled), (FedAvg, Sized)])
+def test_each_client_of_a_stack_has_its_own_rates(strategy: Any, module: Any) -> None:
+    eager, stacked = (
+        trained(strategy(**AVERAGE), module, kind(batch_size=8, local_epochs=3))[0]
+        for kind in (EagerTrainer, partial(VectorizedTrainer, width=5))
+    )
+    assert float((stacked - eager).norm()) <= 1e-6 * float(eager.norm())
+
+
+class Scaled(Linear):
+    """Its loss is multiplied by an attribute."""
+
+    scale = 1.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * self.scale
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        self.scale /= 2
+
+
+def test_a_stack_sees_an_attribute_that_evaluation_changes() -> None:
+    eager, stacked = (
+        trained(FedAvg(**AVERAGE), Scaled, kind(batch_size=8))[0] for kind in (EagerTrainer, VectorizedTrainer)
+    )
+    assert float((stacked - eager).norm()) <= 1e-6 * float(eager.norm())
+
+
+class Transferring(Linear):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
+class Hooked(Linear):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        optimizer.register_step_pre_hook(lambda *args: None)
+        return optimizer
+
+
+@pytest.mark.parametrize(("module", "name"), [(Transferring, "on_after_batch_transfer"), (Hooked, "hooks of SGD")])
+def test_stacks_take_no_hooks_that_would_see_many_clients(module: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"trainer=vectorized.*{name}.*use trainer=traced"):
+        VectorizedTrainer().check(module())
+
+
+def test_a_learning_rate_that_is_the_modules_own_tensor_is_not_decayed_in_place() -> None:
+    vectors = []
+    for rate in (0.1, torch.tensor(0.1)):
+        torch.manual_seed(0)
+        module = Linear(lr=rate)  # type: ignore[arg-type]
+        vectors.append(trained(FedAvg(**AVERAGE), lambda m=module: m, EagerTrainer(batch_size=8, lr_decay=0.5))[0])
+        assert float(module.lr) == pytest.approx(0.1)
+    assert float((vectors[0] - vectors[1]).norm()) <= 1e-6 * float(vectors[0].norm())
