@@ -48,8 +48,8 @@ _NO_REPLAY = "trainer=traced cannot replay this module's steps, so fuse and comp
 _MOST_SHAPES = 64
 _MOST_CHANGES = 16
 _NORM_DIFFERENCE = 1e-3
-_ANOTHER_INDEX = 3
-"""`batch_idx` of the step that a replay is compared with; it was recorded with a 0."""
+OTHER_INDICES = (1, 6)
+"""`batch_idx` of the steps that a replay is compared with; it was recorded with a 0."""
 
 
 class TracedTrainer(EagerTrainer):
@@ -228,7 +228,7 @@ def refuse_hooks(module: pl.LightningModule) -> None:
 
 def _compare(trainer: Trainer, model: BoundModel, recorded: Recorded, batch: Any) -> None:
     """Raise NotCapturableError if the module's own gradients are not those of a replay."""
-    own = own_step(trainer, model, batch)
+    owns = [own_step(trainer, model, batch, index) for index in OTHER_INDICES]
     copies = [tensor.detach().clone() for tensor in (*model.trainable(), *model.module.buffers())]
     with torch.no_grad():
         seed_generators(1)
@@ -238,11 +238,13 @@ def _compare(trainer: Trainer, model: BoundModel, recorded: Recorded, batch: Any
             raise NotCapturableError(f"a replay fails: {str(error).splitlines()[0]}") from error
     replayed = [values[0], *values[1 + len(recorded.logged) :]]
     same = _same_bits if model.vector.device.type == "cpu" else _close_enough
-    if len(own) != len(replayed) or not all(same(a, b) for a, b in zip(own, replayed, strict=True)):
+    if any(
+        len(own) != len(replayed) or not all(same(a, b) for a, b in zip(own, replayed, strict=True)) for own in owns
+    ):
         raise NotCapturableError("a replay differs from the module")
 
 
-def own_step(trainer: Trainer, model: BoundModel, batch: Any) -> list[Tensor]:
+def own_step(trainer: Trainer, model: BoundModel, batch: Any, batch_idx: int) -> list[Tensor]:
     """Loss and gradients of a module's own step, with generators seeded by 1; the model stays as it is.
 
     Raises:
@@ -258,7 +260,7 @@ def own_step(trainer: Trainer, model: BoundModel, batch: Any) -> list[Tensor]:
     try:
         autocast = trainer.autocast(model.vector.device)
         with torch.enable_grad(), logging, attached(module, TrainerStandIn(1, 1)), autocast:
-            loss = loss_of(step_caller(module.training_step)(batch, _ANOTHER_INDEX))
+            loss = loss_of(step_caller(module.training_step)(batch, batch_idx))
             if loss is None:
                 raise NotCapturableError("training_step skipped a batch")
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -37,7 +37,7 @@ from flrl.trainers.graphs import random_nodes, root, runnable
 from flrl.trainers.modules import reduced
 from flrl.trainers.optimizers import SchedulerStep, parse_optimizers, scale_learning_rates
 from flrl.trainers.stand_in import TrainerStandIn, attached, configure
-from flrl.trainers.traced import optimizer_is_watched, own_step, refuse_hooks
+from flrl.trainers.traced import OTHER_INDICES, optimizer_is_watched, own_step, refuse_hooks
 from flrl.types import ClientUpdate
 
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "Adamax", "Adagrad", "Adadelta", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop")
@@ -186,8 +186,8 @@ class _Step:
         except RuntimeError as error:
             raise NotCapturableError(f"a replay fails: {str(error).splitlines()[0]}") from error
         found = [values[0], *values[1 + len(self.recorded.logged) :]]
-        for row in {0, count - 1}:
-            alone = own_step(trainer, model, pytree.tree_map(operator.itemgetter(row), batch))
+        for row, batch_idx in zip((0, count - 1), OTHER_INDICES, strict=True):
+            alone = own_step(trainer, model, pytree.tree_map(operator.itemgetter(row), batch), batch_idx)
             own = torch.cat([value.reshape(-1) for value in alone])
             stacked = torch.cat([value[row].reshape(-1) for value in found])
             limit = _DIFFERENCE[trainer.precision] * float(own.norm()) + _SMALL_DIFFERENCE

@@ -616,6 +616,8 @@ def test_batch_idx_is_seen_however_it_is_used() -> None:
     uses: list[Callable[[int], Any]] = [
         lambda i: 0.9**i,
         lambda i: [1 + 0.01 * n for n in range(20)][i],
+        lambda i: [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0, 3.0, *[4.0] * 11][i],
+        lambda i: ([1.0, 2.0, 3.0] * 7)[i],
         lambda i: 1 + (i & 1),
         lambda i: 1 + torch.tensor(i) / 9,
     ]
