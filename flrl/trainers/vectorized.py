@@ -108,7 +108,8 @@ class VectorizedTrainer(EagerTrainer):
             return self.width
         room = _STACK_BYTES.get(model.vector.device.type, 2**24)
         most = max(1, min(_MOST, room // max(1, model.vector.nbytes)))
-        return ceil(cohort / (2 * ceil(cohort / (2 * most))))
+        pairs = max(1, ceil(cohort / (2 * most)))
+        return max(1, ceil(cohort / (2 * pairs)))
 
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         """Train one client, as a stack of its own."""

@@ -571,6 +571,13 @@ def test_a_stack_that_would_draw_other_numbers_is_refused() -> None:
         trained(FedAvg(**AVERAGE), lambda: Net(Attentive(0.2)), VectorizedTrainer(batch_size=8))
 
 
+@pytest.mark.parametrize(("cohort", "width"), [(0, 1), (1, 1), (2, 1), (5, 3), (100, 50), (257, 65), (1000, 125)])
+def test_a_cohort_is_divided_into_pairs_of_equal_stacks(cohort: int, width: int) -> None:
+    """Of at most 128 clients: 257 are 65 + 65 + 65 + 62."""
+    assert VectorizedTrainer().clients_at_once(BoundModel(Linear()), cohort) == width
+    assert VectorizedTrainer(width=7).clients_at_once(BoundModel(Linear()), cohort) == 7
+
+
 def test_steps_are_recorded_for_few_sizes_of_stacks() -> None:
     trainer = VectorizedTrainer(batch_size=4, width=20)
     trained(FedAvg(**AVERAGE), lambda: Net(mlp()), trainer, sizes=tuple(range(4, 24)))
