@@ -1,7 +1,9 @@
 """Evaluating a model on the central test set and on each client's held-out part."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,6 +15,7 @@ from flrl.data.sources import Source
 from flrl.layout import BoundModel
 from flrl.lightning_hooks import overridden
 from flrl.seeding import SERVER, isolated_randomness, seed_for, seed_generators
+from flrl.snapshot import Snapshot
 from flrl.trainers.base import to_device
 from flrl.trainers.modules import LogCollector, Logged, counts_only, joined, replaced, step_caller
 from flrl.trainers.stand_in import TrainerStandIn, attached
@@ -45,6 +48,7 @@ class Evaluator:
         self.clients_every = clients_every
         self.at_start = at_start
         self.batch_size = batch_size
+        self._kept: tuple[BoundModel, Snapshot] | None = None
 
     def check(self, module: pl.LightningModule, data: FederatedData) -> None:
         """Raise ValueError if the module or the data do not have what is to be evaluated."""
@@ -107,31 +111,64 @@ class Evaluator:
             again: the same samples are going to be asked for again.
         """
         module: pl.LightningModule = model.module  # type: ignore[assignment]
-        name, device, size = _step_name(module), model.vector.device, self.batch_size
-        log, call = LogCollector(), step_caller(getattr(module, name))
+        log, size = LogCollector(), self.batch_size
+        hook, device = f"on_{_step_name(module).removesuffix('_step')}_epoch", model.vector.device
+        model.put_back()
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
+        metrics = [part for part in module.modules() if isinstance(part, Metric)]
+        between = self._between(model) if self.divisible(module) else None
+        chosen = indices[batches.start * size : batches.stop * size]
+        numbered = enumerate(source.batches(chosen, size, again=again), batches.start)
         try:
-            logging = replaced(module, log=log.log, log_dict=log.log_dict)
-            stand_in = attached(module, TrainerStandIn(1, 1))
-            with torch.inference_mode(), isolated_randomness(seed, device), logging, stand_in:
-                _call(module, f"on_{name.removesuffix('_step')}_epoch_start")
-                chosen = indices[batches.start * size : batches.stop * size]
-                for batch_idx, batch in enumerate(source.batches(chosen, size, again=again), batches.start):
+            with torch.inference_mode(), isolated_randomness(seed, device), contextlib.ExitStack() as whole:
+                if between is None:
+                    whole.enter_context(_observed(module, log))
+                _call(module, f"{hook}_start")
+                for batch_idx, batch in numbered:
                     # A batch draws the same random numbers whichever batches are evaluated before it.
                     seed_generators(seed_for(seed, 0, SERVER, f"batch {batch_idx}"))
                     log.batch_size = min(size, len(indices) - batch_idx * size)
-                    call(to_device(module, batch, device), batch_idx)
-                _call(module, f"on_{name.removesuffix('_step')}_epoch_end")
-                if not self.divisible(module):
+                    with contextlib.nullcontext() if between is None else _observed(module, log):
+                        self._step(module)(to_device(module, batch, device), batch_idx)
+                    if between is not None:
+                        between()
+                _call(module, f"{hook}_end")
+                if between is None:
                     log.end_epoch(reset=True)
                 logged = log.logged(module)
-                for metric in (part for part in module.modules() if isinstance(part, Metric)):
+                for metric in metrics:
                     metric.reset()
         finally:
             for part, training in modes:
                 part.training = training
         return logged
+
+    def _step(self, module: pl.LightningModule) -> Callable[[Any, int], Any]:
+        return step_caller(getattr(module, _step_name(module)))
+
+    def _between(self, model: BoundModel) -> Callable[[], None]:
+        """What is called between two batches that anybody may evaluate: neither may show what the other has changed."""
+        if self._kept is None or self._kept[0] is not model:
+            spared = [*model.module.parameters(), *model.module.buffers()]
+            self._kept = model, Snapshot(model.module, "module", spared=spared, left=(Metric,))
+        snapshot, buffers = self._kept[1], [(buffer, buffer.clone()) for buffer in model.module.buffers()]
+
+        def put_back() -> None:
+            snapshot.restore()
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+        return put_back
+
+
+@contextlib.contextmanager
+def _observed(module: pl.LightningModule, log: LogCollector) -> Iterator[None]:
+    with (
+        replaced(module, log=log.log, log_dict=log.log_dict),
+        attached(module, TrainerStandIn(1, 1, engine="evaluation")),
+    ):
+        yield
 
 
 def summarize_clients(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import reduce
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from flrl.kernels import Survey, survey
+from flrl.snapshot import Snapshot
 
 Kind = Literal["trainable", "buffer"]
 
@@ -120,6 +121,11 @@ class BoundModel:
         module: the module itself.
         layout: its layout.
         vector: the live vector: training the module changes it.
+        touched: code of the module may have run since it was last put back. Whoever has kept it from running says so by
+            setting this to False, which spares the next client the search for changes.
+
+    Raises:
+        ValueError: the module holds something whose state can neither be read nor set.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -128,12 +134,23 @@ class BoundModel:
         device = next((tensor.device for _, _, tensor in _averaged_tensors(module)), torch.device("cpu"))
         self.vector = self.layout.flatten(module).to(device)
         self._tensors = [tensor for _, _, tensor in _averaged_tensors(module)]
+        self._places = [_place(module, entry.name) for entry in self.layout.entries]
         averaged = {id(tensor) for tensor in self._tensors}
         self._local = [(buffer, buffer.clone()) for buffer in module.buffers() if id(buffer) not in averaged]
-        self._frozen = [(name, p, p._version) for name, p in module.named_parameters() if not p.requires_grad]
+        self._frozen = [(name, p, _bits(p)) for name, p in module.named_parameters() if not p.requires_grad]
+        registers: list[dict[str, Any]] = [part._parameters for part in module.modules()]
+        registers += [part._modules for part in module.modules()]
+        self._registers = [(register, list(register.items())) for register in registers]
         views = [self.vector[entry.slice].view(entry.shape) for entry in self.layout.entries]
         self._views = list(zip(self._tensors, views, strict=True))
         self._bind()
+        self.touched = True
+        self._outside = Snapshot(module, "module", spared=[*module.parameters(), *module.buffers()])
+        if stuck := self._outside.stuck:
+            raise ValueError(
+                f"model: {type(module).__name__} holds what cannot be put back between clients: {', '.join(stuck)}; "
+                "hold numbers, tensors, lists or generators with a seed instead"
+            )
 
     def _bind(self) -> None:
         for tensor, view in self._views:
@@ -145,17 +162,17 @@ class BoundModel:
     def load(self, vector: Tensor, *, channels_last: bool = False) -> None:
         """Set the model to a vector, and everything outside of it to what it was when the module was bound.
 
-        Gradients are dropped. After this, nothing of an earlier client is left in the module.
+        Gradients are dropped. After this, nothing of an earlier client is left in the module, in its attributes, or in
+        what they hold.
 
         Args:
             vector: shape `[layout.size]`.
             channels_last: store parameters of four dimensions that way; they are no views of `self.vector` then.
         """
         self.layout.check(vector)
+        self.put_back()
         self.vector.copy_(vector)
         self._bind()
-        for buffer, initial in self._local:
-            buffer.copy_(initial)
         for parameter in self.trainable():
             parameter.requires_grad_(True)
         for tensor in self._tensors:
@@ -163,21 +180,55 @@ class BoundModel:
             if channels_last and tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
+    def put_back(self) -> None:
+        """Make everything outside of the vector what it was when the module was bound."""
+        if self.touched:
+            self._outside.restore()
+        self.touched = True
+        for buffer, initial in self._local:
+            buffer.copy_(initial)
+
+    def changed(self) -> list[str]:
+        """What outside of parameters and buffers is not what it was when the module was bound."""
+        return self._outside.changed()
+
     def read(self) -> Tensor:
         """The model as it is now: `vector` itself, brought up to date where a tensor is no view of it.
 
+        A buffer that was replaced by another tensor is read from there.
+
         Raises:
-            ValueError: a parameter that was frozen when the module was bound has been trained or changed since.
+            ValueError: a parameter that was frozen when the module was bound has been trained or changed since, or
+                parameters or submodules have been added, replaced or removed.
         """
-        for name, parameter, version in self._frozen:
-            if parameter.requires_grad or parameter._version != version:
-                raise ValueError(
-                    f"parameter {name!r} was frozen at the start and has been changed: it would not be sent"
-                )
-        for tensor, view in self._views:
-            if tensor.data_ptr() != view.data_ptr() or tensor.dtype != view.dtype:
+        if self.touched:
+            self._check_parts()
+        for (tensor, view), (register, name) in zip(self._views, self._places, strict=True):
+            present = register[name]
+            if present is not tensor:
+                if present is None or present.shape != tensor.shape:
+                    found = "nothing" if present is None else f"shape {tuple(present.shape)}"
+                    raise ValueError(f"buffer {name!r} was replaced by {found}, it had shape {tuple(tensor.shape)}")
+                view.copy_(present.detach())
+            elif tensor.data_ptr() != view.data_ptr() or tensor.dtype != view.dtype:
                 view.copy_(tensor.detach())
         return self.vector
+
+    def _check_parts(self) -> None:
+        for name, parameter, bits in self._frozen:
+            if parameter.requires_grad or _bits(parameter) != bits:
+                raise ValueError(
+                    f"parameter {name!r} was frozen at the start and has been changed: it would not be sent; "
+                    "what is averaged without being trained is a buffer"
+                )
+        for register, before in self._registers:
+            if len(register) != len(before) or any(register.get(name) is not part for name, part in before):
+                kept = dict(before)
+                names = [name for name in {**kept, **register} if register.get(name) is not kept.get(name)]
+                raise ValueError(
+                    f"{', '.join(map(repr, names))}: parameters and submodules that are made or replaced while a "
+                    "client trains would not be sent; make them in __init__ or configure_model"
+                )
 
     def trainable(self) -> list[nn.Parameter]:
         """The trainable parameters, in the vector's order."""
@@ -187,6 +238,20 @@ class BoundModel:
         """A vector under the module's own `state_dict` names, as independent copies."""
         self.load(vector)
         return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+
+
+def _place(module: nn.Module, full: str) -> tuple[dict[str, Any], str]:
+    """The register that a tensor of this name is in, and its name there."""
+    path, _, name = full.rpartition(".")
+    part = module.get_submodule(path)
+    return (part._parameters if name in part._parameters else part._buffers), name
+
+
+def _bits(tensor: Tensor) -> int:
+    """The sum of a tensor's bits: writing through `.data` leaves no other trace."""
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    size = tensor.element_size() if tensor.element_size() in (1, 2, 4, 8) else 1
+    return int(data.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).sum(dtype=torch.int64))
 
 
 def digest(vector: Tensor) -> str:

@@ -1,13 +1,19 @@
 """Which hooks of a LightningModule or LightningDataModule are its own."""
 
 # `lightning.pytorch` is a second copy of `pytorch_lightning`; modules of both are welcome.
-LIGHTNING_PACKAGES = ("pytorch_lightning.", "lightning.pytorch.")
+_CORES = ("pytorch_lightning.core.", "lightning.pytorch.core.")
 
 
 def overridden(module: object, hook: str) -> bool:
-    """Whether a module has its own version of a hook, by its class or on the instance."""
-    method = getattr(module, hook, None)
+    """Whether a module has another version of a hook than Lightning's base classes, by its class or on the instance.
+
+    Functions are compared: a class that Lightning ships itself (`pytorch_lightning.demos`) overrides like any other.
+    """
+    if hook in vars(module):
+        return True
+    kind = type(module)
+    method = getattr(kind, hook, None)
     if method is None:
         return False
-    own = hook in vars(module)
-    return own or not str(getattr(method, "__module__", "")).startswith(LIGHTNING_PACKAGES)
+    base = next((base for base in kind.__mro__ if base.__module__.startswith(_CORES)), None)
+    return base is None or method is not getattr(base, hook, None)

@@ -7,7 +7,7 @@ import flrl
 
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own layer and those below it
-    {"types", "seeding", "errors", "config", "importing", "lightning_hooks"},
+    {"types", "seeding", "errors", "config", "importing", "lightning_hooks", "snapshot"},
     {"kernels"},
     {"layout"},
     {"data", "models"},

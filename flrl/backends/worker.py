@@ -19,7 +19,8 @@ from flrl.errors import ClientError
 from flrl.evaluation import Evaluator, summarize_clients
 from flrl.layout import BoundModel, checksum_of
 from flrl.seeding import SERVER, clients_in_turn, seed_for
-from flrl.strategies.base import Strategy
+from flrl.snapshot import Snapshot
+from flrl.strategies.base import Strategy, refuse_changes
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.modules import Logged, joined
 from flrl.transforms import Transform
@@ -77,6 +78,7 @@ class Worker:
 
         Raises:
             ClientError: a client's training raised, and failures are not dropped.
+            ValueError: the strategy has changed itself.
         """
         device = self.model.vector.device
         variables = {name: tensor.to(device) for name, tensor in broadcast.variables.items()}
@@ -84,10 +86,13 @@ class Worker:
         sizes = self.strategy.vector_sizes(self.model.layout)
         accumulator = WeightedMean(sizes, total_weight=broadcast.total_weight, device=device)
         reports = []
+        before = Snapshot(self.strategy, "strategy")
         with clients_in_turn(device):
             for stack in stacks_of(tasks):
                 on_start(stack[0])
-                for task, update in zip(stack, self._updates(stack, broadcast), strict=True):
+                updates = self._updates(stack, broadcast)
+                refuse_changes(self.strategy, before, f"while client {stack[0].client_id} trains")
+                for task, update in zip(stack, updates, strict=True):
                     reports.append(self._fold(task, update, accumulator))
                     on_report(reports[-1])
         return accumulator, reports
@@ -151,7 +156,10 @@ class Worker:
         if len(share.batches):
             indices = np.arange(len(test))
             central = self.evaluator.part(self.model, test, indices, share.batches, seed=seed, again=True)
-        clients = {c: self.evaluator.client(self.model, self.data, c, seed=seed) for c in share.clients}
+        clients = {}
+        for client_id in share.clients:
+            self.model.load(vector)
+            clients[client_id] = self.evaluator.client(self.model, self.data, client_id, seed=seed)
         return EvaluationPart(central, clients)
 
     def combine(self, parts: Sequence[EvaluationPart]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from flrl.callbacks.base import Callbacks
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.sampling import Sampler
+from flrl.snapshot import Snapshot
 from flrl.strategies.record import evaluation_record, round_record
 from flrl.trainers import LocalProblem, Trainer
 from flrl.transforms import Transform
@@ -108,6 +109,8 @@ class Strategy(ABC):
             fitted = trainer.fit_together([next(part) for part in parts], self)
             returned = [_returned(part, update) for part, update in zip(parts, fitted, strict=True)]
             updates |= {problem.task.client_id: update for problem, update in zip(group, returned, strict=True)}
+        if type(self).local is not Strategy.local or type(self).finish is not Strategy.finish:
+            problems[0].model.touched = True  # both may do something to the module
         return [updates[problem.task.client_id] for problem in problems]
 
     def local(self, problem: LocalProblem, trainer: Trainer) -> Generator[LocalProblem, ClientUpdate, ClientUpdate]:
@@ -175,6 +178,7 @@ class Strategy(ABC):
 
         Raises:
             TooFewUpdatesError: a round had fewer usable updates than `min_clients`.
+            ValueError: the strategy has changed itself.
         """
         history = list(history)
         try:
@@ -185,10 +189,12 @@ class Strategy(ABC):
                     history.append(evaluation_record(metrics, digest(state.vector)))
                     callbacks.on_round_end(state, history)
             weight_of_all = self.weight_of_all(backend.sizes)
+            before = Snapshot(self, "strategy")
             while state.round < self.rounds and not callbacks.should_stop(history):
                 # Reports, and the client memory that hangs on them, must not pile up with the rounds.
                 history[-1:] = [replace(record, reports=()) for record in history[-1:]]
                 state, record = self._round(state, backend, layout, seed, weight_of_all, callbacks)
+                refuse_changes(self, before, f"in round {state.round}")
                 history.append(record)
                 callbacks.on_round_end(state, history)
         except BaseException as error:
@@ -240,6 +246,16 @@ class Strategy(ABC):
         for transform in self.transforms:
             if not any(f"transforms/{transform.name}/clients" in report.metrics for report in accepted):
                 raise RuntimeError(f"transform {transform.name} was asked for but never ran")
+
+
+def refuse_changes(strategy: Strategy, before: Snapshot, when: str) -> None:
+    """Raise ValueError, by name, if a strategy is not what it was: a resume and other workers would not know of it."""
+    changed = before.changed()
+    if changed:
+        raise ValueError(
+            f"strategy: {type(strategy).__name__} changes {', '.join(changed[:3])} {when}: what lasts from client to "
+            "client or from round to round belongs into client memory (ClientUpdate.memory) or ServerState.variables"
+        )
 
 
 def _returned(part: Generator[LocalProblem, ClientUpdate, ClientUpdate], update: ClientUpdate) -> ClientUpdate:

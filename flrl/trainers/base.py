@@ -138,6 +138,11 @@ class Trainer(ABC):
         """How many clients of a cohort of so many `fit_together` is to be given."""
         return 1
 
+    @property
+    def engine(self) -> str:
+        """How messages call it: trainer=eager, ..."""
+        return f"trainer={type(self).__name__.removesuffix('Trainer').lower()}"
+
     def load(self, problem: LocalProblem) -> None:
         """Set the worker's model to the broadcast vector, in this engine's memory format."""
         problem.model.load(problem.broadcast.vector, channels_last=self.memory_format == "channels_last")

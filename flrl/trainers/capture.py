@@ -6,7 +6,6 @@ same shapes: what can be seen to break this while it is recorded is refused.
 """
 
 import contextlib
-import copy
 import pickle
 import random
 import warnings
@@ -24,11 +23,10 @@ from torch.utils import _pytree as pytree
 from torchmetrics import Metric
 
 from flrl.layout import BoundModel
+from flrl.snapshot import Snapshot
 from flrl.trainers.graphs import changes, gives_arguments, readers, settle_gradients, simplify
 from flrl.trainers.modules import loss_of, replaced, step_caller
 from flrl.trainers.stand_in import attached
-
-_INTERNAL = ("_parameters", "_buffers", "_modules", "_trainer", "log", "log_dict", "_flat_weights", "_flat_weight_refs")
 
 
 class NotCapturableError(Exception):
@@ -99,7 +97,10 @@ def record(
     parameters = [parameter.detach().clone() for parameter in model.trainable()]
     step = _Step(module, [entry.name for entry in model.layout.entries[: len(parameters)]], batch, context)
     buffers = [buffer.detach().clone() for _, buffer in module.named_buffers()]
-    before, generators, restore = attributes(module, metrics=True), _python_generators(), _restorer(module)
+    before, generators = (
+        Snapshot(module, "module", spared=[*model.trainable(), *module.buffers()]),
+        _python_generators(),
+    )
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
@@ -114,10 +115,10 @@ def record(
     except Exception as error:
         raise NotCapturableError(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}") from error
     finally:
-        after = attributes(module, metrics=True)
-        restore()
-    if after != before:
-        raise NotCapturableError("training_step changes attributes of the module")
+        changed = before.changed()
+        before.restore()
+    if changed:
+        raise NotCapturableError(f"training_step changes {', '.join(changed[:3])}")
     if _python_generators() != generators:
         raise NotCapturableError("training_step draws random numbers from Python or NumPy")
     arguments = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -245,50 +246,6 @@ for _name in (
     "str repr format"
 ).split():
     setattr(_Index, f"__{_name}__", _refuse)
-
-
-def attributes(module: nn.Module, *, metrics: bool = False) -> list[Any]:
-    """What a step's Python could read or change, but for tensors in the module's own registers.
-
-    Args:
-        module: the module.
-        metrics: also what torchmetrics objects hold, which evaluation changes too.
-    """
-    return [
-        (path, name, _seen(value))
-        for path, part in module.named_modules()
-        if metrics or not isinstance(part, Metric)
-        for name, value in vars(part).items()
-        if name not in _INTERNAL
-    ]
-
-
-def _restorer(module: nn.Module) -> Callable[[], None]:
-    """What puts the attributes of a module's parts back, and what lists, dicts and sets among them hold."""
-    before = [
-        (vars(part), dict(vars(part)), [(v, copy.copy(v)) for v in vars(part).values() if type(v) in (list, dict, set)])
-        for part in module.modules()
-    ]
-
-    def restore() -> None:
-        for now, values, containers in before:
-            now.clear()
-            now.update(values)
-            for container, content in containers:
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(content)
-
-    return restore
-
-
-def _seen(value: Any) -> Any:
-    if isinstance(value, dict):
-        return tuple((_seen(key), id(item)) for key, item in value.items())
-    if isinstance(value, list | tuple | set):
-        return tuple(_seen(item) for item in value)
-    if isinstance(value, Tensor):
-        return id(value), None if value.is_inference() else value._version
-    return value if isinstance(value, bool | int | float | str) else id(value)
 
 
 def _python_generators() -> Any:

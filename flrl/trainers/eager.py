@@ -56,7 +56,7 @@ class EagerTrainer(Trainer):
                 f"trainer=eager does not call {', '.join(refused)}, which {type(module).__name__} overrides: "
                 "use trainer=lightning"
             )
-        with attached(module, TrainerStandIn(self.local_epochs, 1)) as stand_in:
+        with attached(module, TrainerStandIn(self.local_epochs, 1, engine=self.engine)) as stand_in:
             try:
                 optimizer, _ = configure(module, stand_in)
             except TypeError as error:
@@ -68,7 +68,7 @@ class EagerTrainer(Trainer):
         """Train the client from the broadcast vector on."""
         self.load(problem)
         log = LogCollector()
-        stand_in = TrainerStandIn(self.local_epochs, self.num_batches(problem))
+        stand_in = TrainerStandIn(self.local_epochs, self.num_batches(problem), engine=self.engine)
         logging = replaced(problem.module, log=log.log, log_dict=log.log_dict)
         with client_randomness(problem), logging, attached(problem.module, stand_in):
             optimizer = self._train(problem, half, log, stand_in)

@@ -24,7 +24,7 @@ def full_gradient(problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
     log = LogCollector()
     call = step_caller(module.training_step)
     num_samples = len(problem.indices)
-    stand_in = TrainerStandIn(1, trainer.num_batches(problem))
+    stand_in = TrainerStandIn(1, trainer.num_batches(problem), engine=trainer.engine)
     logging = replaced(module, log=log.log, log_dict=log.log_dict)
     with client_randomness(problem), logging, attached(module, stand_in):
         configure(module, stand_in)  # only for modules that look at their learning rate while they train

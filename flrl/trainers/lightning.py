@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from flrl.snapshot import Snapshot
 from flrl.trainers.base import ClientHalf, LocalProblem, Trainer, apply_adjustment, client_randomness, update_of
 from flrl.trainers.modules import LogCollector, check_automatic, loss_of, replaced
 from flrl.trainers.optimizers import optimizer_tensors, parse_optimizers, restore_optimizer, scale_learning_rates
@@ -20,7 +21,7 @@ class LightningTrainer(Trainer):
     """Trains with `pytorch_lightning.Trainer` (or that of `lightning.pytorch`, where the module comes from there).
 
     Args:
-        callbacks: Lightning callbacks of your own; each client's Trainer gets the same objects.
+        callbacks: Lightning callbacks of your own; each client's Trainer gets the same objects, as they were at first.
         trainer_options: further arguments of the Trainer, by name.
         options: as for `flrl.trainers.base.Trainer`.
     """
@@ -31,14 +32,18 @@ class LightningTrainer(Trainer):
         super().__init__(**options)
         self.callbacks = list(callbacks or [])
         self.trainer_options = dict(trainer_options or {})
+        self._before = Snapshot([self.callbacks, self.trainer_options], "trainer.callbacks")
 
     def check(self, module: pl.LightningModule) -> None:
-        """Refuse manual optimization; everything else is Lightning's."""
+        """Refuse manual optimization, and callbacks that cannot be put back; everything else is Lightning's."""
         check_automatic(module)
+        if self._before.stuck:
+            raise ValueError(f"what cannot be put back between clients: {', '.join(self._before.stuck)}")
 
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         """Train the client from the broadcast vector on."""
         self.load(problem)
+        self._before.restore()
         module = problem.module
         bridge = _Bridge(self, problem, half, LogCollector())
         loader = _Loader(self, problem)

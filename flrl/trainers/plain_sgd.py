@@ -8,7 +8,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from flrl.trainers.base import Trainer
-from flrl.trainers.stand_in import TrainerStandIn, attached, configure
+from flrl.trainers.stand_in import OnlyRealTrainerError, TrainerStandIn, attached, configure
 
 _MUST_BE_ZERO = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
@@ -18,7 +18,10 @@ def check_plain_sgd(module: pl.LightningModule, trainer: Trainer) -> None:
 
     A module whose `configure_optimizers` needs a real Trainer shows its optimizer to `recorded_rates` only.
     """
-    with attached(module, TrainerStandIn(trainer.local_epochs, 1)) as stand_in, suppress(RuntimeError):
+    with (
+        attached(module, TrainerStandIn(trainer.local_epochs, 1, engine=trainer.engine)) as stand_in,
+        suppress(OnlyRealTrainerError),
+    ):
         learning_rate(configure(module, stand_in)[0])
     options = getattr(trainer, "trainer_options", {})
     clip = options.get("gradient_clip_val", trainer.gradient_clip_val)

@@ -1,39 +1,92 @@
 """What `self.trainer` is for a module while no Lightning Trainer runs."""
 
 import contextlib
+import functools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers.logger import DummyLogger
 from torch.optim import Optimizer
 
 from flrl.trainers.optimizers import SchedulerStep, parse_optimizers
 
+log = logging.getLogger(__name__)
+
+
+class OnlyRealTrainerError(RuntimeError):
+    """Something was asked for that only a real Trainer has."""
+
 
 class TrainerStandIn:
-    """Counters, the optimizer, and a clear no to all that only a real Trainer has."""
+    """Counters, the optimizer, and a clear no to all that only a real Trainer has.
 
-    def __init__(self, max_epochs: int, num_training_batches: int) -> None:
+    Args:
+        max_epochs: local epochs.
+        num_training_batches: of an epoch.
+        engine: who does without a Trainer, as messages call it.
+    """
+
+    def __init__(self, max_epochs: int, num_training_batches: int, *, engine: str = "trainer=eager") -> None:
         self.max_epochs = max_epochs
+        self.max_steps = -1
         self.num_training_batches = num_training_batches
         self.estimated_stepping_batches = max_epochs * num_training_batches
+        self.accumulate_grad_batches = 1
         self.current_epoch = 0
         self.global_step = 0
         self.optimizers: list[Optimizer] = []
         self.lr_scheduler_configs: list[SchedulerStep] = []
-        self.loggers: list[Any] = []
-        self.logger = None
+        self.logger = ClientLogger(engine)
+        self.loggers = [self.logger]
+        self.progress_bar_callback = self.datamodule = None
+        self.callbacks: list[Any] = []
         self.training = True
-        self.validating = self.testing = self.predicting = self.sanity_checking = False
+        self.validating = self.testing = self.predicting = self.sanity_checking = self.fast_dev_run = False
         self.is_global_zero = True
-        self.world_size = 1
-        self.global_rank = self.local_rank = 0
+        self.world_size = self.num_devices = self.num_nodes = 1
+        self.global_rank = self.local_rank = self.node_rank = 0
+        self._engine = engine
+
+    @property
+    def should_stop(self) -> bool:
+        """Never: a client trains its epochs."""
+        return False
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        if value:
+            raise OnlyRealTrainerError(
+                f"{self._engine} does not end early by Trainer.should_stop: use trainer=lightning"
+            )
 
     def __getattr__(self, name: str) -> Any:
         """Anything that only a real Trainer has."""
         if name.startswith("__"):
             raise AttributeError(name)
-        raise RuntimeError(f"trainer=eager has no Trainer.{name}: use trainer=lightning")
+        raise OnlyRealTrainerError(f"{self._engine} has no Trainer.{name}: use trainer=lightning")
+
+
+class ClientLogger(DummyLogger):
+    """`self.logger` of a module that trains a client: takes all that it is given, keeps nothing, and says so once."""
+
+    def __init__(self, engine: str) -> None:
+        super().__init__()
+        self._engine = engine
+
+    @property
+    def experiment(self) -> Any:
+        """Something whose every method does nothing."""
+        _say_once(
+            f"{self._engine}: what goes to self.logger of a client is kept nowhere; self.log goes to metrics.jsonl"
+        )
+        return super().experiment
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log.warning(text)
 
 
 @contextlib.contextmanager

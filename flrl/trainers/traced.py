@@ -14,13 +14,13 @@ from torch.optim import optimizer as optimizers
 from flrl.layout import BoundModel
 from flrl.lightning_hooks import overridden
 from flrl.seeding import isolated_randomness, seed_generators
-from flrl.trainers.base import LocalProblem, Trainer
+from flrl.snapshot import Snapshot
+from flrl.trainers.base import TRANSFER_HOOKS, ClientHalf, LocalProblem, Trainer
 from flrl.trainers.capture import (
     NotCapturableError,
     Recorded,
     Shape,
     Watched,
-    attributes,
     record,
 )
 from flrl.trainers.eager import BATCH_HOOKS, EagerTrainer, Loop
@@ -46,7 +46,6 @@ WORTH_RECORDING = 4
 """Batches of one shape that are trained eagerly before the step is recorded for them."""
 _NO_REPLAY = "trainer=traced cannot replay this module's steps, so fuse and compile must be false: {}"
 _MOST_SHAPES = 64
-_MOST_CHANGES = 16
 _NORM_DIFFERENCE = 1e-3
 OTHER_INDICES = (1, 6)
 """`batch_idx` of the steps that a replay is compared with; it was recorded with a 0."""
@@ -73,36 +72,33 @@ class TracedTrainer(EagerTrainer):
         # Then which steps are replayed must not depend on what this process has trained before.
         self.own_bits = fuse or compile
         self._recordings: Recordings | None = None
-        self._round = 0
-        self._made = 0
         self._said: set[str] = set()
 
     def configured(self, problem: LocalProblem, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
         """The optimizer of the last client where it can be used again, else a new one."""
-        reused = self.recordings(problem.model, problem.broadcast.round).optimizer
+        reused = self.recordings(problem.model).optimizer
         if reused is None:
             return super().configured(problem, stand_in)
         stand_in.optimizers = [reused.renewed()]
         return reused.optimizer, []
 
-    def loop(self, problem: LocalProblem, *rest: Any) -> Loop:
+    def loop(self, problem: LocalProblem, half: ClientHalf, *rest: Any) -> Loop:
         """What takes the steps."""
-        recordings = self.recordings(problem.model, problem.broadcast.round)
-        return Loop(self, problem, *rest) if recordings.closed else _ReplayLoop(recordings, self, problem, *rest)
+        recordings = self.recordings(problem.model)
+        if recordings.closed:
+            return Loop(self, problem, half, *rest)
+        if recordings.optimizer is None and (changed := problem.model.changed()):
+            self.say(problem.module, f"configure_optimizers changes {', '.join(changed[:3])}")
+            return Loop(self, problem, half, *rest)
+        loop = _ReplayLoop(recordings, self, problem, half, *rest)
+        # From here on, code of the module runs only where a batch is not replayed.
+        problem.model.touched = loop.watches or half.adjusts_gradient or recordings.optimizer is None
+        return loop
 
-    def recordings(self, model: BoundModel, round: int) -> "Recordings":
-        """The recorded steps of a model; new ones if something in its module is not what it was a round ago."""
-        known = self._recordings
-        if known is not None and known.model is model and self._round == round:
-            return known
-        self._round = round
-        seen = attributes(model.module)
-        if known is None or known.model is not model or known.seen != seen:
-            self._made += 1
-            self._recordings = Recordings(self, model, seen)
-            if self._made > _MOST_CHANGES and not self.own_bits:
-                self._recordings.close("attributes of the module change all the time")
-        assert self._recordings is not None
+    def recordings(self, model: BoundModel) -> "Recordings":
+        """The recorded steps of a model; they hold as long as it does, since it is put back before each client."""
+        if self._recordings is None or self._recordings.model is not model:
+            self._recordings = Recordings(self, model)
         return self._recordings
 
     def say(self, module: pl.LightningModule, reason: str) -> None:
@@ -118,15 +114,14 @@ class Recordings:
     Args:
         trainer: gives precision, and whether to compile.
         model: the model.
-        seen: what its module's attributes were.
 
     Attributes:
         optimizer: one that all clients can use, if there is one.
         closed: nothing can be recorded.
     """
 
-    def __init__(self, trainer: TracedTrainer, model: BoundModel, seen: Any) -> None:
-        self.trainer, self.model, self.seen = trainer, model, seen
+    def __init__(self, trainer: TracedTrainer, model: BoundModel) -> None:
+        self.trainer, self.model = trainer, model
         self.module: pl.LightningModule = model.module  # type: ignore[assignment]
         self.closed = False
         self.optimizer: ReusedOptimizer | None = None
@@ -187,10 +182,16 @@ class ReusedOptimizer:
     @classmethod
     def of(cls, module: pl.LightningModule) -> "ReusedOptimizer | None":
         """A module's optimizer, if it can be used again."""
+        before = Snapshot(module, "module", spared=[*module.parameters(), *module.buffers()])
         try:
             with attached(module, Watched()):  # type: ignore[arg-type]
                 optimizer, schedulers = parse_optimizers(module.configure_optimizers())
         except NotCapturableError:
+            return None
+        finally:
+            changed = before.changed()
+            before.restore()
+        if changed:
             return None
         # Some make their state at once, and one that is not of torch may keep more than `state`.
         if schedulers or optimizer.state or not type(optimizer).__module__.startswith("torch.optim."):
@@ -256,10 +257,11 @@ def own_step(trainer: Trainer, model: BoundModel, batch: Any, batch_idx: int) ->
     kept = [tensor.detach().clone() for tensor in live]
     collector = LogCollector()
     logging = replaced(module, log=collector.log, log_dict=collector.log_dict)
+    before = Snapshot(module, "module", spared=live)
     seed_generators(1)
     try:
         autocast = trainer.autocast(model.vector.device)
-        with torch.enable_grad(), logging, attached(module, TrainerStandIn(1, 1)), autocast:
+        with torch.enable_grad(), logging, attached(module, TrainerStandIn(1, 1, engine=trainer.engine)), autocast:
             loss = loss_of(step_caller(module.training_step)(batch, batch_idx))
             if loss is None:
                 raise NotCapturableError("training_step skipped a batch")
@@ -270,6 +272,7 @@ def own_step(trainer: Trainer, model: BoundModel, batch: Any, batch_idx: int) ->
         with torch.no_grad():
             for tensor, value in zip(live, kept, strict=True):
                 tensor.copy_(value)
+        before.restore()
     return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
 
@@ -312,14 +315,17 @@ class _ReplayLoop(Loop):
         super().__init__(*rest)
         self.recordings = recordings
         clips = self.trainer.gradient_clip_val is not None
+        self.watches = any(overridden(self.module, hook) for hook in TRANSFER_HOOKS)
         alone = not (self.schedulers or self.adjusts_gradient or clips)
         self.steps_plainly = alone and steps_plainly(self.optimizer, self.parameters)
 
     def batch(self, batch: Any, batch_idx: int, epoch: int) -> Any:
         """One optimizer step; nobody looks at what `training_step` returned, since the module has no hooks."""
         shape, tensors = Shape.of(batch)
-        step = None if self.adjusts_loss else self.recordings.step(shape, batch)
+        eagerly = self.adjusts_loss or (self.watches and bool(self.problem.model.changed()))
+        step = None if eagerly else self.recordings.step(shape, batch)
         if step is None:
+            self.recordings.model.touched = True
             return super().batch(batch, batch_idx, epoch)
         if self.steps_plainly:
             with torch.inference_mode():

@@ -31,7 +31,7 @@ from flrl.trainers.base import (
     client_randomness,
     trained,
 )
-from flrl.trainers.capture import NotCapturableError, Recorded, Shape, Watched, attributes, record, rows_of
+from flrl.trainers.capture import NotCapturableError, Recorded, Shape, Watched, record, rows_of
 from flrl.trainers.eager import EagerTrainer
 from flrl.trainers.graphs import random_nodes, root, runnable
 from flrl.trainers.modules import reduced
@@ -69,7 +69,7 @@ class VectorizedTrainer(EagerTrainer):
         if self.memory_format != "contiguous":
             raise ValueError("trainer=vectorized has stacks of images, not images: trainer.memory_format=contiguous")
         self.width = width
-        self._steps: tuple[pl.LightningModule, Any, dict[Any, _Step]] | None = None
+        self._steps: tuple[pl.LightningModule, dict[Any, _Step]] | None = None
 
     def check(self, module: pl.LightningModule) -> None:
         """Refuse what eager refuses, and what cannot be done to many models as one."""
@@ -83,7 +83,7 @@ class VectorizedTrainer(EagerTrainer):
         dtype = ParameterLayout(module).dtype
         if any(parameter.dtype != dtype for parameter in module.parameters() if parameter.requires_grad):
             raise ValueError(f"trainer=vectorized needs all parameters to be of one dtype, {dtype}: use trainer=traced")
-        with attached(module, TrainerStandIn(self.local_epochs, 1)) as stand_in:
+        with attached(module, TrainerStandIn(self.local_epochs, 1, engine=self.engine)) as stand_in:
             optimizer, _ = configure(module, stand_in)
         name = type(optimizer).__name__
         if name not in ELEMENTWISE or type(optimizer) is not getattr(torch.optim, name):
@@ -125,9 +125,8 @@ class VectorizedTrainer(EagerTrainer):
             raise ValueError("trainer=vectorized takes no strategy that adjusts the loss: use trainer=eager")
         if not isinstance(problems[0].source, TensorSource):
             raise ValueError("trainer=vectorized needs samples in memory (TensorSource): use trainer=traced")
-        module, seen = problems[0].module, attributes(problems[0].module)
-        if self._steps is None or self._steps[0] is not module or self._steps[1] != seen:
-            self._steps = module, seen, {}
+        if self._steps is None or self._steps[0] is not problems[0].module:
+            self._steps = problems[0].module, {}
         stack = _Stack(self, problems, half)
         updates = {update.client_id: update for update in stack.train()}
         return [updates[problem.task.client_id] for problem in problems]
@@ -148,7 +147,7 @@ class VectorizedTrainer(EagerTrainer):
     def step(self, model: BoundModel, rows: int, batch: Any, shape: Shape | None) -> "_Step":
         """The recorded step of so many models, made when it is first asked for."""
         assert self._steps is not None
-        steps = self._steps[2]
+        steps = self._steps[1]
         if (rows, shape) not in steps:
             with isolated_randomness(0, model.vector.device):
                 steps[rows, shape] = _Step.of(self, model, batch)
@@ -296,7 +295,9 @@ class _Stack:
         """All steps of all clients."""
         first = self.rows[0].problem
         self.trainer.load(first)
-        stand_in = TrainerStandIn(self.trainer.local_epochs, self.trainer.num_batches(first))
+        stand_in = TrainerStandIn(
+            self.trainer.local_epochs, self.trainer.num_batches(first), engine=self.trainer.engine
+        )
         with client_randomness(first), attached(self.module, stand_in):
             optimizer, schedulers = configure(self.module, stand_in)
             scale_learning_rates(optimizer, schedulers, self.trainer.lr_factor(first))

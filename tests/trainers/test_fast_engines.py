@@ -582,7 +582,7 @@ def test_steps_are_recorded_for_few_sizes_of_stacks() -> None:
     trainer = VectorizedTrainer(batch_size=4, width=20)
     trained(FedAvg(**AVERAGE), lambda: Net(mlp()), trainer, sizes=tuple(range(4, 24)))
     assert trainer._steps is not None
-    assert {rows for rows, _ in trainer._steps[2]} <= {1, 2, 4, 8, 16, 20}
+    assert {rows for rows, _ in trainer._steps[1]} <= {1, 2, 4, 8, 16, 20}
 
 
 def test_the_shape_of_a_batch_tells_what_a_recording_holds_for() -> None:

@@ -1,0 +1,5 @@
+"""What an object and all that it holds were at one moment, to be put back: so nothing leaks from client to client."""
+
+from flrl.snapshot.snapshot import Snapshot
+
+__all__ = ["Snapshot"]

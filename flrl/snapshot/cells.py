@@ -1,0 +1,274 @@
+"""The kinds of things that hold state, each with a way to tell that it has changed and to put it back in place.
+
+A cell is shallow: a list's knows which objects were in it, and each of those that can change has a cell of its own.
+"""
+
+import array
+import pickle
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from operator import is_
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MISSING = object()
+_SMALL_BYTES = 2**16
+_IN_NUMPY = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
+_WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Cell(Protocol):
+    """One thing that can change."""
+
+    place: str
+    """Where it is, as one would write it in Python."""
+
+    def differs(self) -> bool:
+        """Whether it is not what it was."""
+
+    def names(self) -> list[str]:
+        """The places in it that have changed."""
+
+    def put_back(self) -> None:
+        """Make it what it was."""
+
+
+class Entries:
+    """A dict, or the attributes of an object: which values are under which keys, in their order."""
+
+    def __init__(self, place: str, mapping: dict[Any, Any], *, attributes: bool = False) -> None:
+        self.place, self.mapping, self.attributes = place, mapping, attributes
+        self.keys, self.values = list(mapping), tuple(mapping.values())
+
+    def differs(self) -> bool:
+        """Other keys, other values, or another order."""
+        found = self.mapping
+        return list(found) != self.keys or not all(map(is_, found.values(), self.values))
+
+    def names(self) -> list[str]:
+        """Keys that were added, taken away or given other values."""
+        before = dict(zip(self.keys, self.values, strict=True))
+        keys = [*before, *(key for key in self.mapping if key not in before)]
+        changed = [k for k in keys if before.get(k, _MISSING) is not dict.get(self.mapping, k, _MISSING)]
+        form = "{}.{}" if self.attributes else "{}[{!r}]"
+        return [form.format(self.place, key) for key in changed] or [self.place]
+
+    def put_back(self) -> None:
+        """In the original order; subclasses of dict may have methods of their own, which are passed by."""
+        kind: Any = OrderedDict if isinstance(self.mapping, OrderedDict) else dict
+        kind.clear(self.mapping)
+        for key, value in zip(self.keys, self.values, strict=True):
+            kind.__setitem__(self.mapping, key, value)
+
+
+class Items:
+    """A list or deque."""
+
+    def __init__(self, place: str, sequence: list[Any] | deque[Any]) -> None:
+        self.place, self.sequence, self.items = place, sequence, tuple(sequence)
+        self.size = len(self.items)
+
+    def differs(self) -> bool:
+        """Other objects, or another order."""
+        return not (len(self.sequence) == self.size and all(map(is_, self.sequence, self.items)))
+
+    def names(self) -> list[str]:
+        """The whole."""
+        return [self.place]
+
+    def put_back(self) -> None:
+        """The same objects."""
+        self.sequence.clear()
+        self.sequence.extend(self.items)
+
+
+class Members:
+    """A set."""
+
+    def __init__(self, place: str, members: set[Any]) -> None:
+        self.place, self.members, self.before = place, members, set(members)
+
+    def differs(self) -> bool:
+        """Other members."""
+        return self.members != self.before
+
+    def names(self) -> list[str]:
+        """The whole."""
+        return [self.place]
+
+    def put_back(self) -> None:
+        """The same members."""
+        self.members.clear()
+        self.members.update(self.before)
+
+
+class Named:
+    """Some attributes of an object that are in no dict: slots, and a class's own."""
+
+    def __init__(self, place: str, thing: Any, names: Iterable[str]) -> None:
+        self.place, self.thing = place, thing
+        self.before = [(name, self._now(name)) for name in names]
+
+    def _now(self, name: str) -> Any:
+        if isinstance(self.thing, type):
+            return vars(self.thing).get(name, _MISSING)
+        return getattr(self.thing, name, _MISSING)
+
+    def differs(self) -> bool:
+        """Another value under one of the names."""
+        return any(self._now(name) is not value for name, value in self.before)
+
+    def names(self) -> list[str]:
+        """The names with other values."""
+        return [f"{self.place}.{name}" for name, value in self.before if self._now(name) is not value]
+
+    def put_back(self) -> None:
+        """Where an object forbids it, as frozen dataclasses do, it is passed by."""
+        assign, remove = (type.__setattr__, type.__delattr__) if isinstance(self.thing, type) else _ASSIGN
+        for name, value in self.before:
+            now = self._now(name)
+            if now is not value:
+                assign(self.thing, name, value) if value is not _MISSING else remove(self.thing, name)
+
+
+_ASSIGN: Any = (object.__setattr__, object.__delattr__)
+
+
+class Hooks:
+    """What is registered on a tensor."""
+
+    def __init__(self, place: str, tensor: Tensor) -> None:
+        self.place, self.tensor = place, tensor
+        self.backward, self.accumulated = tensor._backward_hooks, _after_accumulation(tensor)
+
+    def differs(self) -> bool:
+        """Other registers; what is in them has cells of its own."""
+        tensor: Any = self.tensor
+        return tensor._backward_hooks is not self.backward or _after_accumulation(tensor) is not self.accumulated
+
+    def names(self) -> list[str]:
+        """The whole."""
+        return [f"hooks of {self.place}"]
+
+    def put_back(self) -> None:
+        """The same registers, or none."""
+        self.tensor._backward_hooks = self.backward
+        self.tensor._post_accumulate_grad_hooks = self.accumulated
+
+
+def _after_accumulation(tensor: Any) -> Any:
+    return getattr(tensor, "_post_accumulate_grad_hooks", None)
+
+
+class Numbers:
+    """A tensor that is not part of the model's vector: its bits, its gradient, and whether it asks for one."""
+
+    def __init__(self, place: str, tensor: Tensor) -> None:
+        self.place, self.tensor = place, tensor
+        self.before = tensor.detach().clone()
+        self.grad: Tensor | None = tensor.grad if tensor.is_leaf else None
+        self.requires_grad: bool | None = tensor.requires_grad if tensor.is_leaf else None
+        self.where, self.count = tensor.data_ptr(), tensor.numel()
+        self.memory: np.ndarray | None = None
+        if tensor.device.type == "cpu" and tensor.nbytes <= _SMALL_BYTES and tensor.dtype in _IN_NUMPY:
+            self.memory = tensor.detach().numpy()  # the same memory, and several times quicker to look at
+            self.bytes = self.memory.tobytes()
+
+    def differs(self) -> bool:
+        """Compared to the bit: writing through `.data` leaves no other trace."""
+        tensor = self.tensor
+        if self.requires_grad is not None and (
+            tensor.requires_grad is not self.requires_grad or tensor.grad is not self.grad
+        ):
+            return True
+        if self.memory is None or tensor.data_ptr() != self.where or tensor.numel() != self.count:
+            return not same_bits(tensor.detach(), self.before)
+        return self.memory.tobytes() != self.bytes
+
+    def names(self) -> list[str]:
+        """The whole."""
+        return [self.place]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """In its own memory where that is possible, so that views of it follow."""
+        tensor = self.tensor
+        if self.requires_grad is not None and tensor.is_leaf:
+            tensor.grad = self.grad
+            tensor.requires_grad_(self.requires_grad)
+        if same_bits(tensor.detach(), self.before):
+            return
+        if tensor.shape != self.before.shape or tensor.dtype != self.before.dtype or 0 in tensor.stride():
+            tensor.data = self.before.clone()
+            return
+        with torch.inference_mode(tensor.is_inference()):
+            tensor.detach().copy_(self.before)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two detached tensors have the same shape, dtype and bits; unlike `==`, NaN is NaN and -0.0 is not 0.0."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    if a.dtype.is_floating_point:
+        whole = _WHOLE_NUMBERS[a.element_size()]
+        a, b = a.view(whole), b.view(whole)
+    return torch.equal(a, b)
+
+
+class Stateful:
+    """Something whose state can be asked for and set: generators of random numbers, arrays, bytes."""
+
+    def __init__(self, place: str, get: Callable[[], Any], set_: Callable[[Any], None]) -> None:
+        self.place, self.get, self.set = place, get, set_
+        self.before = get()
+
+    def differs(self) -> bool:
+        """Another state."""
+        return bool(self.get() != self.before)
+
+    def names(self) -> list[str]:
+        """The whole."""
+        return [self.place]
+
+    def put_back(self) -> None:
+        """Set the state."""
+        self.set(self.before)
+
+
+def stateful(place: str, thing: Any) -> Stateful | None:
+    """The cell of a generator of random numbers, of an array or of bytes; None for anything else."""
+    if isinstance(thing, torch.Generator):
+        return Stateful(place, lambda: bytes(thing.get_state().numpy()), lambda s: _set_generator(thing, s))
+    if isinstance(thing, np.random.Generator):
+        bits = thing.bit_generator
+        return Stateful(place, lambda: pickle.dumps(bits.state), lambda s: setattr(bits, "state", pickle.loads(s)))
+    if isinstance(thing, np.random.BitGenerator):
+        return Stateful(place, lambda: pickle.dumps(thing.state), lambda s: setattr(thing, "state", pickle.loads(s)))
+    if isinstance(thing, np.random.RandomState):
+        return Stateful(place, lambda: pickle.dumps(thing.get_state()), lambda s: thing.set_state(pickle.loads(s)))
+    if isinstance(thing, random.Random):
+        return Stateful(place, thing.getstate, thing.setstate)
+    if isinstance(thing, np.ndarray) and thing.dtype.hasobject:
+        kept = thing.copy()  # its bytes tell which objects there are
+        return Stateful(place, thing.tobytes, lambda s: thing.__setitem__(..., kept))
+    if isinstance(thing, np.ndarray):
+        return Stateful(place, thing.tobytes, lambda s: _fill(thing, s))
+    if isinstance(thing, bytearray):
+        return Stateful(place, lambda: bytes(thing), lambda s: thing.__setitem__(slice(None), s))
+    if isinstance(thing, array.array):
+        return Stateful(place, thing.tolist, lambda s: thing.__setitem__(slice(None), array.array(thing.typecode, s)))
+    return None
+
+
+def _set_generator(generator: torch.Generator, state: bytes) -> None:
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+def _fill(found: np.ndarray, data: bytes) -> None:
+    found[...] = np.frombuffer(data, found.dtype).reshape(found.shape)
