@@ -62,6 +62,10 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
     )
     state, history = _first_state(worker, info)
     callbacks = _callbacks(config)
+    if state.round < worker.strategy.rounds and not (
+        worker.drop_failures or getattr(backend, "dedicated_server", False)
+    ):
+        worker.rehearse(*worker.strategy.plan(state, data.sizes, worker.seed))
     # Nothing can be refused any more: from here on the folder is this run's.
     shutil.rmtree(folder / BEFORE, ignore_errors=True)
     if output_subdir is not None:

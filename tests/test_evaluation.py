@@ -143,7 +143,7 @@ def test_the_test_step_goes_first_and_the_validation_step_stands_in() -> None:
     assert Evaluator().run(BoundModel(both), NUMBERS, indices) == {"test/mean": 7.0}
     assert Evaluator().run(BoundModel(val), NUMBERS, indices) == {"val/mean": 7.0}
     assert [name for name, *_ in both.calls] == ["start"]
-    assert [name for name, *_ in val.calls] == ["val"]
+    assert val.calls == []  # put back after each batch that any worker may evaluate
 
 
 def test_modes_and_log_are_put_back() -> None:

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,8 +82,7 @@ class Worker:
             ValueError: the strategy has changed itself.
         """
         device = self.model.vector.device
-        variables = {name: tensor.to(device) for name, tensor in broadcast.variables.items()}
-        broadcast = replace(broadcast, vector=broadcast.vector.to(device), variables=variables)
+        broadcast = self._here(broadcast)
         sizes = self.strategy.vector_sizes(self.model.layout)
         accumulator = WeightedMean(sizes, total_weight=broadcast.total_weight, device=device)
         reports = []
@@ -96,6 +96,38 @@ class Worker:
                     reports.append(self._fold(task, update, accumulator))
                     on_report(reports[-1])
         return accumulator, reports
+
+    def rehearse(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> None:
+        """Train the first clients of a round on one batch each, and forget it: what cannot be trained is said early.
+
+        Args:
+            broadcast: what the clients of the next round are sent.
+            tasks: theirs.
+
+        Raises:
+            ValueError: an engine or a strategy refuses the module, by name.
+            ClientError: the module's own code raised.
+        """
+        if not tasks:
+            return
+        stack = stacks_of(self.stacked(tasks))[0]
+        before = Snapshot(self.strategy, "strategy")
+        with clients_in_turn(self.model.vector.device):
+            try:
+                self._clients(stack, self._here(broadcast), most=self.trainer.batch_size)
+            except ClientError as error:
+                if isinstance(error.__cause__, ValueError) and _raised_here(error.__cause__):
+                    raise error.__cause__ from None
+                raise
+            finally:
+                self.model.load(broadcast.vector)
+        refuse_changes(self.strategy, before, "while a client trains")
+
+    def _here(self, broadcast: Broadcast) -> Broadcast:
+        """The same, on the model's device."""
+        device = self.model.vector.device
+        variables = {name: tensor.to(device) for name, tensor in broadcast.variables.items()}
+        return replace(broadcast, vector=broadcast.vector.to(device), variables=variables)
 
     def stacked(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
         """The tasks, those that train side by side numbered alike.
@@ -168,10 +200,13 @@ class Worker:
         clients = {client_id: row for part in parts for client_id, row in part.clients.items()}
         return metrics | summarize_clients([dict(clients[client_id]) for client_id in sorted(clients)])
 
-    def _clients(self, stack: Sequence[ClientTask], broadcast: Broadcast) -> list[ClientUpdate]:
-        source = self.data.splits.train
+    def _clients(
+        self, stack: Sequence[ClientTask], broadcast: Broadcast, *, most: int | None = None
+    ) -> list[ClientUpdate]:
+        """The updates of clients that may train side by side, on at most so many of their first samples."""
+        source, indices = self.data.splits.train, self.data.train_indices
         problems = [
-            LocalProblem(self.model, source, self.data.train_indices(task.client_id), task, broadcast, self.seed)
+            LocalProblem(self.model, source, indices(task.client_id)[:most], task, broadcast, self.seed)
             for task in stack
         ]
         try:
@@ -181,11 +216,23 @@ class Worker:
         except Exception as error:
             clients = ", ".join(str(task.client_id) for task in stack)
             raise ClientError(
-                f"client {clients}, round {broadcast.round}: {type(error).__name__}: {error}",
+                f"client {clients}, round {broadcast.round}: {type(error).__name__}: {error}{self._hint(error)}",
                 client_id=stack[0].client_id,
                 traceback=traceback.format_exc(),
             ) from error
         return updates
+
+    def _hint(self, error: Exception) -> str:
+        if "Expected more than 1 value per channel" in str(error):  # torch's BatchNorm
+            size = self.trainer.batch_size
+            return f"; its last batch has one sample: choose another trainer.batch_size than {size}, or GroupNorm"
+        return ""
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether flrl itself has raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
 def stacks_of(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:

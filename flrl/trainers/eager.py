@@ -21,9 +21,10 @@ from flrl.trainers.base import (
     transfers,
     update_of,
 )
-from flrl.trainers.modules import LogCollector, check_automatic, loss_of, replaced, step_caller
+from flrl.trainers.modules import LogCollector, check_automatic, loss_of, replaced, require_losses, step_caller
 from flrl.trainers.optimizers import (
     SchedulerStep,
+    check_stepped,
     optimizer_tensors,
     restore_optimizer,
     scale_learning_rates,
@@ -61,6 +62,7 @@ class EagerTrainer(Trainer):
                 optimizer, _ = configure(module, stand_in)
             except TypeError as error:
                 raise ValueError(f"model: {type(module).__name__}.configure_optimizers: {error}") from error
+        check_stepped(module, optimizer)
         if isinstance(optimizer, LBFGS):
             raise ValueError("trainer=eager does not pass closures, which LBFGS needs: use trainer=lightning")
 
@@ -72,6 +74,7 @@ class EagerTrainer(Trainer):
         logging = replaced(problem.module, log=log.log, log_dict=log.log_dict)
         with client_randomness(problem), logging, attached(problem.module, stand_in):
             optimizer = self._train(problem, half, log, stand_in)
+        require_losses(log.num_losses, log.num_skipped)
         memory = optimizer_tensors(optimizer) if self.keep_optimizer_state else None
         return update_of(problem, metrics=log.result(), num_steps=stand_in.global_step, memory=memory)
 
@@ -149,6 +152,7 @@ class Loop:
         loss = loss_of(output)
         self.zero_grad(epoch, batch_idx)
         if loss is None:
+            self.log.num_skipped += 1
             return None
         self.log.add_loss(loss)
         if self.adjusts_loss:

@@ -1,5 +1,6 @@
 """A real `Trainer.fit` per client: every hook and callback of Lightning works, for tens of milliseconds a client."""
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -12,8 +13,15 @@ import torch
 
 from flrl.snapshot import Snapshot
 from flrl.trainers.base import ClientHalf, LocalProblem, Trainer, apply_adjustment, client_randomness, update_of
-from flrl.trainers.modules import LogCollector, check_automatic, loss_of, replaced
-from flrl.trainers.optimizers import optimizer_tensors, parse_optimizers, restore_optimizer, scale_learning_rates
+from flrl.trainers.modules import LogCollector, check_automatic, loss_of, replaced, require_losses
+from flrl.trainers.optimizers import (
+    check_stepped,
+    optimizer_tensors,
+    parse_optimizers,
+    restore_optimizer,
+    scale_learning_rates,
+)
+from flrl.trainers.stand_in import OnlyRealTrainerError, TrainerStandIn, attached, configure
 from flrl.types import ClientUpdate
 
 
@@ -37,6 +45,9 @@ class LightningTrainer(Trainer):
     def check(self, module: pl.LightningModule) -> None:
         """Refuse manual optimization, and callbacks that cannot be put back; everything else is Lightning's."""
         check_automatic(module)
+        stand_in = TrainerStandIn(self.local_epochs, 1, engine=self.engine)
+        with attached(module, stand_in), contextlib.suppress(OnlyRealTrainerError):
+            check_stepped(module, configure(module, stand_in)[0])
         if self._before.stuck:
             raise ValueError(f"what cannot be put back between clients: {', '.join(self._before.stuck)}")
 
@@ -52,6 +63,7 @@ class LightningTrainer(Trainer):
             trainer.fit(module, train_dataloaders=loader)
             if trainer.interrupted:
                 raise KeyboardInterrupt
+        require_losses(bridge.collected.num_losses, bridge.collected.num_skipped)
         memory = optimizer_tensors(bridge.optimizer) if self.keep_optimizer_state else None
         return update_of(problem, metrics=bridge.collected.result(), num_steps=trainer.global_step, memory=memory)
 
@@ -142,6 +154,7 @@ class _Bridge(pl.Callback):
             output = original(*args, **kwargs)
             loss = loss_of(output)
             if loss is None:
+                self.collected.num_skipped += 1
                 return output
             self.collected.add_loss(loss)
             if self._half.adjusts_loss:

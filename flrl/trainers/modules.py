@@ -50,6 +50,14 @@ def loss_of(output: Any) -> Tensor | None:
     return loss
 
 
+def require_losses(found: int, skipped: int) -> None:
+    """Raise ValueError if `training_step` returned nothing for every batch of a client."""
+    if skipped and not found:
+        raise ValueError(
+            f"training_step returned no loss for any of the client's {skipped} batches: nothing was trained"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Logged:
     """What a module logged over some batches, in a form that can be sent and joined with that of other batches.
@@ -82,6 +90,8 @@ class LogCollector:
         self._metrics: dict[str, Metric] = {}
         self._computed: dict[str, float] = {}
         self._losses: list[tuple[Tensor, float]] = []
+        self.num_skipped = 0
+        """Batches for which `training_step` returned nothing."""
 
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
         """What `LightningModule.log` is called with; all but value, `reduce_fx` and `batch_size` is ignored."""
@@ -103,6 +113,11 @@ class LogCollector:
         """What `LightningModule.log_dict` is called with."""
         for name, value in dictionary.items():
             self.log(name, value, **options)
+
+    @property
+    def num_losses(self) -> int:
+        """Batches whose loss was noted."""
+        return len(self._losses)
 
     def add_loss(self, loss: Tensor) -> None:
         """Note the loss that `training_step` returned for the present batch."""

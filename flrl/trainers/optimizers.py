@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -43,6 +43,17 @@ def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerStep]]:
         raise ValueError(f"configure_optimizers must return one torch optimizer, got {names}")
     steps = [_scheduler(item) for item in (schedulers if isinstance(schedulers, list | tuple) else [schedulers])]
     return optimizers[0], steps
+
+
+def check_stepped(module: nn.Module, optimizer: Optimizer) -> None:
+    """Raise ValueError if an optimizer steps what is no parameter of its module, and so would not be sent."""
+    known = {id(parameter) for parameter in module.parameters()}
+    strange = sum(id(parameter) not in known for group in optimizer.param_groups for parameter in group["params"])
+    if strange:
+        raise ValueError(
+            f"model: {type(module).__name__}.configure_optimizers steps {strange} tensors that are no parameters of "
+            "the module and would not be sent: make them nn.Parameter attributes"
+        )
 
 
 def _scheduler(item: Any) -> SchedulerStep:

@@ -23,6 +23,7 @@ from flrl.data.sources import TensorSource
 from flrl.layout import BoundModel, ParameterLayout
 from flrl.lightning_hooks import overridden
 from flrl.seeding import isolated_randomness, seed_for
+from flrl.snapshot import Snapshot
 from flrl.trainers.base import (
     TRANSFER_HOOKS,
     ClientHalf,
@@ -83,8 +84,16 @@ class VectorizedTrainer(EagerTrainer):
         dtype = ParameterLayout(module).dtype
         if any(parameter.dtype != dtype for parameter in module.parameters() if parameter.requires_grad):
             raise ValueError(f"trainer=vectorized needs all parameters to be of one dtype, {dtype}: use trainer=traced")
+        before = Snapshot(module, "module", spared=[*module.parameters(), *module.buffers()])
         with attached(module, TrainerStandIn(self.local_epochs, 1, engine=self.engine)) as stand_in:
             optimizer, _ = configure(module, stand_in)
+        changed = before.changed()
+        before.restore()
+        if changed:
+            raise ValueError(
+                f"trainer=vectorized: configure_optimizers changes {', '.join(changed[:3])}, which recorded steps "
+                "would not see: use trainer=traced"
+            )
         name = type(optimizer).__name__
         if name not in ELEMENTWISE or type(optimizer) is not getattr(torch.optim, name):
             raise ValueError(f"trainer=vectorized does not know that {name} steps elementwise: use trainer=traced")

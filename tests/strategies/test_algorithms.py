@@ -221,15 +221,13 @@ def test_transforms_run_and_are_counted() -> None:
 
 
 def test_a_transform_that_never_ran_fails_the_run() -> None:
-    class Elsewhere(FedAvg):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self.reading = 0
+    readings: list[int] = []
 
+    class Elsewhere(FedAvg):
         @property
         def transforms(self) -> Any:
-            self.reading += 1
-            return self._transforms if self.reading > 3 else ()
+            readings.append(0)
+            return self._transforms if len(readings) > 3 else ()
 
         @transforms.setter
         def transforms(self, value: Any) -> None:

@@ -1,7 +1,7 @@
 """What a round costs: nothing for clients that do not take part, a small record for one that does."""
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,17 @@ def fedavg(rounds: int, cohort: int, **options: Any) -> FedAvg:
     return FedAvg(rounds=rounds, sampler=UniformSampler(num=cohort), server_optimizer=SGD, **options)
 
 
-class Asked(FedAvg):
-    """Counts how often a client's weight is asked for."""
-
-    count = 0
-
-    def weight(self, num_samples: int) -> float:
-        self.count += 1
-        return super().weight(num_samples)
-
-
 def test_the_weight_of_all_clients_is_summed_once_a_run() -> None:
+    asked: list[int] = []
+
+    class Asked(FedAvg):
+        def weight(self, num_samples: int) -> float:
+            asked.append(num_samples)
+            return super().weight(num_samples)
+
     strategy = Asked(rounds=4, sampler=UniformSampler(num=2), server_optimizer=SGD)
     fit(make_worker(strategy, sizes=(3, 4, 4, 5, 5, 5, 5)))
-    assert strategy.count == 4 * 2 + 3  # the tasks of four rounds, and three different sizes
+    assert len(asked) == 4 * 2 + 3  # the tasks of four rounds, and three different sizes
     assert strategy.weight_of_all(np.array([3, 4, 4, 5, 5, 5, 5])) == 31.0
 
 
@@ -71,21 +68,15 @@ def test_a_run_takes_as_many_calls_in_any_population(tmp_path: Path) -> None:
 class Counted(Callback):
     """How much of what clients have sent and remember is still there."""
 
-    name = "counted"
-
     def __init__(self) -> None:
         self.updates: list[weakref.ref[Tensor]] = []
         self.memories: list[weakref.ref[Tensor]] = []
         self.reports: list[list[int]] = []
         self.most_updates = 0
 
-    def encode(self, update: ClientUpdate, broadcast: Broadcast, seed: int) -> tuple[ClientUpdate, dict[str, float]]:
+    def note(self, update: ClientUpdate) -> None:
         self.updates.append(weakref.ref(update.vectors["update"]))
         self.most_updates = max(self.most_updates, alive(self.updates))
-        return update, {}
-
-    def decode(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return means
 
     def on_client_end(self, report: ClientReport) -> None:
         self.memories += [weakref.ref(tensor) for tensor in report.memory.values()]
@@ -94,13 +85,32 @@ class Counted(Callback):
         self.reports.append([len(record.reports) for record in history])
 
 
+class Noting:
+    """A transform that tells of each update; a strategy and what it holds may not change themselves."""
+
+    name = "noting"
+
+    def __init__(self, note: Callable[[ClientUpdate], None]) -> None:
+        self.note = note
+
+    def encode(self, update: ClientUpdate, broadcast: Broadcast, seed: int) -> tuple[ClientUpdate, dict[str, float]]:
+        self.note(update)
+        return update, {}
+
+    def decode(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return means
+
+
 def alive(references: list[weakref.ref[Tensor]]) -> int:
     return sum(reference() is not None for reference in references)
 
 
 def test_no_more_than_two_updates_are_held_at_a_time() -> None:
     counted = Counted()
-    fit(make_worker(fedavg(2, 40, transforms=[counted]), sizes=[2] * 50), callbacks=[counted])
+    fit(
+        make_worker(fedavg(2, 40, transforms=[Noting(lambda update: counted.note(update))]), sizes=[2] * 50),
+        callbacks=[counted],
+    )
     assert len(counted.updates) == 80
     assert counted.most_updates <= 2  # one that has been folded, and the next one
     assert alive(counted.updates) == 0

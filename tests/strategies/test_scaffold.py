@@ -411,7 +411,7 @@ def test_plain_sgd_with_or_without_a_schedule_is_accepted(module: Any) -> None:
 def test_an_optimizer_that_needs_a_real_trainer_is_looked_at_when_it_steps() -> None:
     class Needs(Linear):
         def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.1 * self.trainer.accumulate_grad_batches)
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.1 * bool(self.trainer.strategy))
 
     strategy, trainer = Scaffold(**averaging(1)), LightningTrainer(batch_size=8)
     strategy.check(Needs(), trainer)
