@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from flrl.kernels import Survey, survey
-from flrl.snapshot import Snapshot
+from flrl.snapshot import Shared, Snapshot
 
 Kind = Literal["trainable", "buffer"]
 
@@ -146,6 +146,7 @@ class BoundModel:
         self._bind()
         self.touched = True
         self._outside = Snapshot(module, "module", spared=[*module.parameters(), *module.buffers()])
+        self._shared = Shared(module)
         if stuck := self._outside.stuck:
             raise ValueError(
                 f"model: {type(module).__name__} holds what cannot be put back between clients: {', '.join(stuck)}; "
@@ -215,6 +216,11 @@ class BoundModel:
         return self.vector
 
     def _check_parts(self) -> None:
+        if changed := self._shared.changed():
+            raise ValueError(
+                f"model: {type(self.module).__name__} changes {', '.join(changed[:3])} while a client trains, which all "
+                "modules share and nobody can put back: make it an attribute of the module"
+            )
         for name, parameter, bits in self._frozen:
             if parameter.requires_grad or _bits(parameter) != bits:
                 raise ValueError(

@@ -1,5 +1,6 @@
 """What an object and all that it holds were at one moment, to be put back: so nothing leaks from client to client."""
 
+from flrl.snapshot.shared import Shared
 from flrl.snapshot.snapshot import Snapshot
 
-__all__ = ["Snapshot"]
+__all__ = ["Shared", "Snapshot"]

@@ -17,6 +17,8 @@ def is_own(module: str) -> bool:
     """
     if module.split(".")[0] == "flrl":
         return False
+    if module == "__main__":  # in a notebook it has no file
+        return True
     found = sys.modules.get(module)
     path = getattr(found, "__file__", None)
     return path is not None and not str(Path(path).resolve()).startswith(_LIBRARIES)

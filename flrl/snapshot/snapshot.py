@@ -35,6 +35,8 @@ _PASSED_BY = (
 """Packages whose objects are not entered: what they hold is of this process, not of a model."""
 _REGISTERS = ("_parameters", "_buffers", "_modules")
 _NO_STATE = ("_trainer", "_fabric")
+_NOT_TOLD = (*_NO_STATE, "log", "log_dict", "_flat_weights", "_flat_weight_refs")
+"""Attributes that engines replace for a while, or that torch derives from parameters; they are put back all the same."""
 
 
 class Snapshot:
@@ -81,7 +83,8 @@ class Snapshot:
 
     def changed(self) -> list[str]:
         """The places that are not what they were."""
-        return [name for cell in self._differing() for name in cell.names()]
+        names = (name for cell in self._differing() for name in cell.names())
+        return [name for name in names if name.rpartition(".")[2] not in _NOT_TOLD]
 
     def restore(self) -> None:
         """Make all of it what it was."""

@@ -124,6 +124,7 @@ class _Bridge(pl.Callback):
             "log_dict": self._both(module.log_dict, self.collected.log_dict),
             "training_step": self._training_step(module.training_step),
             "configure_optimizers": self._configure_optimizers(module.configure_optimizers),
+            "prepare_data": lambda: None,  # the samples are not the module's own
         }
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:

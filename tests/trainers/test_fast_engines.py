@@ -17,7 +17,7 @@ from flrl.errors import ClientError
 from flrl.layout import BoundModel
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg, FedProx, FedSGD, Scaffold, Strategy
-from flrl.trainers import EagerTrainer, TracedTrainer, Trainer, VectorizedTrainer
+from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, Trainer, VectorizedTrainer
 from flrl.trainers.capture import NotCapturableError, Shape, record
 from flrl.trainers.graphs import with_sgd
 from flrl.types import Broadcast, ClientTask
@@ -232,15 +232,24 @@ STEPS: dict[str, tuple[Callable[..., Any], str]] = {
     "branches on the loss": (lambda m, loss, i: loss * 2 if loss > 1 else loss, ""),
     "batch_idx": (lambda m, loss, i: loss * 2 if i % 2 else loss, "depends on batch_idx"),
     "the epoch": (lambda m, loss, i: loss * (1 + m.current_epoch), "reads Trainer.current_epoch"),
-    "an attribute": (counting, "changes attributes"),
-    "a list": (collecting, "changes attributes"),
+    "an attribute": (counting, "changes module.count"),
+    "a list": (collecting, "changes module.seen"),
     "Python's generator": (lambda m, loss, i: loss * random.random(), "random numbers from Python"),
     "logs a number": (lambda m, loss, i: (m.log("a", 1.5), loss)[1], "logs a number that is no tensor"),
     "skips": (lambda m, loss, i: None, "skipped a batch"),
 }
 
 
-@pytest.mark.parametrize(("step", "reason"), STEPS.values(), ids=STEPS.keys())
+def test_a_step_that_never_returns_a_loss_is_an_error() -> None:
+    for kind in (EagerTrainer, TracedTrainer, LightningTrainer):
+        with pytest.raises(ClientError, match="training_step returned no loss for any of the client's 20 batches"):
+            trained(FedAvg(**AVERAGE), lambda: Step(STEPS["skips"][0]), kind(batch_size=2, local_epochs=2))
+
+
+TRAINED = {name: found for name, found in STEPS.items() if name != "skips"}
+
+
+@pytest.mark.parametrize(("step", "reason"), TRAINED.values(), ids=TRAINED.keys())
 def test_what_cannot_be_replayed_is_trained_eagerly_and_said_once(
     step: Callable[..., Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -334,3 +334,41 @@ class StatefulEvaluation(Linear):
         self.scale /= 2
         self.seen += 1
         self.log("test/loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]) * self.scale * self.seen)
+
+
+_STEPS = 0
+_SEEN: list[int] = []
+
+
+def _count() -> int:
+    global _STEPS
+    _STEPS += 1
+    return _STEPS
+
+
+class Global(Stateful):
+    """Counts in a global, by a function of its Python module."""
+
+    def factor(self, batch: Any) -> float:
+        return 1 / _count()
+
+
+class GlobalList(Stateful):
+    """Collects in a global list."""
+
+    def factor(self, batch: Any) -> float:
+        _SEEN.append(1)
+        return 1 / len(_SEEN)
+
+
+def enclosed() -> Linear:
+    """A module whose class counts in a variable of this function."""
+    steps = 0
+
+    class Enclosed(Stateful):
+        def factor(self, batch: Any) -> float:
+            nonlocal steps
+            steps += 1
+            return 1 / steps
+
+    return Enclosed()
