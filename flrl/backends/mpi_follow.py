@@ -12,6 +12,7 @@ import torch
 
 from flrl.backends.messages import Ready
 from flrl.backends.mpi_lines import LOOK_EVERY_S, MpiLink, alive
+from flrl.backends.portable import check
 from flrl.backends.serving import device_of, failure, log_into, serve, share_kept_samples
 from flrl.backends.shared import Handle, Reader, SharedObject, into_shared_memory
 from flrl.backends.worker import WorkerRecipe
@@ -29,6 +30,7 @@ class Setup:
         owners: with a dedicated server, the clients of each process from 1 on.
         threads: intra-op threads.
         device: where the model trains.
+        portable: whether libraries are held to what all processors can do.
         folder: the run's folder.
         leader: the number of process 0 as a process of its machine.
         status: where it notes what it is training itself.
@@ -40,6 +42,7 @@ class Setup:
     owners: Sequence[Sequence[int]] | None
     threads: int
     device: str
+    portable: bool
     folder: Path | None
     leader: int
     status: str
@@ -62,6 +65,7 @@ def follow(here: World, first: Content) -> None:
 def _serve_run(setup: Setup, here: World, link: MpiLink) -> None:
     shared = None
     try:
+        check(setup.portable, device=setup.device)
         data, shared = _data(setup, here)
         share_kept_samples(data, here.node.size)
         device = device_of(setup.device, here.node.rank)

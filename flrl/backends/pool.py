@@ -17,6 +17,7 @@ from flrl.aggregation import WeightedMean
 from flrl.backends.dealing import at_random, contiguous, longest_first
 from flrl.backends.job import LOOK_EVERY_S, Hub, Job
 from flrl.backends.messages import Evaluate, Train, by_name
+from flrl.backends.portable import check, check_trainer
 from flrl.backends.shared import SharedObject
 from flrl.backends.watch import watching
 from flrl.backends.worker import EvaluationShare, Worker, WorkerRecipe, check_settings, stacks_of
@@ -33,6 +34,7 @@ class PoolBackend(ABC):
     Args:
         threads: intra-op threads of torch in each process. Another number gives other bits.
         device: where the models train; the workers of "cuda" share out the devices there are.
+        portable: hold libraries to what all x86-64 processors can do, for the same bits on all of them.
         timeout_s: longest time in seconds that a worker may take over one client, or over its part of an evaluation;
             null waits for ever.
         dealing: who trains whom: "longest_first" gives the clients with most samples first, each to the worker that
@@ -44,16 +46,19 @@ class PoolBackend(ABC):
         *,
         threads: int = 1,
         device: str = "cpu",
+        portable: bool = False,
         timeout_s: float | None = None,
         dealing: Literal["longest_first", "random"] = "longest_first",
     ) -> None:
         check_settings(threads, device)
+        check(portable, device=device)
         if timeout_s is not None and not timeout_s > 0:
             raise ValueError(f"backend.timeout_s={timeout_s}: must be positive, or null")
         if dealing not in ("longest_first", "random"):
             raise ValueError(f"backend.dealing={dealing!r}: must be 'longest_first' or 'random'")
         self.threads = threads
         self.device = device
+        self.portable = portable
         self.timeout_s = timeout_s
         self.dealing = dealing
         self.shared: SharedObject | None = None
@@ -115,6 +120,7 @@ class PoolBackend(ABC):
         Raises:
             WorkerError: one could not be made.
         """
+        check_trainer(self.portable, worker.trainer)
         self._worker = worker
         self._hub = self.connect(worker, recipe, folder)
         self._new_job("start", timeout_s=None).finish()  # imports take their time

@@ -21,6 +21,7 @@ from torch import Tensor
 from flrl.backends.job import Heard, Hub, WorkerLostError
 from flrl.backends.messages import Ready, Specs, Started
 from flrl.backends.pool import PoolBackend
+from flrl.backends.portable import check
 from flrl.backends.serving import Tensors, device_of, failure, log_into, serve, share_kept_samples
 from flrl.backends.shared import Handle, Reader, Segment, into_shared_memory
 from flrl.backends.watch import begin, signals_ignored
@@ -44,6 +45,7 @@ class ProcessBackend(PoolBackend):
         workers: processes; null takes as many as there are cores, or clients in a round if those are fewer.
         threads: as for every backend.
         device: as for every backend with several workers, as are the others.
+        portable: see there.
         timeout_s: see there.
         dealing: see there.
     """
@@ -56,10 +58,11 @@ class ProcessBackend(PoolBackend):
         workers: int | None = None,
         threads: int = 1,
         device: str = "cpu",
+        portable: bool = False,
         timeout_s: float | None = None,
         dealing: Literal["longest_first", "random"] = "longest_first",
     ) -> None:
-        super().__init__(threads=threads, device=device, timeout_s=timeout_s, dealing=dealing)
+        super().__init__(threads=threads, device=device, portable=portable, timeout_s=timeout_s, dealing=dealing)
         if workers is not None and workers < 1:
             raise ValueError(f"backend.workers={workers}: must be at least 1, or null")
         self.workers = workers
@@ -75,7 +78,7 @@ class ProcessBackend(PoolBackend):
         number = min(_cores(), len(cohort)) if self.workers is None else self.workers
         handle = None if self.shared is None else self.shared.handle
         slots = Segment()
-        common = (number, recipe, handle, self.threads, self.device, folder, slots.path)
+        common = (number, recipe, handle, self.threads, self.device, self.portable, folder, slots.path)
         return _ProcessHub([_Start(index, *common) for index in range(number)], slots)
 
 
@@ -94,6 +97,7 @@ class _Start:
     data: Handle | None
     threads: int
     device: str
+    portable: bool
     folder: Path | None
     slots: str
 
@@ -119,7 +123,7 @@ class _ProcessHub:
             for start in starts:
                 here, there = _SPAWN.Pipe()
                 # As bytes: reading them imports torch, and by then the worker has to be mortal.
-                arguments = (_run.__module__, _run.__name__, pickle.dumps(start), there)
+                arguments = (_run.__module__, _run.__name__, pickle.dumps(start), there, start.portable)
                 process = _SPAWN.Process(target=begin, args=arguments, name=f"flrl worker {start.index}")
                 process.start()
                 there.close()
@@ -254,6 +258,7 @@ def _run(start: _Start, line: Connection) -> None:
     log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
     link = _ProcessLink(line, start)
     try:
+        check(start.portable, device=start.device)
         data = start.recipe.data() if start.data is None else start.data.load()
         share_kept_samples(data, start.processes)
         worker = start.recipe.worker(data, threads=start.threads, device=device_of(start.device, start.index))

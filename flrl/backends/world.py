@@ -33,6 +33,17 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Import what a run needs.
+
+    Attributes:
+        portable: the backend's setting, which has to be seen to before torch is imported.
+    """
+
+    portable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """What process 0 sends another one.
 
