@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from flrl.backends.messages import Evaluated, Failed, Ready, Started, Trained, by_client
+from flrl.backends.messages import Evaluated, Failed, Ready, Started, Terminating, Trained, by_client
 from flrl.backends.worker import EvaluationPart
 from flrl.errors import ClientError, WorkerError
 from flrl.types import ClientReport, ClientTask
@@ -15,6 +15,8 @@ from flrl.types import ClientReport, ClientTask
 Heard = tuple[int, Any, Mapping[str, Tensor]]
 LOOK_EVERY_S = 0.5
 """Seconds between two looks at the other workers while the controller trains or waits."""
+_OWN_SIGNAL_S = 0.5
+"""Seconds to wait for a SIGTERM to the controller itself after a worker's: many launchers send it to all in turn."""
 
 
 class WorkerLostError(Exception):
@@ -139,6 +141,10 @@ class Job:
             case Evaluated(part):
                 self.parts.append(part)
                 self.waiting.discard(index)
+            case Terminating():
+                self.waiting.discard(index)
+                time.sleep(_OWN_SIGNAL_S)
+                raise WorkerLostError(index, "was ended by SIGTERM")
             case Ready():
                 self.waiting.discard(index)
             case Failed():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flrl.backends.portable import choose, inherit
+from flrl.backends.termination import answer_sigterm
 from flrl.backends.watch import die_with_parent
 from flrl.backends.world import DATA, DOWN, UP, Content, Pause, Prepare, World, wait_for_message, world
 from flrl.errors import FlrlError
@@ -104,8 +105,8 @@ def _dismiss(comm: "MPI.Comm", seconds: float) -> bool:
 
 
 def _follow(here: World) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # process 0 answers these for all
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 0 answers it for all
+    answer_sigterm()
     die_with_parent()
     try:
         content = wait_for_message(here.comm)

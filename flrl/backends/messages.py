@@ -133,6 +133,11 @@ class Failed:
     traceback: str
 
 
+@dataclass(frozen=True, slots=True)
+class Terminating:
+    """SIGTERM has asked the worker to end: it does nothing more."""
+
+
 def by_name(memory: Mapping[int, Memory]) -> dict[str, Tensor]:
     """The clients' tensors under the names `<client id>/<name>`."""
     return {f"{client}/{name}": tensor for client, tensors in memory.items() for name, tensor in tensors.items()}

@@ -15,6 +15,7 @@ from flrl.backends.mpi_lines import LOOK_EVERY_S, MpiLink, alive
 from flrl.backends.portable import check
 from flrl.backends.serving import device_of, failure, log_into, serve, share_kept_samples
 from flrl.backends.shared import Handle, Reader, SharedObject, into_shared_memory
+from flrl.backends.termination import terminable
 from flrl.backends.worker import WorkerRecipe
 from flrl.backends.world import DOWN, Content, World, launchers_stderr, wait_for_message
 from flrl.data import FederatedData
@@ -69,7 +70,8 @@ def _serve_run(setup: Setup, here: World, link: MpiLink) -> None:
         data, shared = _data(setup, here)
         share_kept_samples(data, here.node.size)
         device = device_of(setup.device, here.node.rank)
-        worker = setup.recipe.worker(data, threads=setup.threads, device=device)
+        with terminable():
+            worker = setup.recipe.worker(data, threads=setup.threads, device=device)
     except BaseException as error:
         link.send(failure(error), {})
         return

@@ -24,6 +24,7 @@ from flrl.backends.pool import PoolBackend
 from flrl.backends.portable import check
 from flrl.backends.serving import Tensors, device_of, failure, log_into, serve, share_kept_samples
 from flrl.backends.shared import Handle, Reader, Segment, into_shared_memory
+from flrl.backends.termination import terminable
 from flrl.backends.watch import begin, signals_ignored
 from flrl.backends.worker import Worker, WorkerRecipe
 from flrl.data import FederatedData
@@ -209,6 +210,10 @@ class _ProcessLink:
         self._slot = _slots(slots)[start.index]
         self._told = 0.0
 
+    def wait(self) -> None:
+        with contextlib.suppress(OSError):  # `receive` will tell
+            self._line.poll(None)
+
     def receive(self) -> tuple[Any, Tensors, Tensors]:
         try:
             message, common, own = self._line.recv()
@@ -258,10 +263,11 @@ def _run(start: _Start, line: Connection) -> None:
     log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
     link = _ProcessLink(line, start)
     try:
-        check(start.portable, device=start.device)
-        data = start.recipe.data() if start.data is None else start.data.load()
-        share_kept_samples(data, start.processes)
-        worker = start.recipe.worker(data, threads=start.threads, device=device_of(start.device, start.index))
+        with terminable():
+            check(start.portable, device=start.device)
+            data = start.recipe.data() if start.data is None else start.data.load()
+            share_kept_samples(data, start.processes)
+            worker = start.recipe.worker(data, threads=start.threads, device=device_of(start.device, start.index))
     except BaseException as error:
         link.send(failure(error), {})
         return

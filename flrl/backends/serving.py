@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flrl.backends.messages import Evaluate, Evaluated, Failed, Train, Trained, by_client, by_name
+from flrl.backends.messages import Evaluate, Evaluated, Failed, Terminating, Train, Trained, by_client, by_name
+from flrl.backends.termination import Terminated, terminable, unterminable
 from flrl.backends.worker import Worker
 from flrl.data import FederatedData, TensorSource
 from flrl.errors import ClientError
-from flrl.types import Broadcast, ClientReport
+from flrl.types import Broadcast, ClientReport, ClientTask
 
 log = logging.getLogger(__name__)
 Tensors = Mapping[str, Tensor]
@@ -28,6 +29,9 @@ _FEW_ADDENDS = 4
 
 class Link(Protocol):
     """A worker's end of the line to its controller."""
+
+    def wait(self) -> None:
+        """Wait until there is a next message; SIGTERM may interrupt it."""
 
     def receive(self) -> tuple[Any, Tensors, Tensors]:
         """The next message, or None to end; tensors that all workers were sent with it, and this worker's own."""
@@ -43,25 +47,43 @@ class Link(Protocol):
 
 
 def serve(link: Link, worker: Worker) -> None:
-    """Do what the controller asks for, until there is no more."""
-    while True:
-        message, common, own = link.receive()
-        if message is None:
-            return
-        try:
-            if isinstance(message, Train):
-                _train(link, worker, message, common, own)
-            elif isinstance(message, Evaluate):
-                link.send(Evaluated(worker.evaluate_share(common["vector"], message.round, message.share)), {})
-            else:
-                raise TypeError(f"no worker knows what to do with {type(message).__name__}")
-        except BaseException as error:
-            log.error("%s", traceback.format_exc())
-            link.send(failure(error), {})
+    """Do what the controller asks for, until there is no more, or until SIGTERM."""
+    try:
+        while _serve_one(link, worker):
+            pass
+    except Terminated as error:
+        log.info("ended by SIGTERM")
+        link.send(failure(error), {})
 
 
-def failure(error: BaseException) -> Failed:
+def _serve_one(link: Link, worker: Worker) -> bool:
+    """Wait for a message and do what it asks for; whether there may be another one."""
+    with terminable():
+        link.wait()
+    message, common, own = link.receive()
+    if message is None:
+        return False
+    try:
+        if isinstance(message, Train):
+            _train(link, worker, message, common, own)
+        elif isinstance(message, Evaluate):
+            with terminable():
+                part = worker.evaluate_share(common["vector"], message.round, message.share)
+            link.send(Evaluated(part), {})
+        else:
+            raise TypeError(f"no worker knows what to do with {type(message).__name__}")
+    except Terminated:
+        raise
+    except BaseException as error:
+        log.error("%s", traceback.format_exc())
+        link.send(failure(error), {})
+    return True
+
+
+def failure(error: BaseException) -> Failed | Terminating:
     """What the controller is told of an error."""
+    if isinstance(error, Terminated):
+        return Terminating()
     if isinstance(error, ClientError) and error.__cause__ is not None:
         cause = error.__cause__
         return Failed(f"{type(cause).__name__}: {cause}", error.client_id, error.traceback)
@@ -80,12 +102,15 @@ def _train(link: Link, worker: Worker, message: Train, common: Tensors, own: Ten
         folded.clear()
         return taken
 
-    accumulator, reports = worker.train(
-        Broadcast(message.round, common["vector"], message.total_weight, variables),
-        tasks,
-        lambda report: folded.append(replace(report, memory={})),
-        lambda task: link.starts(task.client_id, taken),
-    )
+    def on_start(task: ClientTask) -> None:
+        with unterminable():
+            link.starts(task.client_id, taken)
+
+    broadcast = Broadcast(message.round, common["vector"], message.total_weight, variables)
+    with terminable():
+        accumulator, reports = worker.train(
+            broadcast, tasks, lambda report: folded.append(replace(report, memory={})), on_start
+        )
     if accumulator.sum.pending > _FEW_ADDENDS:
         accumulator.sum.settle()
     kept = by_name({report.client_id: report.memory for report in reports})

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from flrl.backends.portable import inherit
+from flrl.backends.termination import answer_sigterm
 from flrl.importing import uncollected
 
 
@@ -82,6 +83,7 @@ def begin(module: str, function: str, argument: bytes, line: Any, portable: bool
     multiprocessing.set_start_method(None, force=True)
     parent = multiprocessing.parent_process()
     die_with_parent(None if parent is None else parent.pid)
+    answer_sigterm()
     inherit(portable)
     with uncollected():
         run, start = getattr(importlib.import_module(module), function), pickle.loads(argument)
