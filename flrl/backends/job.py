@@ -66,8 +66,15 @@ class Hub(Protocol):
 class Job:
     """What the workers have been asked for, and what has come back."""
 
-    def __init__(self, hub: Hub, what: str, timeout_s: float | None, on_report: Callable[[ClientReport], None]) -> None:
-        self.hub, self.what, self.timeout_s, self.on_report = hub, what, timeout_s, on_report
+    def __init__(
+        self,
+        hub: Hub,
+        what: str,
+        timeout_s: float | None,
+        on_report: Callable[[ClientReport], None],
+        say: Callable[[Sequence[str]], None],
+    ) -> None:
+        self.hub, self.what, self.timeout_s, self.on_report, self.say = hub, what, timeout_s, on_report, say
         self.waiting = set(hub.others)
         self.heard = dict.fromkeys(hub.others, time.monotonic())
         self.clients: dict[int, int] = {}
@@ -126,11 +133,12 @@ class Job:
         self._check_silence()
 
     def _take(self, index: int, message: Any, tensors: Mapping[str, Tensor]) -> None:
+        self.say(getattr(message, "warnings", ()))
         match message:
             case Started(client_id, reports):
                 self._note(reports)
                 self.clients[index] = client_id
-            case Trained(bound, pending, reports):
+            case Trained(bound, pending, reports, _):
                 self._note(reports)
                 self.clients.pop(index, None)
                 for client_id, memory in by_client(tensors).items():
@@ -138,7 +146,7 @@ class Job:
                     self.reports[client_id] = replace(self.reports[client_id], memory=kept)
                 self.sums.append((bound, pending))
                 self.waiting.discard(index)
-            case Evaluated(part):
+            case Evaluated(part, _):
                 self.parts.append(part)
                 self.waiting.discard(index)
             case Terminating():

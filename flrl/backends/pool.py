@@ -18,6 +18,7 @@ from flrl.backends.dealing import at_random, contiguous, longest_first
 from flrl.backends.job import LOOK_EVERY_S, Hub, Job
 from flrl.backends.messages import Evaluate, Train, by_name
 from flrl.backends.portable import check, check_trainer
+from flrl.backends.saying import Repeated, said_here
 from flrl.backends.shared import SharedObject
 from flrl.backends.watch import watching
 from flrl.backends.worker import EvaluationShare, Worker, WorkerRecipe, check_settings, stacks_of
@@ -66,6 +67,7 @@ class PoolBackend(ABC):
         self._hub: Hub | None = None
         self._job: Job | None = None
         self._told = False
+        self._say = Repeated(said_here())
 
     # What differs from backend to backend.
 
@@ -213,7 +215,7 @@ class PoolBackend(ABC):
     def _new_job(
         self, what: str, timeout_s: float | None, on_report: Callable[[ClientReport], None] = lambda report: None
     ) -> Job:
-        self._job = Job(self._hub_now, what, timeout_s, on_report)
+        self._job = Job(self._hub_now, what, timeout_s, on_report, self._say)
         return self._job
 
     def _send_tasks(self, job: Job, broadcast: Broadcast, hands: Mapping[int, Sequence[ClientTask]]) -> None:

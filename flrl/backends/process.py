@@ -260,7 +260,7 @@ def _open(reader: Reader, letter: Letter) -> dict[str, Tensor]:
 
 def _run(start: _Start, line: Connection) -> None:
     """A worker process from its beginning to its end."""
-    log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
+    said = log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
     link = _ProcessLink(line, start)
     try:
         with terminable():
@@ -269,7 +269,7 @@ def _run(start: _Start, line: Connection) -> None:
             share_kept_samples(data, start.processes)
             worker = start.recipe.worker(data, threads=start.threads, device=device_of(start.device, start.index))
     except BaseException as error:
-        link.send(failure(error), {})
+        link.send(failure(error, said.take()), {})
         return
-    link.send(Ready(os.getpid(), socket.gethostname()), {})
-    serve(link, worker)
+    link.send(Ready(os.getpid(), socket.gethostname(), said.take()), {})
+    serve(link, worker, said)
