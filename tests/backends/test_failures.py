@@ -182,6 +182,41 @@ def test_a_signal_ends_it_through_a_checkpoint(subject: Subject, number: signal.
     subject.check(saved=subject.rounds)
 
 
+@BOTH
+def test_a_worker_is_asked_to_end(subject: Subject) -> None:
+    before = subject.saved
+    with subject.start("trainer.fault=slow", "callbacks.checkpoint.every=100") as run:
+        subject.reaches(run, before + 2)
+        sent = time.time()
+        os.kill(run.workers()[1], signal.SIGTERM)
+        seconds = run.wait() - sent
+    print(f"SIGTERM to a worker, {subject.backend}: {seconds:.1f} s, exit code {run.code}, {causes(run.output)}")
+    assert seconds < SOON_S
+    assert run.code == 1
+    assert "MPI_ABORT" not in run.output
+    who = WORKER if subject.backend == "process" else RANK.replace("1", "2", 1)
+    doing = rf"( while training client \d)?, round {subject.rounds + 1}"
+    assert [bool(re.fullmatch(f"error: {who} was ended by SIGTERM{doing}", line)) for line in causes(run.output)] == [
+        True
+    ]
+    assert subject.rounds >= before + 2
+    subject.check(saved=subject.rounds)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("backend", ["mpi"])
+def test_mpiexec_is_killed_and_leaves_no_shared_memory(subject: Subject) -> None:
+    with subject.start("trainer.fault=slow") as run:
+        subject.reaches(run, subject.saved + 2)
+        segments = run.segments()
+        assert len(segments) == 3
+        for process in [run.process, *(rank.pid for rank in run.ranks())]:
+            os.kill(process, signal.SIGKILL)
+        run.wait()
+    assert [path for path in segments if Path(path).exists()] == []
+    subject.check()
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("backend", ["mpi"])
