@@ -52,7 +52,7 @@ def watching(check: Callable[[], None], *, every_s: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def die_with_parent(parent: int | None = None, *, every_s: float = 0.5) -> None:
+def die_with_parent(parent: int | None = None, *, every_s: float = 0.1) -> None:
     """End this process soon after its parent has ended, whatever it is doing.
 
     Args:

@@ -25,10 +25,15 @@ def ask() -> None:
 def block(*steps: Callable[[], None]) -> list[int]:
     """Go through the steps in a block that SIGTERM ends; returns which of them were done."""
     done: list[int] = []
-    with pytest.raises(Terminated), terminable():
-        for index, step in enumerate(steps):
-            step()
-            done.append(index)
+
+    def go() -> None:
+        with terminable():
+            for index, step in enumerate(steps):
+                step()
+                done.append(index)
+
+    with pytest.raises(Terminated):
+        go()
     assert not _State.open
     return done
 
