@@ -24,8 +24,9 @@ from flrl.callbacks import Callback
 WARM_UP = 2
 JOBS = {
     "main job": ("+experiment=mnist_fedavg",),
-    "McMahan's CNN, 10 clients of 600 samples": (
+    "McMahan's CNN, 10 clients of 60 samples, no evaluation": (
         "+experiment=mnist_fedavg", "model=mcmahan_cnn", "partition.num_clients=100", "strategy.sampler.num=10",
+        "holdout=0.9", "evaluation.every=1000",
     ),
 }  # fmt: skip
 

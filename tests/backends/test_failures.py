@@ -2,7 +2,8 @@
 
 On each backend one run meets all misfortunes in turn: every start of it is `resume=auto`, so it is the resume of the
 misfortune before. Each test works alone too; it compares all rows so far with those of an undisturbed serial run.
-`pytest -m mpi` runs those on MPI; two of them are in the default suite.
+`pytest -m mpi` runs those on MPI, of which two are in the default suite, and `pytest -m slow` what differs from another
+test by little.
 """
 
 import contextlib
@@ -100,6 +101,7 @@ CLIENTS = {
     },
 }
 IN_DEFAULT_SUITE = {("raise", "mpi", 4), ("kill", "mpi", 4)}
+ALIKE = {("exit", "process", 3), ("sleep", "process", 3)}  # a worker that ends, and one that is silent
 FAULTS = [
     pytest.param(
         fault,
@@ -107,7 +109,8 @@ FAULTS = [
         client,
         cause,
         id=f"{fault}-{backend}-client {client}",
-        marks=[pytest.mark.mpi] if backend == "mpi" and (fault, backend, client) not in IN_DEFAULT_SUITE else [],
+        marks=[pytest.mark.mpi] * (backend == "mpi" and (fault, backend, client) not in IN_DEFAULT_SUITE)
+        + [pytest.mark.slow] * ((fault, backend, client) in ALIKE),
     )
     for fault, cases in CLIENTS.items()
     for (backend, client), cause in cases.items()
@@ -159,7 +162,7 @@ def test_the_controller_is_killed(subject: Subject) -> None:
     ("backend", "number", "to"),
     [
         ("process", signal.SIGTERM, "all"),
-        ("process", signal.SIGTERM, "main"),
+        pytest.param("process", signal.SIGTERM, "main", marks=pytest.mark.slow),
         ("process", signal.SIGINT, "all"),
         pytest.param("mpi", signal.SIGTERM, "rank 0", marks=pytest.mark.mpi),
         pytest.param("mpi", signal.SIGINT, "rank 0", marks=pytest.mark.mpi),
