@@ -144,7 +144,7 @@ def _replaced(key: str, keys: set[str]) -> bool:
 
     Another backend comes with settings of its own; only those that all backends have, and bits depend on, stay.
     """
-    of_backend = key.startswith("backend.") and key not in ("backend.threads", "backend.device")
+    of_backend = key.startswith("backend.") and key not in ("backend.threads", "backend.device", "backend.portable")
     return key in keys or ("backend" in keys and of_backend)
 
 

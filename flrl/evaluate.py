@@ -6,12 +6,14 @@ from omegaconf import DictConfig
 
 from flrl.app import arranged, run_app
 from flrl.backends.launch import attend
+from flrl.backends.portable import choose, of_run
 from flrl.config import EvaluateConfig
 from flrl.importing import uncollected
 
 
 def evaluate(cfg: DictConfig) -> None:
     """Evaluate as configured; prints the metrics and writes `evaluation.json` into the run's folder."""
+    choose(of_run(cfg.run))
     with uncollected():
         from flrl.evaluate_run import evaluate_run
 

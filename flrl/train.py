@@ -17,7 +17,7 @@ def train(cfg: DictConfig) -> float | None:
     """One run; returns the metric that `optimized_metric` names, for sweepers."""
     from flrl.backends.launch import prepare
 
-    prepare(cfg.backend.get("_target_", ""))
+    prepare(cfg.backend.get("_target_", ""), portable=cfg.backend.get("portable") is True)
     with uncollected():
         from flrl.run import run
 

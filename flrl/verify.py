@@ -2,17 +2,20 @@
 
 import sys
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from flrl.app import arranged, run_app
 from flrl.backends.launch import attend, prepare
+from flrl.backends.portable import of_run
 from flrl.config import VerifyConfig
 from flrl.importing import uncollected
 
 
 def verify(cfg: DictConfig) -> None:
     """Verify as configured; ends the process with code 1 if something differs."""
-    prepare(cfg.backend.get("_target_", ""))
+    if of_run(cfg.run):
+        OmegaConf.update(cfg, "backend.portable", True, force_add=True)
+    prepare(cfg.backend.get("_target_", ""), portable=cfg.backend.get("portable") is True)
     with uncollected():
         from flrl.verify_run import verify_run
 

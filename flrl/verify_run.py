@@ -202,8 +202,8 @@ def _start(folder: Path, worker: Worker, recorded: Recorded, first: int) -> Serv
 
 
 def _warn(console: Console, had: Mapping[str, Any], backend: Any) -> None:
-    for name in ("threads", "device"):
-        there, here = had.get(name), getattr(backend, name)
+    for name in ("threads", "device", "portable"):
+        there, here = had.get(name, False), getattr(backend, name, False)
         if str(there) != str(here):
             console.print(f"note      the run had backend.{name}={there}, this is {here}: expect other bits")
 

@@ -1,7 +1,10 @@
 """The compiled loops, the torch operations that do the same, and what both are to do."""
 
 import math
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -116,3 +119,27 @@ def test_the_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.Monk
     high, low = torch.zeros(2, 1, dtype=torch.float64).numpy()
     add(vector_of([1.5]).numpy(), 2.0, high, low)
     assert high + low == 3.0
+
+
+ASSEMBLY = """
+import re, numba
+from flrl import kernels
+compile, made = numba.njit, []
+def njit(signature, **options):
+    options.pop("cache", None)
+    def compiled(function):
+        made.append(compile(signature, **options)(function))
+        return made[-1]
+    return compiled
+numba.njit = njit
+kernels._subtract(), kernels._split_and_add(3.0, 5.0), kernels._survey()
+made.append(compile("float64(float64, float64, float64)", fastmath={"contract"})(lambda a, b, c: a * b + c))
+print([len(re.findall(r"vfn?m(?:add|sub)", "".join(loop.inspect_asm().values()))) for loop in made])
+"""
+
+
+def test_no_processor_fuses_multiplication_and_addition() -> None:
+    """Compiled for one that could; the last of the functions shows that it would be seen."""
+    environment = os.environ | {"NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": ""}
+    done = subprocess.run([sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[0, 0, 0, 1]\n"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from flrl.backends.messages import Evaluated, Failed, Ready, Started, Trained, by_client
+from flrl.backends.messages import Evaluated, Failed, Ready, Started, Terminating, Trained, by_client
 from flrl.backends.worker import EvaluationPart
 from flrl.errors import ClientError, WorkerError
 from flrl.types import ClientReport, ClientTask
@@ -15,6 +15,8 @@ from flrl.types import ClientReport, ClientTask
 Heard = tuple[int, Any, Mapping[str, Tensor]]
 LOOK_EVERY_S = 0.5
 """Seconds between two looks at the other workers while the controller trains or waits."""
+_OWN_SIGNAL_S = 0.5
+"""Seconds to wait for a SIGTERM to the controller itself after a worker's: many launchers send it to all in turn."""
 
 
 class WorkerLostError(Exception):
@@ -64,8 +66,15 @@ class Hub(Protocol):
 class Job:
     """What the workers have been asked for, and what has come back."""
 
-    def __init__(self, hub: Hub, what: str, timeout_s: float | None, on_report: Callable[[ClientReport], None]) -> None:
-        self.hub, self.what, self.timeout_s, self.on_report = hub, what, timeout_s, on_report
+    def __init__(
+        self,
+        hub: Hub,
+        what: str,
+        timeout_s: float | None,
+        on_report: Callable[[ClientReport], None],
+        say: Callable[[Sequence[str]], None],
+    ) -> None:
+        self.hub, self.what, self.timeout_s, self.on_report, self.say = hub, what, timeout_s, on_report, say
         self.waiting = set(hub.others)
         self.heard = dict.fromkeys(hub.others, time.monotonic())
         self.clients: dict[int, int] = {}
@@ -124,11 +133,12 @@ class Job:
         self._check_silence()
 
     def _take(self, index: int, message: Any, tensors: Mapping[str, Tensor]) -> None:
+        self.say(getattr(message, "warnings", ()))
         match message:
             case Started(client_id, reports):
                 self._note(reports)
                 self.clients[index] = client_id
-            case Trained(bound, pending, reports):
+            case Trained(bound, pending, reports, _):
                 self._note(reports)
                 self.clients.pop(index, None)
                 for client_id, memory in by_client(tensors).items():
@@ -136,9 +146,13 @@ class Job:
                     self.reports[client_id] = replace(self.reports[client_id], memory=kept)
                 self.sums.append((bound, pending))
                 self.waiting.discard(index)
-            case Evaluated(part):
+            case Evaluated(part, _):
                 self.parts.append(part)
                 self.waiting.discard(index)
+            case Terminating():
+                self.waiting.discard(index)
+                time.sleep(_OWN_SIGNAL_S)
+                raise WorkerLostError(index, "was ended by SIGTERM")
             case Ready():
                 self.waiting.discard(index)
             case Failed():

@@ -12,15 +12,16 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from flrl.backends.portable import choose, inherit
+from flrl.backends.termination import answer_sigterm
 from flrl.backends.watch import die_with_parent
-from flrl.backends.world import DATA, DOWN, UP, Content, Pause, World, wait_for_message, world
+from flrl.backends.world import DATA, DOWN, UP, Content, Pause, Prepare, World, wait_for_message, world
 from flrl.errors import FlrlError
 from flrl.importing import uncollected
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-PREPARE = "prepare"
 _GOODBYE_S = 3.0
 
 
@@ -39,18 +40,23 @@ def attend(app: Callable[[], None]) -> None:
         _follow(here)
 
 
-def prepare(backend: str) -> None:
-    """Let the other processes import what they will need while this one does; says so if they will not be needed.
+def prepare(backend: str, *, portable: bool = False) -> None:
+    """Make ready for importing torch, here and in other processes; says so if those will not be needed.
 
     Args:
         backend: the `_target_` of the backend's configuration.
+        portable: its `portable`.
+
+    Raises:
+        ValueError: `portable` cannot hold in this process.
     """
+    choose(portable)
     here = world()
     if here is None:
         return
     if backend.endswith(".MpiBackend"):
         for rank in range(1, here.comm.size):
-            here.comm.send(Content(PREPARE), rank, DOWN)
+            here.comm.send(Content(Prepare(portable)), rank, DOWN)
     else:
         idle = f"{here.comm.size - 1} of {here.comm.size} MPI processes"
         print(f"{idle} have nothing to do: backend=mpi would use them", file=sys.stderr)
@@ -99,12 +105,14 @@ def _dismiss(comm: "MPI.Comm", seconds: float) -> bool:
 
 
 def _follow(here: World) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # process 0 answers these for all
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 0 answers it for all
+    answer_sigterm()
     die_with_parent()
     try:
         content = wait_for_message(here.comm)
         if content.message is not None:
+            if isinstance(content.message, Prepare):
+                inherit(content.message.portable)
             with uncollected():
                 from flrl.backends.mpi_follow import follow
 

@@ -82,10 +82,17 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker has been made: the number of its process, and the machine."""
+    """The worker has been made.
+
+    Attributes:
+        process: its number.
+        host: the machine.
+        warnings: what the user should see.
+    """
 
     process: int
     host: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +111,21 @@ class Trained:
         bound: of what the exact sum holds.
         pending: addends that its low part holds.
         reports: of the clients since the last message.
+        warnings: what the user should see.
     """
 
     bound: int
     pending: int
     reports: Sequence[ClientReport]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The share has been evaluated."""
+    """The share has been evaluated; with what the user should see besides."""
 
     part: EvaluationPart
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +136,18 @@ class Failed:
         error: its type and text.
         client_id: whose training it was, if any.
         traceback: where.
+        warnings: what the user should see besides.
     """
 
     error: str
     client_id: int | None
     traceback: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Terminating:
+    """SIGTERM has asked the worker to end: it does nothing more."""
 
 
 def by_name(memory: Mapping[int, Memory]) -> dict[str, Tensor]:

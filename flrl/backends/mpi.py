@@ -36,6 +36,7 @@ class MpiBackend(PoolBackend):
             process trains any client, and those of one machine share one copy of the dataset.
         threads: intra-op threads of torch in each process. Another number gives other bits.
         device: where the models train; the processes of "cuda" on one machine share out its devices.
+        portable: hold libraries to what all x86-64 processors can do, for the same bits on all of them.
         timeout_s: longest time in seconds that a process may take over one client, or over its part of an evaluation;
             null waits for ever.
         dealing: who trains whom: "longest_first" gives the clients with most samples first, each to the process that
@@ -48,12 +49,13 @@ class MpiBackend(PoolBackend):
         dedicated_server: bool = False,
         threads: int = 1,
         device: str = "cpu",
+        portable: bool = False,
         timeout_s: float | None = None,
         dealing: Literal["longest_first", "random"] = "longest_first",
     ) -> None:
         here = world()
         device = device if here is None else device_of(device, here.node.rank)
-        super().__init__(threads=threads, device=device, timeout_s=timeout_s, dealing=dealing)
+        super().__init__(threads=threads, device=device, portable=portable, timeout_s=timeout_s, dealing=dealing)
         self.dedicated_server = dedicated_server
         self._world = here
         self._owners: list[list[int]] | None = None
@@ -88,12 +90,19 @@ class MpiBackend(PoolBackend):
     def connect(self, worker: Worker, recipe: WorkerRecipe, folder: Path | None) -> Hub:
         """Ask the other processes to make their workers."""
         hub = MpiHub(self._world, self.timeout_s)
-        handle = None if self.shared is None else self.shared.handle
-        hub.tell(
-            Setup(
-                recipe, handle, self._owners, self.threads, self.device, folder, os.getpid(), hub.status, self.timeout_s
-            )
+        setup = Setup(
+            recipe=recipe,
+            data=None if self.shared is None else self.shared.handle,
+            owners=self._owners,
+            threads=self.threads,
+            device=self.device,
+            portable=self.portable,
+            folder=folder,
+            leader=os.getpid(),
+            status=hub.status,
+            timeout_s=self.timeout_s,
         )
+        hub.tell(setup)
         return hub
 
     def deal(self, tasks: Sequence[ClientTask], round: int) -> dict[int, list[ClientTask]]:

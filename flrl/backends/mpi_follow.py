@@ -12,8 +12,11 @@ import torch
 
 from flrl.backends.messages import Ready
 from flrl.backends.mpi_lines import LOOK_EVERY_S, MpiLink, alive
+from flrl.backends.portable import check
+from flrl.backends.saying import Collected
 from flrl.backends.serving import device_of, failure, log_into, serve, share_kept_samples
 from flrl.backends.shared import Handle, Reader, SharedObject, into_shared_memory
+from flrl.backends.termination import terminable
 from flrl.backends.worker import WorkerRecipe
 from flrl.backends.world import DOWN, Content, World, launchers_stderr, wait_for_message
 from flrl.data import FederatedData
@@ -29,6 +32,7 @@ class Setup:
         owners: with a dedicated server, the clients of each process from 1 on.
         threads: intra-op threads.
         device: where the model trains.
+        portable: whether libraries are held to what all processors can do.
         folder: the run's folder.
         leader: the number of process 0 as a process of its machine.
         status: where it notes what it is training itself.
@@ -40,6 +44,7 @@ class Setup:
     owners: Sequence[Sequence[int]] | None
     threads: int
     device: str
+    portable: bool
     folder: Path | None
     leader: int
     status: str
@@ -53,24 +58,26 @@ def follow(here: World, first: Content) -> None:
         setup, _, _ = link.receive()
         if isinstance(setup, Setup):
             witness = _Witness(setup, here) if here.leader == 0 and here.comm.rank == 1 else None
-            log_into(None if setup.folder is None else setup.folder / f"rank{here.comm.rank}.log")
-            _serve_run(setup, here, link)
+            said = log_into(None if setup.folder is None else setup.folder / f"rank{here.comm.rank}.log")
+            _serve_run(setup, here, link, said)
             if witness is not None:
                 witness.close()
 
 
-def _serve_run(setup: Setup, here: World, link: MpiLink) -> None:
+def _serve_run(setup: Setup, here: World, link: MpiLink, said: Collected) -> None:
     shared = None
     try:
+        check(setup.portable, device=setup.device)
         data, shared = _data(setup, here)
         share_kept_samples(data, here.node.size)
         device = device_of(setup.device, here.node.rank)
-        worker = setup.recipe.worker(data, threads=setup.threads, device=device)
+        with terminable():
+            worker = setup.recipe.worker(data, threads=setup.threads, device=device)
     except BaseException as error:
-        link.send(failure(error), {})
+        link.send(failure(error, said.take()), {})
         return
-    link.send(Ready(os.getpid(), socket.gethostname()), {})
-    serve(link, worker)
+    link.send(Ready(os.getpid(), socket.gethostname(), said.take()), {})
+    serve(link, worker, said)
     if shared is not None:
         shared.segment.close()
 

@@ -18,7 +18,17 @@ from flrl.backends.job import Heard, WorkerLostError
 from flrl.backends.messages import Ready, Specs, Started
 from flrl.backends.serving import Tensors
 from flrl.backends.shared import Segment
-from flrl.backends.world import DATA, DOWN, UP, Content, Pause, World, launchers_stderr, wait_for_message
+from flrl.backends.world import (
+    DATA,
+    DOWN,
+    UP,
+    Content,
+    Pause,
+    World,
+    launchers_stderr,
+    wait_for_message,
+    wait_until_sent,
+)
 from flrl.types import ClientReport, ClientTask
 
 _HERE, _REDUCE, _OVER = "here", "reduce", "over"
@@ -92,9 +102,9 @@ class MpiHub:
 
     def reduce(self, parts: Tensor) -> None:
         """Reduce, in place; a sum of exact parts does not depend on MPI's order of additions."""
-        from mpi4py import MPI
+        if self.others:  # alone, MPI is not even started: it would leave its shared memory behind
+            from mpi4py import MPI
 
-        if self.others:
             self.tell(_REDUCE)
             self._comm.Reduce(MPI.IN_PLACE, parts.numpy())
 
@@ -164,6 +174,11 @@ class MpiLink:
         self._common: dict[str, Tensor] = {}
         self._next: Content | None = first
         self.ended = False
+
+    def wait(self) -> None:
+        """Poll until there is a message."""
+        if self._next is None:
+            wait_until_sent(self._comm)
 
     def receive(self) -> tuple[Any, Tensors, Tensors]:
         """Poll for a message, then take part in its Bcasts."""

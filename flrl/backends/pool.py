@@ -17,6 +17,8 @@ from flrl.aggregation import WeightedMean
 from flrl.backends.dealing import at_random, contiguous, longest_first
 from flrl.backends.job import LOOK_EVERY_S, Hub, Job
 from flrl.backends.messages import Evaluate, Train, by_name
+from flrl.backends.portable import check, check_trainer
+from flrl.backends.saying import Repeated, said_here
 from flrl.backends.shared import SharedObject
 from flrl.backends.watch import watching
 from flrl.backends.worker import EvaluationShare, Worker, WorkerRecipe, check_settings, stacks_of
@@ -33,6 +35,7 @@ class PoolBackend(ABC):
     Args:
         threads: intra-op threads of torch in each process. Another number gives other bits.
         device: where the models train; the workers of "cuda" share out the devices there are.
+        portable: hold libraries to what all x86-64 processors can do, for the same bits on all of them.
         timeout_s: longest time in seconds that a worker may take over one client, or over its part of an evaluation;
             null waits for ever.
         dealing: who trains whom: "longest_first" gives the clients with most samples first, each to the worker that
@@ -44,16 +47,19 @@ class PoolBackend(ABC):
         *,
         threads: int = 1,
         device: str = "cpu",
+        portable: bool = False,
         timeout_s: float | None = None,
         dealing: Literal["longest_first", "random"] = "longest_first",
     ) -> None:
         check_settings(threads, device)
+        check(portable, device=device)
         if timeout_s is not None and not timeout_s > 0:
             raise ValueError(f"backend.timeout_s={timeout_s}: must be positive, or null")
         if dealing not in ("longest_first", "random"):
             raise ValueError(f"backend.dealing={dealing!r}: must be 'longest_first' or 'random'")
         self.threads = threads
         self.device = device
+        self.portable = portable
         self.timeout_s = timeout_s
         self.dealing = dealing
         self.shared: SharedObject | None = None
@@ -61,6 +67,7 @@ class PoolBackend(ABC):
         self._hub: Hub | None = None
         self._job: Job | None = None
         self._told = False
+        self._say = Repeated(said_here())
 
     # What differs from backend to backend.
 
@@ -115,6 +122,7 @@ class PoolBackend(ABC):
         Raises:
             WorkerError: one could not be made.
         """
+        check_trainer(self.portable, worker.trainer)
         self._worker = worker
         self._hub = self.connect(worker, recipe, folder)
         self._new_job("start", timeout_s=None).finish()  # imports take their time
@@ -207,7 +215,7 @@ class PoolBackend(ABC):
     def _new_job(
         self, what: str, timeout_s: float | None, on_report: Callable[[ClientReport], None] = lambda report: None
     ) -> Job:
-        self._job = Job(self._hub_now, what, timeout_s, on_report)
+        self._job = Job(self._hub_now, what, timeout_s, on_report, self._say)
         return self._job
 
     def _send_tasks(self, job: Job, broadcast: Broadcast, hands: Mapping[int, Sequence[ClientTask]]) -> None:

@@ -21,8 +21,10 @@ from torch import Tensor
 from flrl.backends.job import Heard, Hub, WorkerLostError
 from flrl.backends.messages import Ready, Specs, Started
 from flrl.backends.pool import PoolBackend
+from flrl.backends.portable import check
 from flrl.backends.serving import Tensors, device_of, failure, log_into, serve, share_kept_samples
 from flrl.backends.shared import Handle, Reader, Segment, into_shared_memory
+from flrl.backends.termination import terminable
 from flrl.backends.watch import begin, signals_ignored
 from flrl.backends.worker import Worker, WorkerRecipe
 from flrl.data import FederatedData
@@ -44,6 +46,7 @@ class ProcessBackend(PoolBackend):
         workers: processes; null takes as many as there are cores, or clients in a round if those are fewer.
         threads: as for every backend.
         device: as for every backend with several workers, as are the others.
+        portable: see there.
         timeout_s: see there.
         dealing: see there.
     """
@@ -56,10 +59,11 @@ class ProcessBackend(PoolBackend):
         workers: int | None = None,
         threads: int = 1,
         device: str = "cpu",
+        portable: bool = False,
         timeout_s: float | None = None,
         dealing: Literal["longest_first", "random"] = "longest_first",
     ) -> None:
-        super().__init__(threads=threads, device=device, timeout_s=timeout_s, dealing=dealing)
+        super().__init__(threads=threads, device=device, portable=portable, timeout_s=timeout_s, dealing=dealing)
         if workers is not None and workers < 1:
             raise ValueError(f"backend.workers={workers}: must be at least 1, or null")
         self.workers = workers
@@ -75,7 +79,7 @@ class ProcessBackend(PoolBackend):
         number = min(_cores(), len(cohort)) if self.workers is None else self.workers
         handle = None if self.shared is None else self.shared.handle
         slots = Segment()
-        common = (number, recipe, handle, self.threads, self.device, folder, slots.path)
+        common = (number, recipe, handle, self.threads, self.device, self.portable, folder, slots.path)
         return _ProcessHub([_Start(index, *common) for index in range(number)], slots)
 
 
@@ -94,6 +98,7 @@ class _Start:
     data: Handle | None
     threads: int
     device: str
+    portable: bool
     folder: Path | None
     slots: str
 
@@ -119,7 +124,7 @@ class _ProcessHub:
             for start in starts:
                 here, there = _SPAWN.Pipe()
                 # As bytes: reading them imports torch, and by then the worker has to be mortal.
-                arguments = (_run.__module__, _run.__name__, pickle.dumps(start), there)
+                arguments = (_run.__module__, _run.__name__, pickle.dumps(start), there, start.portable)
                 process = _SPAWN.Process(target=begin, args=arguments, name=f"flrl worker {start.index}")
                 process.start()
                 there.close()
@@ -205,6 +210,10 @@ class _ProcessLink:
         self._slot = _slots(slots)[start.index]
         self._told = 0.0
 
+    def wait(self) -> None:
+        with contextlib.suppress(OSError):  # `receive` will tell
+            self._line.poll(None)
+
     def receive(self) -> tuple[Any, Tensors, Tensors]:
         try:
             message, common, own = self._line.recv()
@@ -251,14 +260,16 @@ def _open(reader: Reader, letter: Letter) -> dict[str, Tensor]:
 
 def _run(start: _Start, line: Connection) -> None:
     """A worker process from its beginning to its end."""
-    log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
+    said = log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
     link = _ProcessLink(line, start)
     try:
-        data = start.recipe.data() if start.data is None else start.data.load()
-        share_kept_samples(data, start.processes)
-        worker = start.recipe.worker(data, threads=start.threads, device=device_of(start.device, start.index))
+        with terminable():
+            check(start.portable, device=start.device)
+            data = start.recipe.data() if start.data is None else start.data.load()
+            share_kept_samples(data, start.processes)
+            worker = start.recipe.worker(data, threads=start.threads, device=device_of(start.device, start.index))
     except BaseException as error:
-        link.send(failure(error), {})
+        link.send(failure(error, said.take()), {})
         return
-    link.send(Ready(os.getpid(), socket.gethostname()), {})
-    serve(link, worker)
+    link.send(Ready(os.getpid(), socket.gethostname(), said.take()), {})
+    serve(link, worker, said)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from flrl.backends.portable import check, check_trainer
 from flrl.backends.worker import Worker, WorkerRecipe, check_settings
 from flrl.data import FederatedData
 from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask
@@ -17,12 +18,15 @@ class SerialBackend:
     Args:
         threads: intra-op threads of torch. Another number gives other bits.
         device: where the model trains: "cpu", "cuda", "cuda:1", ...
+        portable: hold libraries to what all x86-64 processors can do, for the same bits on all of them.
     """
 
-    def __init__(self, *, threads: int = 1, device: str = "cpu") -> None:
+    def __init__(self, *, threads: int = 1, device: str = "cpu", portable: bool = False) -> None:
         check_settings(threads, device)
+        check(portable, device=device)
         self.threads = threads
         self.device = device
+        self.portable = portable
         self._worker: Worker
 
     def share(self, data: FederatedData) -> FederatedData:
@@ -37,6 +41,7 @@ class SerialBackend:
             recipe: makes the like in another process; not needed here.
             folder: where other processes may write logs; not needed here.
         """
+        check_trainer(self.portable, worker.trainer)
         self._worker = worker
 
     def close(self) -> None:

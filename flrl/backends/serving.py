@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flrl.backends.messages import Evaluate, Evaluated, Failed, Train, Trained, by_client, by_name
+from flrl.backends.messages import Evaluate, Evaluated, Failed, Terminating, Train, Trained, by_client, by_name
+from flrl.backends.saying import Collected
+from flrl.backends.termination import Terminated, terminable, unterminable
 from flrl.backends.worker import Worker
 from flrl.data import FederatedData, TensorSource
 from flrl.errors import ClientError
-from flrl.types import Broadcast, ClientReport
+from flrl.types import Broadcast, ClientReport, ClientTask
 
 log = logging.getLogger(__name__)
 Tensors = Mapping[str, Tensor]
@@ -28,6 +30,9 @@ _FEW_ADDENDS = 4
 
 class Link(Protocol):
     """A worker's end of the line to its controller."""
+
+    def wait(self) -> None:
+        """Wait until there is a next message; SIGTERM may interrupt it."""
 
     def receive(self) -> tuple[Any, Tensors, Tensors]:
         """The next message, or None to end; tensors that all workers were sent with it, and this worker's own."""
@@ -42,33 +47,57 @@ class Link(Protocol):
         """Send the last message and tensors of a round, and give `parts` to the sum, as the other workers do."""
 
 
-def serve(link: Link, worker: Worker) -> None:
-    """Do what the controller asks for, until there is no more."""
-    while True:
-        message, common, own = link.receive()
-        if message is None:
-            return
-        try:
-            if isinstance(message, Train):
-                _train(link, worker, message, common, own)
-            elif isinstance(message, Evaluate):
-                link.send(Evaluated(worker.evaluate_share(common["vector"], message.round, message.share)), {})
-            else:
-                raise TypeError(f"no worker knows what to do with {type(message).__name__}")
-        except BaseException as error:
-            log.error("%s", traceback.format_exc())
-            link.send(failure(error), {})
+def serve(link: Link, worker: Worker, said: Collected) -> None:
+    """Do what the controller asks for, until there is no more, or until SIGTERM.
+
+    Args:
+        link: to the controller.
+        worker: who does it.
+        said: this process's warnings, which the controller is to repeat.
+    """
+    try:
+        while _serve_one(link, worker, said):
+            pass
+    except Terminated as error:
+        log.info("ended by SIGTERM")
+        link.send(failure(error), {})
 
 
-def failure(error: BaseException) -> Failed:
-    """What the controller is told of an error."""
+def _serve_one(link: Link, worker: Worker, said: Collected) -> bool:
+    """Wait for a message and do what it asks for; whether there may be another one."""
+    with terminable():
+        link.wait()
+    message, common, own = link.receive()
+    if message is None:
+        return False
+    try:
+        if isinstance(message, Train):
+            _train(link, worker, message, common, own, said)
+        elif isinstance(message, Evaluate):
+            with terminable():
+                part = worker.evaluate_share(common["vector"], message.round, message.share)
+            link.send(Evaluated(part, said.take()), {})
+        else:
+            raise TypeError(f"no worker knows what to do with {type(message).__name__}")
+    except Terminated:
+        raise
+    except BaseException as error:
+        log.error("%s", traceback.format_exc())
+        link.send(failure(error, said.take()), {})
+    return True
+
+
+def failure(error: BaseException, warnings: tuple[str, ...] = ()) -> Failed | Terminating:
+    """What the controller is told of an error, and of what was warned of before."""
+    if isinstance(error, Terminated):
+        return Terminating()
     if isinstance(error, ClientError) and error.__cause__ is not None:
         cause = error.__cause__
-        return Failed(f"{type(cause).__name__}: {cause}", error.client_id, error.traceback)
-    return Failed(f"{type(error).__name__}: {error}", None, traceback.format_exc())
+        return Failed(f"{type(cause).__name__}: {cause}", error.client_id, error.traceback, warnings)
+    return Failed(f"{type(error).__name__}: {error}", None, traceback.format_exc(), warnings)
 
 
-def _train(link: Link, worker: Worker, message: Train, common: Tensors, own: Tensors) -> None:
+def _train(link: Link, worker: Worker, message: Train, common: Tensors, own: Tensors, said: Collected) -> None:
     started = time.perf_counter()
     memory = by_client(own)
     tasks = [replace(task, memory=memory.get(task.client_id, {})) for task in message.tasks]
@@ -80,16 +109,20 @@ def _train(link: Link, worker: Worker, message: Train, common: Tensors, own: Ten
         folded.clear()
         return taken
 
-    accumulator, reports = worker.train(
-        Broadcast(message.round, common["vector"], message.total_weight, variables),
-        tasks,
-        lambda report: folded.append(replace(report, memory={})),
-        lambda task: link.starts(task.client_id, taken),
-    )
+    def on_start(task: ClientTask) -> None:
+        with unterminable():
+            link.starts(task.client_id, taken)
+
+    broadcast = Broadcast(message.round, common["vector"], message.total_weight, variables)
+    with terminable():
+        accumulator, reports = worker.train(
+            broadcast, tasks, lambda report: folded.append(replace(report, memory={})), on_start
+        )
     if accumulator.sum.pending > _FEW_ADDENDS:
         accumulator.sum.settle()
     kept = by_name({report.client_id: report.memory for report in reports})
-    link.finish(Trained(accumulator.sum.bound, accumulator.sum.pending, taken()), kept, accumulator.sum.parts.cpu())
+    trained = Trained(accumulator.sum.bound, accumulator.sum.pending, taken(), said.take())
+    link.finish(trained, kept, accumulator.sum.parts.cpu())
     clients = ", ".join(str(task.client_id) for task in tasks) or "none"
     log.info("round %d: clients %s, %.3f s", message.round, clients, time.perf_counter() - started)
 
@@ -106,10 +139,17 @@ def device_of(device: str, index: int) -> str:
     return f"cuda:{index % torch.cuda.device_count()}" if device == "cuda" else device
 
 
-def log_into(path: Path | None) -> None:
-    """Let all that this process prints and logs go into a file, from now on."""
+def log_into(path: Path | None) -> Collected:
+    """Let all that this process prints and logs go into a file, from now on; returns what collects its warnings.
+
+    Without a file these are not printed here, as the controller will do so.
+    """
+    said, root = Collected(), logging.getLogger()
     if path is None:
-        return
+        for handler in [handler for handler in root.handlers if isinstance(handler, Collected)]:
+            root.removeHandler(handler)
+        root.addHandler(said)
+        return said
     sys.stdout.flush()
     sys.stderr.flush()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,3 +158,5 @@ def log_into(path: Path | None) -> None:
     os.dup2(file, 2)
     os.close(file)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr, force=True)
+    root.addHandler(said)
+    return said

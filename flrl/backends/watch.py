@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from flrl.backends.portable import inherit
+from flrl.backends.termination import answer_sigterm
 from flrl.importing import uncollected
 
 
@@ -50,7 +52,7 @@ def watching(check: Callable[[], None], *, every_s: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def die_with_parent(parent: int | None = None, *, every_s: float = 0.5) -> None:
+def die_with_parent(parent: int | None = None, *, every_s: float = 0.1) -> None:
     """End this process soon after its parent has ended, whatever it is doing.
 
     Args:
@@ -67,7 +69,7 @@ def die_with_parent(parent: int | None = None, *, every_s: float = 0.5) -> None:
     threading.Thread(target=watch, name="die_with_parent", daemon=True).start()
 
 
-def begin(module: str, function: str, argument: bytes, line: Any) -> None:
+def begin(module: str, function: str, argument: bytes, line: Any, portable: bool) -> None:
     """Where a spawned process begins: it is mortal first, and imports then.
 
     Args:
@@ -75,11 +77,14 @@ def begin(module: str, function: str, argument: bytes, line: Any) -> None:
         function: called with the argument and the line.
         argument: pickled.
         line: passed on.
+        portable: the backend's setting, which has to be seen to before torch is imported.
     """
     # Spawning has made that the way for all processes to come: loaders of a DataLoader would import torch each time.
     multiprocessing.set_start_method(None, force=True)
     parent = multiprocessing.parent_process()
     die_with_parent(None if parent is None else parent.pid)
+    answer_sigterm()
+    inherit(portable)
     with uncollected():
         run, start = getattr(importlib.import_module(module), function), pickle.loads(argument)
     run(start, line)

@@ -33,6 +33,17 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Import what a run needs.
+
+    Attributes:
+        portable: the backend's setting, which has to be seen to before torch is imported.
+    """
+
+    portable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """What process 0 sends another one.
 
@@ -73,7 +84,36 @@ def world() -> World | None:
         )
     comm = MPI.COMM_WORLD.Dup()
     node = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+    _unname_segments(comm, node)
     return World(comm, node, node.bcast(comm.rank, root=0))
+
+
+def _unname_segments(comm: "MPI.Comm", node: "MPI.Comm") -> None:
+    """Take their names from Open MPI's pieces of shared memory, once all processes of this machine have opened them.
+
+    Open MPI does so when it ends; processes that are killed together with their launcher would leave 16 MB each.
+    """
+    opened = _opened_segments()
+    jobs = {path.rpartition(".")[0] for path in opened}
+    if not all(node.allgather(len(opened) == node.size and len(jobs) == 1)):
+        return  # another MPI, another transport, or another system
+    for path, inode in opened.items():
+        if path.endswith(f".{comm.rank}") and os.path.exists(path) and os.stat(path).st_ino == inode:
+            os.unlink(path)
+
+
+def _opened_segments() -> dict[str, int]:
+    """The pieces of shared memory of Open MPI that this process has mapped: path and inode."""
+    found = {}
+    try:
+        with open("/proc/self/maps") as file:
+            for line in file:
+                fields = line.rstrip("\n").split(maxsplit=5)
+                if len(fields) == 6 and fields[5].startswith("/dev/shm/sm_segment."):
+                    found[fields[5]] = int(fields[4])
+    except OSError:
+        return {}
+    return found
 
 
 def _announced() -> int:
@@ -86,11 +126,16 @@ def _announced() -> int:
 
 def wait_for_message(comm: "MPI.Comm") -> Content:
     """The next message of process 0, waited for without keeping a core busy."""
+    wait_until_sent(comm)
+    content: Content = comm.recv(source=0, tag=DOWN)
+    return content
+
+
+def wait_until_sent(comm: "MPI.Comm") -> None:
+    """Wait until process 0 has sent a message, and leave it where it is."""
     pause = Pause()
     while not comm.iprobe(source=0, tag=DOWN):
         pause()
-    content: Content = comm.recv(source=0, tag=DOWN)
-    return content
 
 
 def launchers_stderr() -> int:

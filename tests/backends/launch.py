@@ -9,6 +9,7 @@ that calls `flrl.train.main`, or a program of its own; one on MPI is mpiexec. `L
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -65,6 +66,16 @@ class Started:
                 if rank is not None and "flrl.train" in process.cmdline():
                     found[int(rank)] = process
         return [found[rank] for rank in sorted(found)]
+
+    def workers(self) -> list[int]:
+        """The process numbers of the workers: MPI processes by rank, others as they were spawned."""
+        spawned = [process for process in self.processes() if "spawn_main" in " ".join(process.cmdline())]
+        return sorted(process.pid for process in spawned) or [process.pid for process in self.ranks()][1:]
+
+    def segments(self) -> set[str]:
+        """Open MPI's pieces of shared memory that its processes have mapped, by the names that they had."""
+        maps = "".join(Path(f"/proc/{process.pid}/maps").read_text() for process in self.ranks())
+        return set(re.findall(r"/dev/shm/sm_segment\S*", maps))
 
     def until(self, condition: Callable[[], bool], what: str) -> float:
         """Wait for something to become true; returns the time at which it was."""

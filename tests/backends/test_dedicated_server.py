@@ -22,7 +22,7 @@ RUN = (
     *DATA, "partition.num_clients=6", "holdout=0.2", "evaluation.clients_every=1", "strategy=scaffold",
     "strategy.rounds=3", "strategy.sampler.num=4", "logger=none", "log_clients=true",
 )  # fmt: skip
-SENT = {"prepare", "Setup", "Train", "Evaluate", "reduce", "over", "NoneType"}
+SENT = {"Prepare", "Setup", "Train", "Evaluate", "reduce", "over", "NoneType"}
 ANSWERED = {"here", "Ready", "Started", "Trained", "Evaluated", "NoneType"}
 
 

@@ -2,7 +2,8 @@
 
 On each backend one run meets all misfortunes in turn: every start of it is `resume=auto`, so it is the resume of the
 misfortune before. Each test works alone too; it compares all rows so far with those of an undisturbed serial run.
-`pytest -m mpi` runs those on MPI; two of them are in the default suite.
+`pytest -m mpi` runs those on MPI, of which two are in the default suite, and `pytest -m slow` what differs from another
+test by little.
 """
 
 import contextlib
@@ -100,6 +101,7 @@ CLIENTS = {
     },
 }
 IN_DEFAULT_SUITE = {("raise", "mpi", 4), ("kill", "mpi", 4)}
+ALIKE = {("exit", "process", 3), ("sleep", "process", 3)}  # a worker that ends, and one that is silent
 FAULTS = [
     pytest.param(
         fault,
@@ -107,7 +109,8 @@ FAULTS = [
         client,
         cause,
         id=f"{fault}-{backend}-client {client}",
-        marks=[pytest.mark.mpi] if backend == "mpi" and (fault, backend, client) not in IN_DEFAULT_SUITE else [],
+        marks=[pytest.mark.mpi] * (backend == "mpi" and (fault, backend, client) not in IN_DEFAULT_SUITE)
+        + [pytest.mark.slow] * ((fault, backend, client) in ALIKE),
     )
     for fault, cases in CLIENTS.items()
     for (backend, client), cause in cases.items()
@@ -159,7 +162,7 @@ def test_the_controller_is_killed(subject: Subject) -> None:
     ("backend", "number", "to"),
     [
         ("process", signal.SIGTERM, "all"),
-        ("process", signal.SIGTERM, "main"),
+        pytest.param("process", signal.SIGTERM, "main", marks=pytest.mark.slow),
         ("process", signal.SIGINT, "all"),
         pytest.param("mpi", signal.SIGTERM, "rank 0", marks=pytest.mark.mpi),
         pytest.param("mpi", signal.SIGINT, "rank 0", marks=pytest.mark.mpi),
@@ -180,6 +183,41 @@ def test_a_signal_ends_it_through_a_checkpoint(subject: Subject, number: signal.
     assert subject.rounds >= before + 2
     assert f"stopped after round {subject.rounds} of {ROUNDS}" in run.output
     subject.check(saved=subject.rounds)
+
+
+@BOTH
+def test_a_worker_is_asked_to_end(subject: Subject) -> None:
+    before = subject.saved
+    with subject.start("trainer.fault=slow", "callbacks.checkpoint.every=100") as run:
+        subject.reaches(run, before + 2)
+        sent = time.time()
+        os.kill(run.workers()[1], signal.SIGTERM)
+        seconds = run.wait() - sent
+    print(f"SIGTERM to a worker, {subject.backend}: {seconds:.1f} s, exit code {run.code}, {causes(run.output)}")
+    assert seconds < SOON_S
+    assert run.code == 1
+    assert "MPI_ABORT" not in run.output
+    who = WORKER if subject.backend == "process" else RANK.replace("1", "2", 1)
+    doing = rf"( while training client \d)?, round {subject.rounds + 1}"
+    assert [bool(re.fullmatch(f"error: {who} was ended by SIGTERM{doing}", line)) for line in causes(run.output)] == [
+        True
+    ]
+    assert subject.rounds >= before + 2
+    subject.check(saved=subject.rounds)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("backend", ["mpi"])
+def test_mpiexec_is_killed_and_leaves_no_shared_memory(subject: Subject) -> None:
+    with subject.start("trainer.fault=slow") as run:
+        subject.reaches(run, subject.saved + 2)
+        segments = run.segments()
+        assert len(segments) == 3
+        for process in [run.process, *(rank.pid for rank in run.ranks())]:
+            os.kill(process, signal.SIGKILL)
+        run.wait()
+    assert [path for path in segments if Path(path).exists()] == []
+    subject.check()
 
 
 @pytest.mark.mpi

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,22 @@ def test_a_worker_that_cannot_be_made_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("FLRL_PARENT", str(os.getpid()))
     with pytest.raises(WorkerError, match=r"^start, worker \d \(process \d+\): ValueError: no luck here$"):
         run(ProcessBackend(workers=1), Toy(fail=True))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (7, "ended with exit code 7"),
+        (-9, "was killed by SIGKILL (is memory short?)"),
+        (-11, "was killed by SIGSEGV"),
+        (None, "has closed its line"),
+    ],
+)
+def test_how_a_worker_ended_is_said(code: int | None, said: str) -> None:
+    hub = process._ProcessHub([], Segment())
+    hub._processes = [SimpleNamespace(join=lambda timeout=None: None, exitcode=code, kill=lambda: None)]  # type: ignore
+    assert hub._end_of(0) == said
+    hub.close(busy=True)
 
 
 class Failing(Linear):

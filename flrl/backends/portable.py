@@ -1,0 +1,121 @@
+"""`backend.portable`: the same bits on every x86-64 processor, as libraries are held to what all of these can do.
+
+Libraries choose their kernels by the processor's instruction set, and ask the environment about it only once, when they
+are loaded or first used. So the choice has to be made before torch is imported. Imports nothing heavy.
+"""
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SETTINGS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
+"""What torch's own kernels, oneDNN and MKL are told."""
+_NEEDED = ("avx2", "fma")
+_chosen = False
+"""Whether this process was made portable before it imported torch."""
+
+
+def choose(portable: bool) -> None:
+    """Make `portable` hold in this process and in those that it starts; says which settings of the user it overrides.
+
+    Call it before torch is imported; later it only checks.
+
+    Args:
+        portable: whether libraries are held to what all processors can do.
+
+    Raises:
+        ValueError: this processor cannot, or another choice holds in this process already.
+    """
+    global _chosen
+    if not portable or "torch" in sys.modules:
+        check(portable)
+        return
+    _check_processor()
+    given = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    other = [f"{name}={value}" for name, value in given.items() if value != SETTINGS[name]]
+    if other:
+        print(f"backend.portable=true overrides {', '.join(other)}", file=sys.stderr)
+    os.environ.update(SETTINGS)
+    _chosen = True
+
+
+def inherit(portable: bool) -> None:
+    """Make what the controller has chosen hold in a worker that has not imported torch; `check` says if it does."""
+    global _chosen
+    if portable and "torch" not in sys.modules:
+        os.environ.update(SETTINGS)
+        _chosen = True
+
+
+def check(portable: bool, *, device: str = "cpu") -> None:
+    """Check that `portable` is what holds in this process.
+
+    Args:
+        portable: what is asked for.
+        device: where the model trains.
+
+    Raises:
+        ValueError: it does not, or cannot.
+    """
+    if not portable:
+        if _chosen:
+            raise ValueError(_TOO_LATE.format("false", "true"))
+        return
+    _check_processor()
+    if not device.startswith("cpu"):
+        raise ValueError(f"backend.portable=true: holds for processors, not for backend.device={device}")
+    if any(os.environ.get(name) != value for name, value in SETTINGS.items()) or not (_chosen or _began_with_them()):
+        raise ValueError(_TOO_LATE.format("true", "false"))
+
+
+_TOO_LATE = (
+    "backend.portable={}: this process has imported torch with backend.portable={}, and libraries look only once; "
+    "start another process for it, in a sweep one for each value"
+)
+
+
+def check_trainer(portable: bool, trainer: Any) -> None:
+    """Raise ValueError for a trainer that makes code for the very processor that it runs on."""
+    if portable and getattr(trainer, "compile", False):
+        raise ValueError("backend.portable=true: trainer.compile=true compiles for this processor; set one to false")
+
+
+def of_run(folder: Path | str) -> bool:
+    """Whether the run in a folder was made with `backend.portable=true`; false where there is no run."""
+    saved = Path(folder) / ".hydra" / "config.yaml"
+    if not saved.is_file():
+        return False
+    config = yaml.safe_load(saved.read_text()) or {}
+    return bool((config.get("backend") or {}).get("portable"))
+
+
+def _began_with_them() -> bool:
+    """Whether this process was started with the settings, and not given them after torch had looked."""
+    try:
+        began = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return all(f"{name}={value}".encode() in began for name, value in SETTINGS.items())
+
+
+def _check_processor() -> None:
+    machine = platform.machine().lower()
+    if machine not in ("x86_64", "amd64"):
+        raise ValueError(f"backend.portable=true: is for x86-64 processors, this is {machine}")
+    flags = _flags()
+    missing = [name for name in _NEEDED if flags and name not in flags]
+    if missing:
+        raise ValueError(f"backend.portable=true: this processor has no {' and no '.join(missing)}")
+
+
+def _flags() -> set[str]:
+    """The processor's capabilities as Linux names them; empty where nothing does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
