@@ -132,6 +132,22 @@ def test_a_resume_with_other_settings_is_refused(cli: Any, way: tuple[str, ...])
     assert (done.code, done.err) == (0, "")
 
 
+def test_a_job_of_a_sweep_is_refused_too(cli: Any) -> None:
+    sweep = ("-m", "seed=0,1", "strategy.rounds=2", "logger=none", "resume=auto", "hydra.sweep.dir=sweep")
+    assert cli(*sweep).code == 0
+    before = {path: path.read_bytes() for path in Path("sweep").rglob("*/*") if path.is_file()}
+    done = cli(*sweep, "trainer.batch_size=8")
+    assert done.code == 1
+    assert "trainer.batch_size was 32, is 8. Resume it with what it had" in done.err
+    after = {path: path.read_bytes() for path in Path("sweep").rglob("*/*") if path.is_file()}
+    assert {path: data for path, data in after.items() if ".hydra.before" not in path.parts} == before
+    done = cli(*sweep, "strategy.rounds=3")
+    assert done.code == 0
+    for job in ("0", "1"):
+        assert len(Path("sweep", job, "metrics.jsonl").read_text().splitlines()) == 3
+        assert not Path("sweep", job, ".hydra.before").exists()
+
+
 def test_rounds_grow_and_do_not_shrink_below_what_is_done(cli: Any) -> None:
     assert cli(*RUN).code == 0
     done = cli("resume=run", "strategy.rounds=2")
