@@ -218,10 +218,12 @@ def _warn(console: Console, had: Mapping[str, Any], backend: Any) -> None:
 
 def _warn_of_environment(console: Console, folder: Path, rounds: range) -> None:
     """Say what is otherwise than where and when the rounds to be verified were trained."""
-    rows = list(read_rows(folder / ENVIRONMENTS))
-    ends = [row["after_round"] for row in rows[1:]] + [math.inf]
+    rows = list(read_rows(folder / ENVIRONMENTS))  # none, where a run is from before there was such a file
+    ends = [*(row["after_round"] for row in rows[1:]), math.inf]
     trained = [
-        row for row, end in zip(rows, ends, strict=True) if row["after_round"] + 1 < rounds.stop and end >= rounds.start
+        row
+        for row, end in zip(rows, ends, strict=False)
+        if row["after_round"] + 1 < rounds.stop and end >= rounds.start
     ]
     now = environment() if trained else {}
     for line in dict.fromkeys(line for row in trained for line in differences(row, now)):
