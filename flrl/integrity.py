@@ -129,7 +129,7 @@ def _vector(path: Path, layout: ParameterLayout) -> Tensor:
 
 def _check_partition(path: Path, named: Mapping[str, str]) -> None:
     try:
-        with np.load(path) as saved:
+        with path.open("rb") as file, np.load(file) as saved:  # NumPy leaves a file open that is no archive
             said = str(saved["hash"])
             found = partition_hash(**{name: saved[name] for name in ("ends", "sizes", "indices")})
     except FileNotFoundError:
