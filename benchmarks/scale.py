@@ -144,7 +144,7 @@ def measured(point: Point) -> dict[str, Any]:
     clock.mark("imports")
     splits = make(config, "dataset")
     clock.mark("dataset")
-    data = FederatedData(splits, make(config, "partition"), seed=config["seed"], holdout=config["holdout"])
+    data = FederatedData(splits, Recipe(config).partition(), seed=config["seed"], holdout=config["holdout"])
     clock.mark("partition")
     worker, backend = Recipe(config).worker(data, threads=1, device="cpu"), make(config, "backend")
     backend.start(worker)

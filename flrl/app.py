@@ -204,6 +204,11 @@ class KeepRunFolder(Callback):
             if config.resume is None:
                 for metrics in sorted(Path(config.hydra.sweep.dir).glob("**/metrics.jsonl")):
                     _check_free(metrics.parent)
+        if config.resume == "auto":  # Hydra tells nobody before it writes a job's `.hydra`
+            for saved in sorted(Path(config.hydra.sweep.dir).glob("**/.hydra")):
+                with restored(saved.parent):
+                    pass
+                shutil.copytree(saved, saved.parent / BEFORE)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process if an earlier job of the sweep had the same folder."""

@@ -7,6 +7,7 @@ renamed once it is complete, so that a process killed at any time leaves the pre
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from flrl.errors import DamagedError
 from flrl.layout import digest
 from flrl.types import ServerState
 
 FORMAT = 1
+_SEEDS = ("partition.seed", "model_seed", "sampling_seed")  # one with `seed` in what was written before they had names
 
 
 def checkpoint_path(folder: Path, round: int) -> Path:
@@ -28,8 +31,14 @@ def checkpoint_path(folder: Path, round: int) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first."""
-    return sorted((folder / "checkpoints").glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))
+    """The complete checkpoints of a run folder, oldest first; those that were set aside are none."""
+    paths = [path for path in (folder / "checkpoints").glob("round-*") if re.fullmatch(r"round-\d+", path.name)]
+    return sorted(paths, key=round_of)
+
+
+def round_of(path: Path) -> int:
+    """The round after which a checkpoint was written."""
+    return int(path.name.removeprefix("round-"))
 
 
 def save_checkpoint(folder: Path, state: ServerState, identity: Mapping[str, Any]) -> Path:
@@ -78,20 +87,11 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> ServerState:
     """Read a checkpoint back.
 
     Raises:
-        ValueError: it is torn or not a checkpoint, or belongs to a run with another model, partition, seed or strategy.
+        DamagedError: it is torn, or not a checkpoint.
+        ValueError: it is of another format, or of a run with another model, partition, seed or strategy.
     """
-    try:
-        meta = json.loads((path / "state.json").read_text())
-        data = (path / "state.safetensors").read_bytes()
-        if meta["format"] != FORMAT:
-            raise ValueError(f"its format is {meta['format']}, this version reads {FORMAT}")
-        if hashlib.sha256(data).hexdigest() != meta["sha256"]:
-            raise ValueError("state.safetensors does not have the SHA-256 that state.json gives")
-        tensors = load(data)
-        found = meta["identity"]
-        round = int(meta["round"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a valid checkpoint: {error}; nothing was changed") from error
+    meta, tensors = _read(path)
+    found = {name: meta["identity"].get("seed") for name in _SEEDS} | meta["identity"]
     differing = [name for name in identity if found.get(name) != identity[name]]
     if differing:
         details = "; ".join(f"{name} was {_short(found.get(name))}, is {_short(identity[name])}" for name in differing)
@@ -101,11 +101,31 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> ServerState:
         client_id, key = name.split("/", 1)
         memory.setdefault(int(client_id), {})[key] = tensor
     return ServerState(
-        round=round,
+        round=int(meta["round"]),
         vector=tensors["vector"],
         optimizer=_with_prefix(tensors, "optimizer/"),
         variables=_with_prefix(tensors, "variables/"),
         memory=memory,
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint's description and tensors, which belong together."""
+    try:
+        meta = json.loads((path / "state.json").read_text())
+        data = (path / "state.safetensors").read_bytes()
+        if meta["format"] == FORMAT:
+            if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+                raise ValueError("state.safetensors does not have the SHA-256 that state.json gives")
+            tensors = load(data)
+            if not isinstance(meta["identity"], dict) or round_of(path) != meta["round"] or "vector" not in tensors:
+                raise ValueError("state.json does not describe it")
+            return meta, tensors
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DamagedError(f"{path} is not a valid checkpoint: {error}; nothing was changed") from error
+    raise ValueError(
+        f"{path} is not a valid checkpoint: its format is {meta['format']}, this version reads {FORMAT}; "
+        "nothing was changed"
     )
 
 

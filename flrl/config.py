@@ -15,6 +15,8 @@ class TrainConfig:
 
     name: str = "train"
     seed: int = 0
+    model_seed: int = 0
+    sampling_seed: int = 0
     resume: str | None = None
     tags: list[str] = field(default_factory=list)
     optimized_metric: str | None = None

@@ -5,6 +5,10 @@ class FlrlError(RuntimeError):
     """Something that a user can mend, or that the run's data brought about."""
 
 
+class DamagedError(ValueError):
+    """A file of a run is torn, or not what it should be."""
+
+
 class TooFewUpdatesError(FlrlError):
     """Fewer clients than `strategy.min_clients` sent an update that could be used."""
 

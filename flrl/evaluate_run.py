@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
@@ -15,8 +15,10 @@ from flrl.backends.worker import prepare
 from flrl.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
 from flrl.data import FederatedData
 from flrl.evaluation import Evaluator, summarize_clients
+from flrl.integrity import MODEL, PARTITION, check_checkpoint, check_files
 from flrl.layout import BoundModel
 from flrl.recipe import Recipe
+from flrl.settings import read_config
 
 SHOWN_CLIENTS = 20
 
@@ -26,9 +28,10 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     folder = Path(cfg.run)
     config = saved_config(folder, cfg.data_dir)
     recipe = Recipe(config)
+    model = prepare(recipe.module(), threads=cfg.threads, device=cfg.device)
+    check_files(folder, model.layout)
     data = recipe.data()
     check_partition(folder, data)
-    model = prepare(recipe.module(), threads=cfg.threads, device=cfg.device)
     source = _load(model, folder, cfg.round)
     evaluator = Evaluator(batch_size=cfg.batch_size)
     result: dict[str, Any] = {"model": source, "central": evaluator.central(model, data)}
@@ -55,9 +58,10 @@ def _load(model: BoundModel, folder: Path, round: int | None) -> str:
         if not path.exists():
             there = ", ".join(p.name for p in list_checkpoints(folder)) or "none"
             raise FileNotFoundError(f"round={round}: {folder} has no such checkpoint; there are: {there}")
+        check_checkpoint(folder, path, model.layout)
         model.load(load_checkpoint(path, {"model": model.layout.fingerprint}).vector)
         return str(path.relative_to(folder))
-    path = folder / "model.safetensors"
+    path = folder / MODEL
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the run has not finished; choose a checkpoint with round=...")
     try:
@@ -72,7 +76,7 @@ def saved_config(folder: Path, data_dir: str | None) -> dict[str, Any]:
     saved = folder / ".hydra" / "config.yaml"
     if not saved.exists():
         raise FileNotFoundError(f"run={folder}: there is no run in this folder ({saved} is missing)")
-    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(saved))  # type: ignore[assignment]
+    config = read_config(saved)
     if data_dir is not None and "data_dir" in config["dataset"]:
         config["dataset"]["data_dir"] = data_dir
     return config
@@ -80,7 +84,7 @@ def saved_config(folder: Path, data_dir: str | None) -> dict[str, Any]:
 
 def check_partition(folder: Path, data: FederatedData) -> None:
     """Raise ValueError unless a run's partition is what its configuration gives today."""
-    with np.load(folder / "partition.npz") as saved:
+    with np.load(folder / PARTITION) as saved:
         if str(saved["hash"]) != data.hash:
             raise ValueError(
                 f"the partition of {folder} is not what its configuration gives today: is the data the same?"

@@ -1,5 +1,6 @@
 """From a resolved configuration to objects, with the types of our own constructors checked by name first."""
 
+import inspect
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,6 +28,14 @@ def make(config: Mapping[str, Any], name: str) -> Any:
         if cause is None or isinstance(cause, HydraException | ImportError):
             raise
         raise cause from None
+
+
+def accepts(node: Mapping[str, Any], argument: str) -> bool:
+    """Whether what a node names has an argument of that name, spelt out."""
+    try:
+        return argument in inspect.signature(get_object(node["_target_"])).parameters
+    except (KeyError, ImportError, ValueError):  # `make` says what is wrong with it
+        return False
 
 
 def check_types(node: Any, path: str) -> None:

@@ -8,7 +8,9 @@ import torch
 
 from flrl.backends.worker import Worker, prepare
 from flrl.data import FederatedData, TensorSource
-from flrl.instantiation import make
+from flrl.data.federated import Partition
+from flrl.instantiation import accepts, make
+from flrl.seeding import Seeds
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,7 @@ class Recipe:
     config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.config["seed"] < 2**63:
-            raise ValueError(f"seed={self.config['seed']}: must be at least 0 and below 2**63")
+        Seeds.of(self.config)
         if self._on_client_failure not in ("stop", "drop"):
             raise ValueError(f"on_client_failure={self._on_client_failure}: must be 'stop' or 'drop'")
 
@@ -31,17 +32,31 @@ class Recipe:
     def _on_client_failure(self) -> str:
         return str(self.config.get("on_client_failure", "stop"))
 
+    @property
+    def seeds(self) -> Seeds:
+        """What random choices follow from."""
+        return Seeds.of(self.config)
+
     def data(self) -> FederatedData:
         """The dataset, shared out."""
         splits = make(self.config, "dataset")
-        return FederatedData(
-            splits, make(self.config, "partition"), seed=self.config["seed"], holdout=self.config["holdout"]
-        )
+        return FederatedData(splits, self.partition(), seed=self.seeds.partition, holdout=self.config["holdout"])
+
+    def partition(self) -> Partition:
+        """The function that shares out the samples; `partition.seed` is for its generator, not one of its arguments.
+
+        Unless it has an argument of that name, which it is then given too.
+        """
+        node: dict[str, Any] = self.config["partition"]
+        if "seed" in node and not accepts(node, "seed"):
+            node = {key: value for key, value in node.items() if key != "seed"}
+        partition: Partition = make({"partition": node}, "partition")
+        return partition
 
     def module(self) -> Any:
-        """The LightningModule, initialised from the seed alone."""
+        """The LightningModule, initialised from its seed alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config["seed"])
+            torch.manual_seed(self.seeds.model)
             module = make(self.config, "model")
             if not isinstance(getattr(module, "automatic_optimization", None), bool):
                 raise ValueError(f"model: {type(module).__name__} is not a LightningModule")
@@ -58,7 +73,7 @@ class Recipe:
         """
         trainer, strategy, evaluator = (make(self.config, name) for name in ("trainer", "strategy", "evaluation"))
         strategy.sampler.check(data.num_clients)
-        cohort = len(strategy.sampler(data.num_clients, seed=self.config["seed"], round=1))
+        cohort = len(strategy.sampler(data.num_clients, seed=self.seeds.sampling, round=1))
         if strategy.min_clients > cohort:
             raise ValueError(f"strategy.min_clients={strategy.min_clients}: only {cohort} clients take part in a round")
         model = prepare(self.module(), threads=threads, device=device)
@@ -72,4 +87,4 @@ class Recipe:
                 if isinstance(source, TensorSource):
                     source.move_to(model.vector.device)
         drop = self._on_client_failure == "drop"
-        return Worker(model, data, trainer, strategy, evaluator, self.config["seed"], drop_failures=drop)
+        return Worker(model, data, trainer, strategy, evaluator, self.seeds.run, drop_failures=drop)

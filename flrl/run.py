@@ -18,15 +18,17 @@ from flrl.app import BEFORE
 from flrl.backends.worker import Worker
 from flrl.callbacks import Callback, Callbacks, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import identity_of
-from flrl.callbacks.run_folder import read_history
-from flrl.checkpoint import list_checkpoints, load_checkpoint
+from flrl.callbacks.rows import ENVIRONMENTS, read_rows
+from flrl.environment import differences, environment
 from flrl.instantiation import make
-from flrl.layout import digest
 from flrl.logging import Loggers
 from flrl.recipe import Recipe
+from flrl.resuming import Resumption, last_good, run_to_resume
+from flrl.seeding import Seeds
+from flrl.settings import continued, earlier_config
 from flrl.trainers import AutoTrainer
 from flrl.trainers.auto import fastest
-from flrl.types import RoundRecord, ServerState
+from flrl.types import RoundRecord
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -39,13 +41,16 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> float | None:
+    resumed_from = run_to_resume(config["resume"], folder)
+    earlier = None if resumed_from is None else earlier_config(resumed_from)
+    if earlier is not None and resumed_from is not None:
+        config = continued(config, earlier, resumed_from)
     recipe = Recipe(config)
     backend = make(config, "backend")
     data = backend.share(recipe.data())
     worker = recipe.worker(data, threads=backend.threads, device=backend.device)
-    resumed_from = _resume_folder(config["resume"], folder)
     if isinstance(worker.trainer, AutoTrainer):
-        config = {**config, "trainer": _chosen_trainer(worker.trainer, worker, resumed_from)}
+        config = {**config, "trainer": _fastest_trainer(worker.trainer, worker, recipe.seeds)}
         recipe = Recipe(config)
         worker = recipe.worker(data, threads=backend.threads, device=backend.device)
     info = RunInfo(
@@ -59,28 +64,30 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
         model=worker.model,
         data=data,
         resumed_from=resumed_from,
+        environment=_chosen() | environment(),
     )
-    state, history = _first_state(worker, info)
+    start = _start(worker, info)
     callbacks = _callbacks(config)
-    if state.round < worker.strategy.rounds and not (
+    if start.state.round < worker.strategy.rounds and not (
         worker.drop_failures or getattr(backend, "dedicated_server", False)
     ):
-        worker.rehearse(*worker.strategy.plan(state, data.sizes, worker.seed))
+        worker.rehearse(*worker.strategy.plan(start.state, data.sizes, recipe.seeds.sampling))
     # Nothing can be refused any more: from here on the folder is this run's.
     shutil.rmtree(folder / BEFORE, ignore_errors=True)
     if output_subdir is not None:
         OmegaConf.save(OmegaConf.create(config), folder / output_subdir / "config.yaml")
+    _tell(start, info)
     try:
         with terminated_gently():
             backend.start(worker, recipe, folder=folder)
             callbacks.setup(info)
             _, history = worker.strategy.fit(
-                state,
+                start.state,
                 backend=backend,
                 layout=worker.model.layout,
-                seed=info.seed,
+                seed=recipe.seeds.sampling,
                 callbacks=callbacks,
-                history=history,
+                history=start.history,
             )
     finally:
         try:
@@ -90,14 +97,15 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
     return _optimized(config["optimized_metric"], history)
 
 
-def _chosen_trainer(auto: AutoTrainer, worker: Worker, resumed_from: Path | None) -> dict[str, Any]:
-    """The engine that `trainer=auto` stands for: that of the run to be resumed, else the fastest one."""
-    # Where the run goes on in its own folder, Hydra has written the new configuration there already.
-    folders = [] if resumed_from is None else [resumed_from / BEFORE, resumed_from / ".hydra"]
-    earlier = next((path for folder in folders if (path := folder / "config.yaml").exists()), None)
-    if earlier is not None:
-        trainer: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(earlier))["trainer"]  # type: ignore
-        return trainer | {name: value for name, value in auto.options.items() if name != "memory_format"}
+def _chosen() -> dict[str, Any]:
+    """What was chosen in each group, and the job's own overrides."""
+    hydra = HydraConfig.get()
+    choices = {name: choice for name, choice in hydra.runtime.choices.items() if not name.startswith("hydra/")}
+    return {"choices": choices, "overrides": list(hydra.overrides.task)}
+
+
+def _fastest_trainer(auto: AutoTrainer, worker: Worker, seeds: Seeds) -> dict[str, Any]:
+    """The engine that `trainer=auto` stands for where no earlier one is to be kept."""
     strategy, data = worker.strategy, worker.data
     state = strategy.initialize(worker.model.vector.clone(), worker.model.layout)
     return fastest(
@@ -107,7 +115,7 @@ def _chosen_trainer(auto: AutoTrainer, worker: Worker, resumed_from: Path | None
         check=lambda trainer: strategy.check(worker.model.module, trainer),  # type: ignore[arg-type]
         train=strategy.train_together,
         broadcast=strategy.broadcast(state, 1, 1.0),
-        cohort=len(strategy.sampler(data.num_clients, seed=worker.seed, round=1)),
+        cohort=len(strategy.sampler(data.num_clients, seed=seeds.sampling, round=1)),
     )
 
 
@@ -129,26 +137,29 @@ def _lock(folder: Path) -> Iterator[None]:
         raise ValueError(f"another process is running in {folder}") from error
 
 
-def _resume_folder(resume: str | None, folder: Path) -> Path | None:
-    """The run folder to resume from, or None to start from the beginning."""
-    source = folder if resume == "auto" else Path(resume) if resume else None
-    if source is not None and (source / "summary.json").exists() and not list_checkpoints(source):
-        raise ValueError(f"{source} holds a finished run without checkpoints: there is nothing to resume from")
-    return source if source is not None and list_checkpoints(source) else None
-
-
-def _first_state(worker: Worker, info: RunInfo) -> tuple[ServerState, list[RoundRecord]]:
-    """The newest checkpoint's state and the rounds before it, or the initial state."""
+def _start(worker: Worker, info: RunInfo) -> Resumption:
+    """The last good state of the run to go on with, or the initial state."""
     if info.resumed_from is None:
-        return worker.strategy.initialize(worker.model.vector.detach().cpu().clone(), worker.model.layout), []
-    path = list_checkpoints(info.resumed_from)[-1]
-    state = load_checkpoint(path, identity_of(info))
-    history = read_history(info.resumed_from, state.round)
-    if history[-1].digest != digest(state.vector):
+        vector = worker.model.vector.detach().cpu().clone()
+        return Resumption(worker.strategy.initialize(vector, worker.model.layout), [], {})
+    found = last_good(info.resumed_from, identity_of(info))
+    if info.rounds < found.state.round:
         raise ValueError(
-            f"{path} is not the state after round {state.round} of {info.resumed_from}; nothing was changed"
+            f"strategy.rounds={info.rounds}: {info.resumed_from} has {found.state.round} rounds already; "
+            "there may be more of them, not fewer; nothing was changed"
         )
-    return state, history
+    return found
+
+
+def _tell(start: Resumption, info: RunInfo) -> None:
+    """Say what a resume leaves out, and what is otherwise than when the earlier rounds were trained."""
+    if info.resumed_from is None:
+        return
+    rows = [row for row in read_rows(info.resumed_from / ENVIRONMENTS) if row["after_round"] < start.state.round]
+    said = differences(rows[-1], info.environment) if rows else []
+    said += start.set_aside() if info.resumed_from.resolve() == info.folder.resolve() else start.said()
+    for line in said:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 @contextmanager

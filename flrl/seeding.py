@@ -6,7 +6,9 @@ Nothing depends on what ran before, in which process or in how many, so no gener
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +39,44 @@ def seed_for(run_seed: int, round: int, client_id: int, purpose: str) -> int:
 def generator_for(run_seed: int, round: int, client_id: int, purpose: str) -> np.random.Generator:
     """A NumPy generator seeded by `seed_for`."""
     return np.random.Generator(np.random.PCG64(seed_for(run_seed, round, client_id, purpose)))
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """The seeds of a run, which are one unless they are moved apart.
+
+    Attributes:
+        run: of batch orders, dropout, transforms and evaluation; what the others follow.
+        partition: of the partition, and of each client's samples held out.
+        model: of the initial model.
+        sampling: of the cohorts.
+    """
+
+    run: int
+    partition: int
+    model: int
+    sampling: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Seeds":
+        """The seeds in a resolved configuration; one from before they could be moved apart has `seed` alone.
+
+        Raises:
+            ValueError: a seed is no whole number, negative, or too large.
+        """
+        run = config["seed"]
+        named = {
+            "seed": run,
+            "partition.seed": (config.get("partition") or {}).get("seed", run),
+            "model_seed": config.get("model_seed", run),
+            "sampling_seed": config.get("sampling_seed", run),
+        }
+        for name, seed in named.items():
+            if not isinstance(seed, int) or isinstance(seed, bool):
+                raise ValueError(f"{name}={seed}: must be a whole number")
+            if not 0 <= seed < 2**63:
+                raise ValueError(f"{name}={seed}: must be at least 0 and below 2**63")
+        return cls(*named.values())
 
 
 # What modules, transforms and datasets draw from: the global generators, seeded for a while.

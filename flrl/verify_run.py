@@ -1,5 +1,6 @@
 """Recomputes rounds of a run, or one client's training, and compares with what the run left behind."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +12,15 @@ from rich.console import Console
 
 from flrl.backends.worker import Worker, stacks_of
 from flrl.callbacks import Callback, Callbacks
-from flrl.callbacks.run_folder import DIGESTS, METRICS, digest_row, read_rows
+from flrl.callbacks.rows import DIGESTS, ENVIRONMENTS, METRICS, read_rows
+from flrl.callbacks.run_folder import digest_row
 from flrl.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
+from flrl.environment import differences, environment
 from flrl.evaluate_run import check_partition, saved_config
 from flrl.evaluation import Evaluator
 from flrl.instantiation import make
-from flrl.layout import digest
+from flrl.integrity import check_files
+from flrl.layout import ParameterLayout, digest
 from flrl.recipe import Recipe
 from flrl.types import RoundRecord, ServerState
 
@@ -27,11 +31,12 @@ def verify_run(cfg: DictConfig) -> bool:
     """What `conf/verify.yaml` says; prints the result and returns whether all is the same."""
     folder = Path(cfg.run)
     config = saved_config(folder, cfg.data_dir)
-    recorded = Recorded.read(folder)
-    rounds = recorded.chosen(cfg.rounds, cfg.client, cfg.round)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     backend = make(settings, "backend")
     recipe = Recipe(config)
+    check_files(folder, ParameterLayout(recipe.module()))
+    recorded = Recorded.read(folder)
+    rounds = recorded.chosen(cfg.rounds, cfg.client, cfg.round)
     data = backend.share(recipe.data())
     check_partition(folder, data)
     worker = recipe.worker(data, threads=backend.threads, device=backend.device)
@@ -39,13 +44,14 @@ def verify_run(cfg: DictConfig) -> bool:
     start = _start(folder, worker, recorded, rounds.start)
     console = Console(highlight=False, soft_wrap=True)
     _warn(console, config["backend"], backend)
+    _warn_of_environment(console, folder, rounds)
     comparison = Comparison(recorded, worker, folder)
     stop = rounds.stop - 1 if cfg.client is None else rounds.start - 1
     try:
         backend.start(worker, recipe)
-        state = _advance(worker, backend, start, comparison, stop)
+        state = _advance(worker, backend, recipe.seeds.sampling, start, comparison, stop)
         if cfg.client is not None and not comparison.differences:
-            broadcast, tasks = worker.strategy.plan(state, backend.sizes, worker.seed)
+            broadcast, tasks = worker.strategy.plan(state, backend.sizes, recipe.seeds.sampling)
             # Those that trained side by side are trained side by side again: the last bits may depend on it.
             stacks = stacks_of(worker.stacked(tasks))
             chosen = [stack for stack in stacks if cfg.client in (task.client_id for task in stack)]
@@ -175,7 +181,9 @@ class _Never(Evaluator):
         return False, False
 
 
-def _advance(worker: Worker, backend: Any, state: ServerState, comparison: Comparison, last: int) -> ServerState:
+def _advance(
+    worker: Worker, backend: Any, sampling_seed: int, state: ServerState, comparison: Comparison, last: int
+) -> ServerState:
     """Recompute and compare the rounds up to `last`."""
     if state.round >= last:
         return state
@@ -183,7 +191,7 @@ def _advance(worker: Worker, backend: Any, state: ServerState, comparison: Compa
         state,
         backend=backend,
         layout=worker.model.layout,
-        seed=worker.seed,
+        seed=sampling_seed,
         callbacks=Callbacks([comparison, _Stop(comparison, last)]),
     )
     return state
@@ -206,6 +214,20 @@ def _warn(console: Console, had: Mapping[str, Any], backend: Any) -> None:
         there, here = had.get(name, False), getattr(backend, name, False)
         if str(there) != str(here):
             console.print(f"note      the run had backend.{name}={there}, this is {here}: expect other bits")
+
+
+def _warn_of_environment(console: Console, folder: Path, rounds: range) -> None:
+    """Say what is otherwise than where and when the rounds to be verified were trained."""
+    rows = list(read_rows(folder / ENVIRONMENTS))  # none, where a run is from before there was such a file
+    ends = [*(row["after_round"] for row in rows[1:]), math.inf]
+    trained = [
+        row
+        for row, end in zip(rows, ends, strict=False)
+        if row["after_round"] + 1 < rounds.stop and end >= rounds.start
+    ]
+    now = environment() if trained else {}
+    for line in dict.fromkeys(line for row in trained for line in differences(row, now)):
+        console.print(f"note      {line}")
 
 
 def _of(some: Sequence[str], those: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Trainers and callbacks that fail on purpose, for runs that are started in processes of their own."""
 
 import errno
+import json
 import os
 import signal
 import time
@@ -23,6 +24,8 @@ class FaultyTrainer(EagerTrainer):
         client_id: whose training.
         round: in which round.
         mark: a file: the fault happens only where it is not there, and is written before; null fails every time.
+
+    A file `<mark>.orders` has the word over fault, client and round: a resume may not change a trainer's settings.
     """
 
     def __init__(
@@ -30,6 +33,8 @@ class FaultyTrainer(EagerTrainer):
     ) -> None:
         super().__init__(**options)
         self.fault, self.client_id, self.round, self.mark = fault, client_id, round, mark
+        if mark is not None and Path(f"{mark}.orders").exists():
+            vars(self).update(json.loads(Path(f"{mark}.orders").read_text()))
 
     def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
         if self.fault == "slow":

@@ -1,7 +1,7 @@
 """What an observer of a run may do, and when it is called."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class RunInfo:
         model: the controller's model.
         data: the clients' and the central samples.
         resumed_from: the run folder that the state was loaded from, or None.
+        environment: what the bits come from besides the configuration, from `flrl.environment`; JSON can hold it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class RunInfo:
     model: BoundModel
     data: FederatedData
     resumed_from: Path | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Callback:

@@ -5,6 +5,7 @@ from typing import Any
 
 from flrl.callbacks.base import Callback, RunInfo
 from flrl.checkpoint import prune_checkpoints, save_checkpoint
+from flrl.seeding import Seeds
 from flrl.types import RoundRecord, ServerState
 
 
@@ -54,10 +55,14 @@ def identity_of(run: RunInfo) -> Mapping[str, Any]:
     optimizers = {"server": (strategy.get("server_optimizer") or {}).get("_target_")}
     if run.config["trainer"].get("keep_optimizer_state"):
         optimizers["clients"] = (model.get("optimizer") or {}).get("_target_")
+    seeds = Seeds.of({**run.config, "seed": run.seed})
     return {
         "model": run.model.layout.fingerprint,
         "partition": run.data.hash,
-        "seed": run.seed,
+        "seed": seeds.run,
+        "partition.seed": seeds.partition,
+        "model_seed": seeds.model,
+        "sampling_seed": seeds.sampling,
         "strategy": strategy["_target_"],
         "optimizers": optimizers,
     }

@@ -1,25 +1,32 @@
 """The files of a run: metrics, clients, digests, partition, final model, summary."""
 
+import hashlib
 import json
 import math
 import os
-import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from safetensors.torch import save_file
 
-import flrl
 from flrl.callbacks.base import Callback, RunInfo
+from flrl.callbacks.rows import (
+    CLIENTS,
+    DIGESTS,
+    ENVIRONMENTS,
+    METRICS,
+    append_rows,
+    read_rows,
+    replace_rows,
+    replace_text,
+)
+from flrl.environment import sources
 from flrl.layout import ParameterLayout, checksum, digest
+from flrl.seeding import Seeds
 from flrl.types import ClientReport, RoundRecord, ServerState
 
-METRICS = "metrics.jsonl"
-CLIENTS = "clients.jsonl"
-DIGESTS = "digests.jsonl"
 ERROR = "error.txt"
 _FIRST = ("test/loss", "test/accuracy", "train/loss")
 _COUNTS = ("comm/", "clients/num", "clients/rejected", "transforms/")
@@ -46,21 +53,24 @@ class RunFolder(Callback):
     def on_fit_start(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Begin the files anew, with the rows of the rounds before a resumed state."""
         (self._run.folder / ERROR).unlink(missing_ok=True)
-        _replace(self._run.folder / METRICS, [row_of(record) for record in history])
+        replace_rows(self._run.folder / METRICS, [row_of(record) for record in history])
         self._written = len(history)
+        earlier = self._run.resumed_from or self._run.folder
         for name in [DIGESTS, *([CLIENTS] if self.log_clients else [])]:
-            source = (self._run.resumed_from or self._run.folder) / name
-            kept = (row for row in read_rows(source) if row["round"] <= state.round)
-            _replace(self._run.folder / name, kept if state.round else ())
+            kept = (row for row in read_rows(earlier / name) if row["round"] <= state.round)
+            replace_rows(self._run.folder / name, kept if state.round else ())
+        before = [row for row in read_rows(earlier / ENVIRONMENTS) if row["after_round"] < state.round]
+        now = {"after_round": state.round, "command": self._run.command, **self._run.environment}
+        replace_rows(self._run.folder / ENVIRONMENTS, [*before, now])
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Append the round's rows."""
         for record in history[self._written :]:
             if self.log_clients and record.reports:
-                _append(self._run.folder / CLIENTS, [client_row(record.round, report) for report in record.reports])
+                append_rows(self._run.folder / CLIENTS, [client_row(record.round, report) for report in record.reports])
             if record.round == state.round:
-                _append(self._run.folder / DIGESTS, [digest_row(record, state, self._run.model.layout)])
-            _append(self._run.folder / METRICS, [row_of(record)])
+                append_rows(self._run.folder / DIGESTS, [digest_row(record, state, self._run.model.layout)])
+            append_rows(self._run.folder / METRICS, [row_of(record)])
             self._written += 1
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
@@ -74,21 +84,28 @@ class RunFolder(Callback):
         run = self._run
         partial = run.folder / ".model.safetensors.partial"
         save_file(run.model.state_dict(state.vector), partial)
-        os.replace(partial, run.folder / "model.safetensors")
+        saved = hashlib.sha256(partial.read_bytes()).hexdigest()
+        *before, environment = read_rows(run.folder / ENVIRONMENTS)
+        if "sources" in environment:  # also what was imported after the start
+            environment["sources"] = sources() | environment["sources"]
+            replace_rows(run.folder / ENVIRONMENTS, [*before, environment])
         summary = {
             "name": run.name,
             "seed": run.seed,
+            "seeds": asdict(Seeds.of({**run.config, "seed": run.seed})),
             "rounds": state.round,
             "digest": digest(state.vector),
+            "model": saved,
             "metrics": row_of(history[-1]) if history else {},
             "wall_time_s": round(time.perf_counter() - self._started, 3),
             "partition": run.data.hash,
-            "command": run.command,
             "resumed_from": None if run.resumed_from is None else str(run.resumed_from),
-            "versions": {"flrl": flrl.__version__, "python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "pytorch-lightning", "numpy", "hydra-core")},
+            **{name: value for name, value in environment.items() if name != "after_round"},
         }
-        _write(run.folder / "summary.json", [json.dumps(summary, indent=2) + "\n"])
+        # An earlier summary, of fewer rounds, would not be that of this model.
+        (run.folder / "summary.json").unlink(missing_ok=True)
+        os.replace(partial, run.folder / "model.safetensors")
+        replace_text(run.folder / "summary.json", [json.dumps(summary, indent=2) + "\n"])
 
 
 def row_of(record: RoundRecord) -> dict[str, Any]:
@@ -120,54 +137,7 @@ def client_row(round: int, report: ClientReport) -> dict[str, Any]:
     }
 
 
-def read_history(folder: Path, rounds: int) -> list[RoundRecord]:
-    """The records of a run folder up to a round.
-
-    Raises:
-        ValueError: a round's row is missing.
-    """
-    records = []
-    for row in read_rows(folder / METRICS):
-        if row["round"] <= rounds:
-            metrics = {n: math.nan if v is None else float(v) for n, v in row.items() if n not in ("round", "digest")}
-            records.append(RoundRecord(round=row["round"], metrics=metrics, digest=row["digest"]))
-    found = [record.round for record in records if record.round > 0]
-    if found != list(range(1, rounds + 1)):
-        raise ValueError(f"{folder / METRICS} should hold rounds 1 to {rounds}, it holds {found}")
-    return records
-
-
 def _number(name: str, value: float) -> float | int | None:
     if not math.isfinite(value):
         return None
     return int(value) if name.startswith(_COUNTS) else value
-
-
-def read_rows(path: Path) -> Iterable[dict[str, Any]]:
-    """The complete rows of a file; a kill can leave half a row at its end."""
-    if path.exists():
-        with path.open() as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
-
-
-def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-    except OSError:
-        os.truncate(path, size)  # no half row in the middle, should there be another attempt
-        raise
-
-
-def _replace(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    _write(path, (json.dumps(row) + "\n" for row in rows))
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.writelines(lines)
-    os.replace(partial, path)

@@ -60,10 +60,7 @@ class FederatedData:
         self._ends = np.cumsum(counts)
         held = np.where(counts > 1, np.minimum(np.maximum(np.rint(holdout * counts), holdout > 0), counts - 1), 0)
         self.sizes = counts - held.astype(np.int64)
-        parts = hashlib.sha256()
-        for numbers in (self._ends, self.sizes, self._indices):
-            parts.update(np.ascontiguousarray(numbers, "<i8").data)
-        self.hash = parts.hexdigest()
+        self.hash = partition_hash(ends=self._ends, sizes=self.sizes, indices=self._indices)
 
     def train_indices(self, client_id: int) -> np.ndarray:
         """The client's training samples: indices into `splits.train`."""
@@ -140,6 +137,14 @@ class FederatedData:
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def partition_hash(*, ends: np.ndarray, sizes: np.ndarray, indices: np.ndarray) -> str:
+    """SHA-256 of what `partition.npz` holds under these names."""
+    parts = hashlib.sha256()
+    for numbers in (ends, sizes, indices):
+        parts.update(np.ascontiguousarray(numbers, "<i8").data)
+    return parts.hexdigest()
 
 
 def _inverse(permutation: np.ndarray) -> np.ndarray:

@@ -33,9 +33,13 @@ class Subject:
     starts: int = 0
 
     def start(self, *overrides: str) -> Any:
-        """Start it, or go on with it."""
+        """Start it, or go on with it; what the trainer is to do is no setting of the run, but in a file."""
         self.starts += 1
         self.mark.unlink(missing_ok=True)
+        orders = dict(override.removeprefix("trainer.").split("=") for override in overrides if "trainer." in override)
+        numbers = {name: int(value) if value.isdigit() else value for name, value in orders.items()}
+        Path(f"{self.mark}.orders").write_text(json.dumps(numbers))
+        overrides = tuple(override for override in overrides if "trainer." not in override)
         processes, own = BACKENDS[self.backend]
         output = self.folder.with_name(f"{self.folder.name}-{self.starts}.txt")
         where = (f"trainer.mark={self.mark}", f"hydra.run.dir={self.folder}", "resume=auto")

@@ -1,0 +1,207 @@
+"""What a run's bits come from besides its configuration: code, libraries, processor. Recorded, and compared later."""
+
+import hashlib
+import os
+import platform
+import site
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import flrl
+
+PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
+"""The variables with which libraries choose the same kernels on every x86-64 processor with AVX2."""
+_LIBRARIES = ["torch", "torchvision", "torchmetrics", "pytorch-lightning", "numpy", "numba", "safetensors"]
+_LIBRARIES += ["hydra-core", "omegaconf"]
+_OF_BITS = ("flrl", "torch", "numpy")
+_LEVELS = {  # of x86-64, by what they have that the one below has not
+    "x86-64-v2": {"sse42", "popcnt", "ssse3"},
+    "x86-64-v3": {"avx2", "fma", "bmi2", "f16c"},
+    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+}
+_SPELT = {"fma3": "fma", "bmi1": "bmi", "pni": "sse3"}
+_GIT_S = 5.0
+
+
+def environment() -> dict[str, Any]:
+    """All that this module records, of this process as it is now; JSON can hold it."""
+    return {
+        "versions": versions(),
+        "git": repository(Path.cwd()),
+        "sources": sources(),
+        "processor": processor(),
+        "libraries": libraries(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of flrl, Python and the libraries that compute."""
+    found = {"flrl": flrl.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # its files are there without their metadata
+            continue
+    return found
+
+
+def repository(folder: Path) -> dict[str, Any] | None:
+    """The commit that a folder's repository is at, and whether tracked files differ from it; None without git."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers within seconds; it takes no lock, asks nobody and starts no monitor."""
+    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
+    quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_S, env=quiet, errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def sources() -> dict[str, str]:
+    """SHA-256 of each file that a module was imported from, those of flrl and of installed packages left out.
+
+    A file is named relative to the entry of `sys.path` that it is below, else to the working directory.
+    """
+    installed = _installed()
+    found: dict[str, str] = {}
+    for name, module in sorted(sys.modules.items()):
+        root = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or _below(file, installed) or (isinstance(root, str) and _below(root, installed)):
+            continue
+        path = Path(os.path.abspath(file))
+        if path.is_file() and not _below(os.path.realpath(path), installed):
+            found[_named(path)] = _sha256(path)
+    return dict(sorted(found.items()))
+
+
+def _installed() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
+    folders += [*site.getsitepackages(), site.getusersitepackages(), str(Path(flrl.__file__).parent)]
+    return tuple({os.path.join(form, "") for folder in folders for form in (folder, os.path.realpath(folder))})
+
+
+def _below(file: str, folders: tuple[str, ...]) -> bool:
+    return file.startswith(folders) or "/site-packages/" in file or "/dist-packages/" in file
+
+
+def _named(path: Path) -> str:
+    entries = [Path(os.path.abspath(entry)) for entry in sys.path]
+    above = [entry for entry in entries if entry in path.parents]
+    nearest = max(above or [Path.cwd()], key=lambda entry: len(entry.parts))
+    return path.relative_to(nearest).as_posix() if nearest in path.parents else str(path)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def processor() -> dict[str, Any]:
+    """What kernels are chosen by: the capability that torch uses, the processor's model, level and instruction sets."""
+    described = _described_by_linux()
+    flags = _flags(described)
+    level = "x86-64" if platform.machine() in ("x86_64", "AMD64") else platform.machine()
+    has = True
+    for name, needed in _LEVELS.items():
+        has = has and level.startswith("x86-64") and needed <= set(flags)
+        level = name if has else level
+    return {
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "model": described.get("model name") or platform.processor() or platform.machine(),
+        "vendor": described.get("vendor_id"),
+        "level": level,
+        "flags": flags,
+    }
+
+
+def _described_by_linux() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    first = path.read_text(errors="replace").split("\n\n")[0] if path.exists() else ""
+    pairs = [line.partition(":") for line in first.splitlines()]
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _flags(described: Mapping[str, str]) -> list[str]:
+    """The instruction sets, spelt alike whoever names them: as the processor itself says, where torch asks it."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    names = [name for name, has in ask().items() if has is True] if ask else described.get("flags", "").split()
+    spelt = {_SPELT.get(name, name.replace("_", "")) for name in names}
+    wanted = ("avx", "amx", "fma", "sse", "ssse", "f16c", "bmi", "popcnt", "sve", "neon", "bf16", "i8mm")
+    return sorted(name for name in spelt if name.startswith(wanted))
+
+
+def libraries() -> dict[str, Any]:
+    """How the libraries are set that compute: threads, and what the environment says about kernels."""
+    built = torch.__config__.show().splitlines()
+    blas = next((part for part in " ".join(built).split() if part.startswith("BLAS_INFO=")), "BLAS_INFO=unknown,")
+    return {
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "blas": blas.removeprefix("BLAS_INFO=").rstrip(","),
+        "torch_built_with": [line.strip(" -") for line in built[1:] if "Build settings" not in line],
+        **{name: os.environ.get(name) for name in PORTABLE},
+    }
+
+
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is otherwise now than it was recorded, a sentence each, as far as bits may follow from it."""
+    found = []
+    for name, known in recorded.get("sources", {}).items():
+        current = now["sources"].get(name) or _found_on_path(name)
+        if current is None:
+            found.append(f"{name}, which the run imported, is not found here")
+        elif current != known:
+            found.append(f"{name} is not what the run imported (SHA-256 {known[:12]}..., now {current[:12]}...)")
+    for name in _OF_BITS:
+        had, has = (record.get("versions", {}).get(name) for record in (recorded, now))
+        if had is not None and had != has:
+            found.append(f"the run had {name} {had}, this is {has}: expect other bits")
+    return found + _other_processor(recorded, now)
+
+
+def _found_on_path(name: str) -> str | None:
+    candidates = [Path(entry, name) for entry in ("", *sys.path)]
+    return next((_sha256(path) for path in candidates if path.is_file()), None)
+
+
+def _other_processor(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if "processor" not in recorded:
+        return []
+    had, has = recorded["processor"], now["processor"]
+    portable, is_portable = _is_portable(recorded), _is_portable(now)
+    if portable and is_portable:
+        return []
+    if portable != is_portable:
+        return [f"the run had backend.portable={portable}, this is {is_portable}: expect other bits".lower()]
+    if any(had.get(name) != has[name] for name in ("capability", "vendor", "flags")):
+        kinds = [f"{kind['model']} ({kind['level']}, torch uses {kind['capability']})" for kind in (had, has)]
+        return [
+            f"another kind of processor: the run had {kinds[0]}, this is {kinds[1]}: expect other bits; "
+            "backend.portable=true avoids it"
+        ]
+    settings = {name: (recorded["libraries"].get(name), now["libraries"][name]) for name in PORTABLE}
+    return [
+        f"the run had {name}={was or 'unset'}, this is {new or 'unset'}: expect other bits"
+        for name, (was, new) in settings.items()
+        if was != new
+    ]
+
+
+def _is_portable(record: Mapping[str, Any]) -> bool:
+    return all(record.get("libraries", {}).get(name) == value for name, value in PORTABLE.items())
