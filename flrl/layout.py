@@ -218,8 +218,8 @@ class BoundModel:
     def _check_parts(self) -> None:
         if changed := self._shared.changed():
             raise ValueError(
-                f"model: {type(self.module).__name__} changes {', '.join(changed[:3])} while a client trains, which all "
-                "modules share and nobody can put back: make it an attribute of the module"
+                f"model: {type(self.module).__name__} changes {', '.join(changed[:3])} while a client trains, which "
+                "all modules share and nobody can put back: make it an attribute of the module"
             )
         for name, parameter, bits in self._frozen:
             if parameter.requires_grad or _bits(parameter) != bits:

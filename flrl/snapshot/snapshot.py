@@ -36,7 +36,7 @@ _PASSED_BY = (
 _REGISTERS = ("_parameters", "_buffers", "_modules")
 _NO_STATE = ("_trainer", "_fabric")
 _NOT_TOLD = (*_NO_STATE, "log", "log_dict", "_flat_weights", "_flat_weight_refs")
-"""Attributes that engines replace for a while, or that torch derives from parameters; they are put back all the same."""
+"""Attributes that engines replace for a while, or that torch derives from parameters; put back all the same."""
 
 
 class Snapshot:

@@ -334,7 +334,7 @@ HEADER = """# Modules of odd shape
 What becomes of LightningModules that keep state, or are made, fed or optimized in unusual ways, under each engine.
 Every one that is not refused was trained for two rounds by one worker, and again by two workers in another order with a
 third one that resumed after the first round: the models have the same bits, and so do all metrics. *Same bits*: as the
-first engine in the row that trains it. *Close*: within 1e-5 of that, relatively. A refusal comes before the first round.
+first engine in the row that trains it. *Close*: within 1e-5 of that, relatively. Refusals come before the first round.
 What is put back between clients, and what lasts: [own.md](own.md#state).
 
 `python -m tests.zoo.table` writes this page, `pytest -m zoo -n 0` compares all of it with what is so, and runs every
