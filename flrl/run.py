@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from flrl.app import BEFORE
 from flrl.backends.worker import Worker
-from flrl.callbacks import Callback, Callbacks, RunFolder, RunInfo
+from flrl.callbacks import Callback, Callbacks, OptimizedMetric, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import identity_of
 from flrl.callbacks.run_folder import read_history
 from flrl.checkpoint import list_checkpoints, load_checkpoint
-from flrl.instantiation import make
+from flrl.config import TrainConfig
+from flrl.instantiation import check_groups, make
 from flrl.layout import digest
 from flrl.logging import Loggers
 from flrl.recipe import Recipe
@@ -39,6 +40,7 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> float | None:
+    check_groups(config)
     recipe = Recipe(config)
     backend = make(config, "backend")
     data = backend.share(recipe.data())
@@ -62,6 +64,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
     )
     state, history = _first_state(worker, info)
     callbacks = _callbacks(config)
+    worker.evaluator.try_out(worker.model, worker.data, seed=worker.seed)
     if state.round < worker.strategy.rounds and not (
         worker.drop_failures or getattr(backend, "dedicated_server", False)
     ):
@@ -114,9 +117,17 @@ def _chosen_trainer(auto: AutoTrainer, worker: Worker, resumed_from: Path | None
 def _callbacks(config: dict[str, Any]) -> Callbacks:
     loggers = Loggers(make(config, "logger") if config["logger"] else {})
     own: dict[str, Callback] = make(config, "callbacks") if config["callbacks"] else {}
-    return Callbacks(
-        [RunFolder(log_clients=config["log_clients"]), loggers, *(c for c in own.values() if c is not None)]
-    )
+    first = [RunFolder(log_clients=config["log_clients"]), loggers]
+    return Callbacks([*first, *(c for c in own.values() if c is not None), *_expected(config["optimized_metric"])])
+
+
+def _expected(metric: str | None) -> list[Callback]:
+    """Has the run say that the metric for sweepers is missing, where somebody has asked for it."""
+    hydra = HydraConfig.get()
+    chosen = metric != TrainConfig.optimized_metric or any("optimized_metric=" in o for o in hydra.overrides.task)
+    swept = not OmegaConf.is_missing(hydra.job, "num")
+    returned_to = swept and not hydra.sweeper._target_.endswith(".BasicSweeper")
+    return [OptimizedMetric(name=metric, required=swept)] if chosen or returned_to else []
 
 
 @contextmanager

@@ -7,19 +7,33 @@ import flrl
 
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own layer and those below it
-    {"types", "seeding", "errors", "config", "importing", "lightning_hooks", "snapshot"},
+    {"types", "seeding", "errors", "config", "importing", "lightning_hooks", "snapshot", "tracebacks"},
     {"kernels"},
     {"layout"},
     {"data", "models"},
     {"trainers", "aggregation", "sampling", "transforms", "evaluation"},
     {"strategies", "backends", "callbacks", "logging", "checkpoint"},
-    {"instantiation"},
+    {"signatures"},
+    {"keys"},
+    {"instantiation", "explaining"},
     {"recipe"},
     {"app", "run", "evaluate_run"},
     {"verify_run"},
     {"train", "evaluate", "verify"},
 ]
-ENTRY_POINTS = {"app", "recipe", "run", "instantiation", "evaluate_run", "verify_run", "train", "evaluate", "verify"}
+ENTRY_POINTS = {
+    "app",
+    "explaining",
+    "keys",
+    "recipe",
+    "run",
+    "instantiation",
+    "evaluate_run",
+    "verify_run",
+    "train",
+    "evaluate",
+    "verify",
+}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
