@@ -212,7 +212,7 @@ class Unnamed(Linear):
     """Logs one metric, without a prefix; something else while it trains."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        self.log("noise", 1.0)
+        self.log("noise", torch.ones(()))
         return super().training_step((batch[0].flatten(1), batch[1]), batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -292,13 +292,13 @@ def test_the_version_is_ours(cli: Any, command: str) -> None:
 def test_values_of_ones_own_are_below_vars(cli: Any) -> None:
     folder = Path("my_conf/experiment")
     folder.mkdir(parents=True)
-    yaml = "# @package _global_\nvars:\n  rate: 0.05\nmodel:\n  optimizer:\n    lr: ${vars.rate}\n"
+    yaml = "# @package _global_\nvars:\n  shared: 0.05\nmodel:\n  optimizer:\n    lr: ${vars.shared}\n"
     (folder / "mine.yaml").write_text(yaml)
-    assert cli("--config-dir=my_conf", "+experiment=mine", *SMALL, "vars.rate=0.07").code == 0
+    assert cli("--config-dir=my_conf", "+experiment=mine", *SMALL, "vars.shared=0.07").code == 0
     assert "lr: 0.07" in Path("run/.hydra/config.yaml").read_text()
     (folder / "mine.yaml").write_text(yaml.replace("vars:\n  ", "").replace("vars.", ""))
     done = cli("--config-dir=my_conf", "+experiment=mine", *SMALL)
-    assert done.err.startswith("error: experiment/mine: rate: there is no such key; the top level has: name, ")
+    assert done.err.startswith("error: experiment/mine: shared: there is no such key; the top level has: name, ")
     assert done.err.endswith(", vars; values of your own go below vars\n")
 
 
@@ -338,8 +338,8 @@ def test_evaluate_a_finished_run(cli: Any) -> None:
 
 
 FAST = """
-import sys, time
-start = time.perf_counter()
+import sys
+code = 0
 from flrl.train import main
 sys.argv = ["flrl-train", *sys.argv[1:]]
 try:

@@ -71,7 +71,8 @@ def test_a_partition_that_misses_labels_says_where_they_are_taken_from() -> None
     message = (
         "partition dirichlet needs class labels, which this dataset does not have: whole numbers are taken from its "
         "targets, labels or y, else from each sample's second part, or where samples are dicts from their label, "
-        "labels, target, targets, y; label_key of flrl.data.from_datasets, from_datamodule or DatasetSource names another key"
+        "labels, target, targets, y; label_key of flrl.data.from_datasets, from_datamodule or DatasetSource names "
+        "another key"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         dirichlet(4, DatasetSource(Dicts("digit")).labels, np.random.default_rng(0), num_clients=2, alpha=1.0)
