@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 SMALL = ("strategy.rounds=2", "partition.num_clients=3", "logger=none", "hydra.run.dir=run")
 MORE = "HYDRA_FULL_ERROR=1 shows the whole traceback"
 CODE = """
+import multiprocessing
 import os
 
 import numpy as np
@@ -49,6 +51,8 @@ class Model(Linear):
     def training_step(self, batch, batch_idx):
         if os.environ.get("FAILS") == "training_step":
             assert batch_idx < 0, "two\\nlines"  # training_step
+        if os.environ.get("FAILS") == "worker" and multiprocessing.parent_process() is not None:
+            raise LookupError("no")  # worker
         return super().training_step(self.flat(batch), batch_idx)
 
     def test_step(self, batch, batch_idx):
@@ -135,25 +139,27 @@ def test_a_module_that_cannot_be_imported(cli: Any) -> None:
     assert last_line(cli, "model=own", "dataset=unparsable").endswith(f" (unparsable.py:1); {MORE}")
 
 
-@pytest.mark.parametrize("backend", ["serial", "process"])
-def test_a_clients_training(cli: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clients_training(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAILS", "training_step")
-    said = last_line(cli, "model=own", f"backend={backend}", "strategy/sampler=uniform", "strategy.sampler.num=1")
-    assert said.startswith("error: client ")
-    assert said.endswith(f": AssertionError: two lines (own.py:{LINES['training_step']}, in training_step); {MORE}")
+    said = f"AssertionError: two lines (own.py:{LINES['training_step']}, in training_step); {MORE}"
+    assert last_line(cli, "model=own") == f"error: client 0, round 1: {said}"
 
 
-def test_the_whole_traceback_of_another_process(
+def test_a_clients_training_in_another_process(
     cli: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from flrl.train import main
 
-    monkeypatch.setenv("FAILS", "training_step")
+    monkeypatch.setenv("FAILS", "worker")
+    said = last_line(cli, "model=own", "backend=process", "backend.workers=1")
+    place = rf"\(own\.py:{LINES['worker']}, in training_step\); {MORE}"
+    assert re.fullmatch(rf"error: client 0, round 1, worker 0 \(process \d+\): LookupError: no {place}", said)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", ["flrl-train", "--config-dir=conf", *SMALL, "model=own", "backend=process"])
-    with pytest.raises(RuntimeError, match="two\nlines"):
+    own = ("--config-dir=conf", *SMALL[:-1], "hydra.run.dir=other", "model=own", "backend=process", "backend.workers=1")
+    monkeypatch.setattr(sys, "argv", ["flrl-train", *own])
+    with pytest.raises(RuntimeError, match="LookupError: no"):
         main()
-    assert 'assert batch_idx < 0, "two' in capfd.readouterr().err
+    assert 'raise LookupError("no")' in capfd.readouterr().err
 
 
 def test_a_bug_of_our_own_has_its_place_too(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
