@@ -1,29 +1,24 @@
-"""How the entry points run under Hydra: one clear line for what a user got wrong, a traceback for everything else."""
+"""How the entry points run under Hydra: one clear line for whatever goes wrong, folders that nothing overwrites."""
 
 import contextlib
-import difflib
 import functools
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from flrl.config import CONF_DIR, EvaluateConfig, TrainConfig
-from flrl.errors import ClientError, FlrlError, WorkerError
-
-USER_ERRORS = (HydraException, OmegaConfBaseException, FlrlError, ValueError, OSError, ArithmeticError)
+import flrl
+from flrl.config import CONF_DIR, TrainConfig
+from flrl.explaining import explained
+from flrl.keys import check_top_level, composed
 
 
 def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
@@ -31,80 +26,27 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
 
     Exit codes: 1 for an error, 130 for Ctrl-C, 143 for SIGTERM. `HYDRA_FULL_ERROR=1` shows the traceback of any error.
     """
+    if "--version" in sys.argv[1:]:
+        print(f"flrl {flrl.__version__}")
+        return
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
+    known = functools.partial(composed, config_name, sys.argv[1:])
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is shown is decided here
 
     @functools.wraps(task)
     def guarded(cfg: DictConfig) -> Any:
         with explained(full_error), restored(Path(HydraConfig.get().runtime.output_dir)):
+            check_top_level(cfg, schema)
             return task(cfg)
 
     try:
-        with explained(full_error):
+        with explained(full_error, known):
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(guarded)()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-@contextlib.contextmanager
-def explained(full_error: bool) -> Iterator[None]:
-    """End the process with code 1 and one line for an error that a user can mend.
-
-    Args:
-        full_error: raise it as it is instead.
-    """
-    try:
-        yield
-    except USER_ERRORS as error:
-        if full_error:
-            raise
-        if isinstance(error, ClientError | WorkerError):
-            print(error.traceback, end="", file=sys.stderr)
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(f"  {note}", file=sys.stderr)
-        sys.exit(1)
-
-
-def one_line(error: BaseException) -> str:
-    """What a user needs to know of an error; only lists that an error of ours makes stay on lines of their own."""
-    if isinstance(error, InstantiationException):
-        cause = error.__cause__
-        key = re.search(r"full_key: (\S+)", str(error))
-        where = f"{key.group(1)}: " if key else ""
-        if cause is not None and not isinstance(cause, HydraException):
-            return str(cause) if isinstance(cause, ValueError | OSError) else where + _folded(str(cause))
-        return where + _folded(str(error))
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        text = _folded(str(error)) if error.__cause__ is None else _folded(f"{error}\n{error.__cause__}")
-        return text + _suggestion(text)
-    return str(error)
-
-
-def _folded(text: str) -> str:
-    """Hydra's message without its hints about internals, on one line."""
-    skipped = re.compile(r"\s*(full_key|object_type|reference_type|Config search path|provider=|Set the environment).*")
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not skipped.match(line)]
-    unique = list(dict.fromkeys(lines))
-    return re.sub(r"\s+", " ", "; ".join(unique)).replace(":;", ":").replace(".;", ".")
-
-
-def _suggestion(text: str) -> str:
-    """The key that was meant, where one of the top level is close."""
-    wrong = re.search(r"Key '(\w+)' is not in struct|Could not find '([\w/]+)'|Key '(\w+)' not in", text)
-    if wrong is None:
-        return ""
-    word = next(group for group in wrong.groups() if group)
-    if "/" in word:
-        folder, _, word = word.rpartition("/")
-        known = [path.stem for path in (CONF_DIR / folder).glob("*.yaml")]
-    else:
-        known = [field.name for config in (TrainConfig, EvaluateConfig) for field in fields(config)]
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _run_dir(resume: str | None, default: str) -> str:
@@ -188,22 +130,27 @@ class KeepRunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process if the run's folder is taken and not to be resumed, or if there is nothing to resume."""
+        with explained(full_error=False):
+            check_top_level(config, TrainConfig)
+            _check_name(config.name)
         folder, resume = Path(config.hydra.run.dir), config.resume
         with explained(full_error=False), restored(folder):
             if resume not in (None, "auto") and not (Path(resume) / ".hydra").is_dir():
                 raise ValueError(f"resume={resume}: there is no run in this folder")
             in_place = resume == "auto" or (resume is not None and Path(resume).resolve() == folder.resolve())
             if not in_place:
-                _check_free(folder)
+                _check_free(folder, "hydra.run.dir")
         if (folder / ".hydra").is_dir():
             shutil.copytree(folder / ".hydra", folder / BEFORE)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process if the sweep's folder holds a run already."""
         with explained(full_error=False):
+            check_top_level(config, TrainConfig)
+            _check_name(config.name)
             if config.resume is None:
                 for metrics in sorted(Path(config.hydra.sweep.dir).glob("**/metrics.jsonl")):
-                    _check_free(metrics.parent)
+                    _check_free(metrics.parent, "hydra.sweep.dir")
         if config.resume == "auto":  # Hydra tells nobody before it writes a job's `.hydra`
             for saved in sorted(Path(config.hydra.sweep.dir).glob("**/.hydra")):
                 with restored(saved.parent):
@@ -213,10 +160,18 @@ class KeepRunFolder(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process if an earlier job of the sweep had the same folder."""
         with explained(full_error=False):
+            check_top_level(config, TrainConfig)
+            _check_name(config.name)
             if config.resume is None:
-                _check_free(Path(config.hydra.runtime.output_dir))
+                swept = not OmegaConf.is_missing(config.hydra.job, "num")
+                _check_free(Path(config.hydra.runtime.output_dir), "hydra.sweep.dir" if swept else "hydra.run.dir")
 
 
-def _check_free(folder: Path) -> None:
+def _check_name(name: str) -> None:
+    if not name.isprintable() or any(part.strip() in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"name={name}: must be the name of a folder below paths.outputs_dir, not empty and without ..")
+
+
+def _check_free(folder: Path, key: str) -> None:
     if any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "model.safetensors", "summary.json")):
-        raise ValueError(f"{folder} already holds a run: resume=auto goes on with it, or choose another hydra.run.dir")
+        raise ValueError(f"{folder} already holds a run: resume=auto goes on with it, or choose another {key}")

@@ -19,7 +19,7 @@ class TrainConfig:
     sampling_seed: int = 0
     resume: str | None = None
     tags: list[str] = field(default_factory=list)
-    optimized_metric: str | None = None
+    optimized_metric: str | None = "test/accuracy"
     log_clients: bool = False
     holdout: float = 0.0
     on_client_failure: str = "stop"
@@ -33,6 +33,8 @@ class TrainConfig:
     callbacks: dict[str, Any] | None = None
     logger: dict[str, Any] | None = None
     paths: dict[str, Any] = field(default_factory=dict)
+    vars: dict[str, Any] = field(default_factory=dict)
+    """Values of a user's own, for other keys to interpolate; nothing else reads them."""
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """Evaluating a model on the central test set and on each client's held-out part."""
 
 import contextlib
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Any
@@ -20,8 +22,10 @@ from flrl.trainers.base import to_device
 from flrl.trainers.modules import LogCollector, Logged, counts_only, joined, replaced, step_caller
 from flrl.trainers.stand_in import TrainerStandIn, attached
 
+log = logging.getLogger(__name__)
 WORST_SHARE = 0.1
 LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
+_TRIED_SAMPLES = 64
 
 
 class Evaluator:
@@ -32,10 +36,17 @@ class Evaluator:
         clients_every: likewise on each client's held-out samples; 0 never does.
         at_start: also evaluate the model before training, as round 0.
         batch_size: of evaluation batches; it does not change the metrics but in their last bits.
+        try_first: try the module's step on a small batch before the first round.
     """
 
     def __init__(
-        self, *, every: int = 1, clients_every: int = 0, at_start: bool = False, batch_size: int = 1000
+        self,
+        *,
+        every: int = 1,
+        clients_every: int = 0,
+        at_start: bool = False,
+        batch_size: int = 1000,
+        try_first: bool = True,
     ) -> None:
         for name, value, least in (
             ("every", every, 1),
@@ -48,6 +59,7 @@ class Evaluator:
         self.clients_every = clients_every
         self.at_start = at_start
         self.batch_size = batch_size
+        self.try_first = try_first
         self._kept: tuple[BoundModel, Snapshot] | None = None
 
     def check(self, module: pl.LightningModule, data: FederatedData) -> None:
@@ -55,6 +67,23 @@ class Evaluator:
         _step_name(module)
         if self.clients_every and not len(data.holding_out()):
             raise ValueError("evaluation.clients_every needs held-out samples: set holdout, for example holdout=0.2")
+
+    def try_out(self, model: BoundModel, data: FederatedData, *, seed: int = 0) -> None:
+        """Evaluate a small batch of the central test set, so that what is wrong with the step is said before any round.
+
+        Nothing of it stays: the model is loaded with its own vector afterwards, as before every client.
+        """
+        if not len(data.splits.test):
+            log.warning("the test set is empty: no round is evaluated on it")
+        elif self.try_first:
+            vector = model.vector.clone()
+            indices = np.arange(min(_TRIED_SAMPLES, self.batch_size, len(data.splits.test)))
+            try:
+                with warnings.catch_warnings():  # those of so few samples; others come again
+                    warnings.simplefilter("ignore")
+                    self.part(model, data.splits.test, indices, range(1), seed=seed)
+            finally:
+                model.load(vector)
 
     def due(self, round: int, rounds: int) -> tuple[bool, bool]:
         """Whether the central test set, and the clients' held-out parts, are evaluated after a round."""

@@ -1,28 +1,34 @@
-"""From a resolved configuration to objects, with the types of our own constructors checked by name first."""
+"""From a resolved configuration to objects; keys and types are checked by name first."""
 
-import inspect
-import types
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+from flrl.config import CONF_DIR
+from flrl.keys import either, meant, options_with
+from flrl.signatures import expected, fits, hints_of, shown, taken_by
+from flrl.tracebacks import culprit
+
+_GROUPS = ("backend", "dataset", "partition", "model", "trainer", "strategy", "evaluation")
+_GROUPS_OF_SEVERAL = ("logger", "callbacks")
+_BY_HYDRA = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 
 def make(config: Mapping[str, Any], name: str) -> Any:
     """Instantiate the group `name` of a configuration.
 
     Raises:
-        ValueError: a value does not have the type that a constructor in flrl declares; names the key and the value.
+        ValueError: a key or the type of a value is not one that a constructor takes; names both.
     """
-    check_types(config[name], name)
+    check(config[name], name)
     try:
         return instantiate(config[name], _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError | TypeError):
+        place = None if cause is None else culprit(cause, causes=False)[1]
+        if isinstance(cause, ValueError | TypeError) and not (place and place.own):
             message = str(cause)
             raise ValueError(message if message.startswith(name) else f"{name}: {message}") from cause
         if cause is None or isinstance(cause, HydraException | ImportError):
@@ -33,54 +39,75 @@ def make(config: Mapping[str, Any], name: str) -> Any:
 def accepts(node: Mapping[str, Any], argument: str) -> bool:
     """Whether what a node names has an argument of that name, spelt out."""
     try:
-        return argument in inspect.signature(get_object(node["_target_"])).parameters
+        names = taken_by(str(node["_target_"]))
     except (KeyError, ImportError, ValueError):  # `make` says what is wrong with it
         return False
+    return names is not None and argument in names
 
 
-def check_types(node: Any, path: str) -> None:
-    """Check plain values (numbers, texts, choices) below a node against the annotations of what it names."""
+def without_seed(partition: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A partition's node without `seed`, which is for the generator that it is given, unless it takes one itself."""
+    if "seed" not in partition or accepts(partition, "seed"):
+        return partition
+    return {key: value for key, value in partition.items() if key != "seed"}
+
+
+def check_groups(config: Mapping[str, Any]) -> None:
+    """Check every group of a run's configuration before the first of them is made.
+
+    Raises:
+        ValueError: as `make` does; also for a group that names nothing that could be made.
+    """
+    for path, node in _objects(config):
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise ValueError(f"{path}={shown(node)}: must name an object with _target_")
+        check(node, path)
+
+
+def _objects(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name in _GROUPS:
+        yield name, without_seed(config[name]) if name == "partition" else config[name]
+    for name in _GROUPS_OF_SEVERAL:
+        yield from ((f"{name}.{key}", node) for key, node in (config[name] or {}).items() if node is not None)
+
+
+def check(node: Any, path: str) -> None:
+    """Check keys and plain values (numbers, texts, choices) below a node against the signature of what it names."""
     if isinstance(node, list):
         for index, item in enumerate(node):
-            check_types(item, f"{path}[{index}]")
+            check(item, f"{path}[{index}]")
     if not isinstance(node, Mapping):
         return
-    hints = _hints(str(node.get("_target_", "")))
+    if "_target_" in node:
+        _check_keys(node, str(node["_target_"]), path)
     for key, value in node.items():
-        if key in hints and not _fits(value, hints[key]):
-            raise ValueError(f"{path}.{key}={value}: must be {_described(hints[key])}")
-        check_types(value, f"{path}.{key}")
+        check(value, f"{path}.{key}")
 
 
-def _hints(target: str) -> dict[str, Any]:
-    """Annotations of a constructor's arguments, those that it passes on to its bases included."""
-    if not target.startswith("flrl."):
-        return {}
-    named = get_object(target)
-    if not isinstance(named, type):
-        return get_type_hints(named)
-    own = [base for base in named.__mro__ if base.__module__.startswith("flrl.")]
-    bases = reversed([base for base in own if "__init__" in vars(base)])
-    return {key: hint for base in bases for key, hint in get_type_hints(base.__init__).items()}  # type: ignore[misc]
+def _check_keys(node: Mapping[str, Any], target: str, path: str) -> None:
+    try:
+        names, hints = taken_by(target), hints_of(target)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from None
+    short = target.rpartition(".")[2]
+    for key, value in node.items():
+        if key in _BY_HYDRA:
+            continue
+        if names is not None and key not in names:
+            raise ValueError(f"{path}.{key}={shown(value)}: {short} takes no {key!r}; {_instead(path, key, names)}")
+        if key in hints and not fits(value, hints[key]):
+            raise ValueError(f"{path}.{key}={shown(value)}: {_wanted(f'{path}.{key}', value, hints[key])}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(value, choice) for choice in get_args(hint))
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if get_origin(hint) in (list, Sequence):
-        return isinstance(value, list)
-    return isinstance(value, hint) if hint in _NAMES else True
+def _instead(path: str, key: str, names: list[str]) -> str:
+    close, others = meant(key, names), options_with(path, key)
+    if close:
+        return f"did you mean {either(close)}?"
+    return f"{either(others)} does" if others else f"it takes {', '.join(names)}"
 
 
-def _described(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(repr(choice) for choice in get_args(hint))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_described(choice) for choice in get_args(hint))
-    return "a list" if get_origin(hint) in (list, Sequence) else _NAMES.get(hint, str(hint))
+def _wanted(path: str, value: Any, hint: Any) -> str:
+    group = path.replace(".", "/")
+    if isinstance(value, str) and (CONF_DIR / group).is_dir():
+        return f"a choice of this group is written {group}={value}"
+    return f"must be {expected(hint)}"

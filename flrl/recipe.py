@@ -9,7 +9,7 @@ import torch
 from flrl.backends.worker import Worker, prepare
 from flrl.data import FederatedData, TensorSource
 from flrl.data.federated import Partition
-from flrl.instantiation import accepts, make
+from flrl.instantiation import make, without_seed
 from flrl.seeding import Seeds
 
 
@@ -47,10 +47,7 @@ class Recipe:
 
         Unless it has an argument of that name, which it is then given too.
         """
-        node: dict[str, Any] = self.config["partition"]
-        if "seed" in node and not accepts(node, "seed"):
-            node = {key: value for key, value in node.items() if key != "seed"}
-        partition: Partition = make({"partition": node}, "partition")
+        partition: Partition = make({"partition": without_seed(self.config["partition"])}, "partition")
         return partition
 
     def module(self) -> Any:

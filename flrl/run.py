@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from flrl.app import BEFORE
 from flrl.backends.worker import Worker
-from flrl.callbacks import Callback, Callbacks, RunFolder, RunInfo
+from flrl.callbacks import Callback, Callbacks, OptimizedMetric, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import identity_of
 from flrl.callbacks.rows import ENVIRONMENTS, read_rows
+from flrl.config import TrainConfig
 from flrl.environment import differences, environment
-from flrl.instantiation import make
+from flrl.instantiation import check_groups, make
 from flrl.logging import Loggers
 from flrl.recipe import Recipe
 from flrl.resuming import Resumption, last_good, run_to_resume
@@ -41,6 +42,7 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> float | None:
+    check_groups(config)
     resumed_from = run_to_resume(config["resume"], folder)
     earlier = None if resumed_from is None else earlier_config(resumed_from)
     if earlier is not None and resumed_from is not None:
@@ -68,6 +70,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
     )
     start = _start(worker, info)
     callbacks = _callbacks(config)
+    worker.evaluator.try_out(worker.model, worker.data, seed=worker.seed)
     if start.state.round < worker.strategy.rounds and not (
         worker.drop_failures or getattr(backend, "dedicated_server", False)
     ):
@@ -122,9 +125,17 @@ def _fastest_trainer(auto: AutoTrainer, worker: Worker, seeds: Seeds) -> dict[st
 def _callbacks(config: dict[str, Any]) -> Callbacks:
     loggers = Loggers(make(config, "logger") if config["logger"] else {})
     own: dict[str, Callback] = make(config, "callbacks") if config["callbacks"] else {}
-    return Callbacks(
-        [RunFolder(log_clients=config["log_clients"]), loggers, *(c for c in own.values() if c is not None)]
-    )
+    first = [RunFolder(log_clients=config["log_clients"]), loggers]
+    return Callbacks([*first, *(c for c in own.values() if c is not None), *_expected(config["optimized_metric"])])
+
+
+def _expected(metric: str | None) -> list[Callback]:
+    """Has the run say that the metric for sweepers is missing, where somebody has asked for it."""
+    hydra = HydraConfig.get()
+    chosen = metric != TrainConfig.optimized_metric or any("optimized_metric=" in o for o in hydra.overrides.task)
+    swept = not OmegaConf.is_missing(hydra.job, "num")
+    returned_to = swept and not hydra.sweeper._target_.endswith(".BasicSweeper")
+    return [OptimizedMetric(name=metric, required=swept)] if chosen or returned_to else []
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The command line: a run's files, and one clear line for everything a user can get wrong."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -13,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import flrl
+from flrl.data import Splits
+from flrl.data.datasets import digits
 from flrl.layout import digest
 from tests.toys import Linear
 
@@ -72,68 +76,6 @@ def test_the_same_seed_gives_the_same_digest_and_another_seed_another(cli: Any) 
     shuffled = ("trainer.shuffle=true", "strategy.sampler.num=2", "partition=dirichlet")
     assert run("a", *shuffled) == run("b", *shuffled) == run("c", *shuffled, "trainer=lightning")
     assert run("d", *shuffled, "seed=1") != run("e", *shuffled)
-
-
-# What is wrong, and what the one line must say.
-WRONG = {
-    "key": (("strateg=fedavg",), "Key 'strateg' not in 'TrainConfig'; did you mean 'strategy'?"),
-    "nested key": (("strategy.roundz=1",), "Key 'roundz' is not in struct"),
-    "new key": (("+strategy.mu=1",), "FedAvg.__init__() got an unexpected keyword argument 'mu'"),
-    "choice": (
-        ("strategy=fedavgg",),
-        "Could not find 'strategy/fedavgg'; Available options in 'strategy': fedadagrad;",
-    ),
-    "experiment": (("+experiment=mnist_fedsvg",), "did you mean 'mnist_fedavg'?"),
-    "type": (("seed=abc",), "Value 'abc' of type 'str' could not be converted to Integer"),
-    "syntax": (("seed=[1",), "no viable alternative at input '[1'"),
-    "type below": (("strategy.rounds=many",), "strategy.rounds=many: must be a whole number"),
-    "fraction of a round": (("strategy.rounds=2.5",), "strategy.rounds=2.5: must be a whole number"),
-    "type of a choice": (("trainer.precision=16",), "trainer.precision=16: must be '32-true' or 'bf16-mixed'"),
-    "type or null": (("strategy.sampler.num=few",), "strategy.sampler.num=few: must be a whole number or null"),
-    "truth": (("trainer.shuffle=perhaps",), "trainer.shuffle=perhaps: must be true or false"),
-    "type of a base": (
-        ("strategy=fedprox", "strategy.min_clients=no"),
-        "strategy.min_clients=no: must be a whole number",
-    ),
-    "no list": (("strategy.transforms=null",), "strategy.transforms=null: must be a list".replace("null", "None")),
-    "server null": (("strategy.server_optimizer.lr=null",), "strategy: "),
-    "client null": (("model.optimizer.lr=null",), "model: Classifier.configure_optimizers: "),
-    "large seed": (("seed=99999999999999999999",), "seed=99999999999999999999: must be at least 0 and below 2**63"),
-    "early stopping": (
-        ("callbacks=early_stopping", "strategy.rounds=1", "callbacks.early_stopping.patience=0"),
-        "patience=0",
-    ),
-    "rounds": (("strategy.rounds=0",), "strategy.rounds=0: must be at least 1"),
-    "clients": (("partition.num_clients=5000",), "partition.num_clients=5000: 1438 training samples are too few"),
-    "alpha": (("partition=dirichlet", "partition.alpha=0"), "partition.alpha=0: must be positive and finite"),
-    "cohort": (("strategy.sampler.num=11",), "strategy.sampler.num=11: there are only 10 clients"),
-    "fraction": (("strategy.sampler.fraction=1.5",), "strategy.sampler.fraction=1.5: must be above 0 and at most 1"),
-    "quorum": (("strategy.min_clients=11",), "strategy.min_clients=11: only 10 clients take part in a round"),
-    "holdout": (("holdout=1.0",), "holdout=1.0: must be at least 0 and below 1"),
-    "no holdout": (("evaluation.clients_every=1",), "evaluation.clients_every needs held-out samples: set holdout"),
-    "threads": (("backend.threads=0",), "backend.threads=0: must be at least 1"),
-    "learning rate": (("model.optimizer.lr=-1",), "Invalid learning rate: -1"),
-    "server": (("strategy.server_optimizer.lr=-1",), "Invalid learning rate: -1"),
-    "shape": (("dataset.input_shape=[1,9,9]",), "dataset.input_shape=[1, 9, 9]: digits has [1, 8, 8]"),
-    "target": (("model.net._target_=torch.nn.Nothing",), "torch.nn.Nothing"),
-    "no run": (("resume=nowhere",), "resume=nowhere: there is no run in this folder"),
-    "account": (("logger=wandb",), "logger=wandb needs an API key: set WANDB_API_KEY or run `wandb login`"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
-def test_what_is_wrong_is_said_in_one_line(
-    cli: Any, arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    done = cli("logger=none", *arguments)
-    assert done.code == 1
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert message in done.err
-    assert not list(Path().glob("**/metrics.jsonl"))
 
 
 def test_a_full_traceback_on_request(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,16 +146,25 @@ def test_a_module_with_manual_optimization(cli: Any) -> None:
     assert "error: Manual uses manual optimization (automatic_optimization=False)" in done.err
 
 
-def test_an_error_in_a_client_shows_its_traceback_and_its_name(cli: Any) -> None:
+def test_an_error_in_a_client_is_one_line_with_its_place(cli: Any) -> None:
     done = cli(*own_model("_target_: tests.test_cli.Broken\nfeatures: 64\nclasses: 10"), *SMALL)
     assert done.code == 1
-    assert "Traceback" in done.err
-    assert done.err.splitlines()[-1] == "error: client 0, round 1: KeyError: 'no loss today'"
+    assert done.err == f"error: client 0, round 1: KeyError: 'no loss today' {at(Broken.training_step)}\n"
+
+
+def at(function: Any, line: int = 1) -> str:
+    """How an error names a line of a function, counted from its `def`, and what is to be done."""
+    code = function.__code__
+    place = f"{code.co_filename}:{code.co_firstlineno + line}, in {function.__name__}"
+    return f"({place}); HYDRA_FULL_ERROR=1 shows the whole traceback"
 
 
 class Broken(Linear):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         raise KeyError("no loss today")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/loss", 0.0)
 
 
 def test_an_output_folder_that_cannot_be_written(cli: Any) -> None:
@@ -242,6 +193,113 @@ def test_a_sweep_has_a_folder_per_job_and_returns_the_metric(cli: Any) -> None:
     digests = [json.loads((sweep / str(job) / "summary.json").read_text())["digest"] for job in range(4)]
     assert len(set(digests)) == 4
     assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "2", "3", "multirun.yaml"]
+
+
+def test_a_sweep_does_not_go_into_a_folder_that_holds_a_run(cli: Any) -> None:
+    sweep = ("-m", "seed=0,1", *SMALL[:-1], "strategy.rounds=1", "hydra.sweep.dir=sweep")
+    assert cli(*sweep).code == 0
+    said = "already holds a run: resume=auto goes on with it, or choose another hydra.sweep.dir"
+    assert cli(*sweep).err == f"error: sweep/0 {said}\n"
+    done = cli(*sweep[:-1], "hydra.sweep.dir=other", "hydra.sweep.subdir=same")
+    assert done.err == f"error: {Path('other/same').resolve()} {said}\n"
+
+
+UNNAMED = "_target_: tests.test_cli.Unnamed\nfeatures: 64\nclasses: 10"
+NOTHING = "optimized_metric={}: nothing of that name is logged; there are: train/loss, val_loss\n"
+
+
+class Unnamed(Linear):
+    """Logs one metric, without a prefix; something else while it trains."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("noise", torch.ones(()))
+        return super().training_step((batch[0].flatten(1), batch[1]), batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", torch.nn.functional.cross_entropy(self.net(batch[0].flatten(1)), batch[1]))
+
+
+def test_a_metric_of_any_name_is_on_the_lines_and_in_the_result(cli: Any) -> None:
+    done = cli(*own_model(UNNAMED), *SMALL)
+    assert (done.code, done.err) == (0, "")
+    first, second = (row["val_loss"] for row in rows(Path("run/metrics.jsonl")))
+    lines = done.out.splitlines()
+    assert [f"  val_loss {first:.4f}  " in lines[1], f"  val_loss {second:.4f}  " in lines[2]] == [True, True]
+    assert "noise" not in done.out
+    assert lines[3] == f"result  val_loss {second:.4f}"
+
+
+def test_an_optimized_metric_that_nothing_logs(cli: Any) -> None:
+    own = own_model(UNNAMED)
+    done = cli(*own, *SMALL, "optimized_metric=val/loss")
+    assert (done.code, done.err) == (0, "warning: " + NOTHING.format("val/loss"))
+    sweep = ("-m", *own, *SMALL[:-1], "strategy.rounds=1", "seed=0,1")
+    assert cli(*sweep).code == 0  # nobody has asked for the default
+    done = cli(*sweep, "optimized_metric=val/loss")
+    assert (done.code, done.err) == (1, "error: " + NOTHING.format("val/loss"))
+    assert cli(*sweep, "optimized_metric=val_loss").code == 0
+
+
+def test_warnings_are_called_warnings(cli: Any) -> None:
+    own = own_model("_target_: tests.test_cli.Failing\nfeatures: 64\nclasses: 10")
+    once = ("strategy.rounds=1", "trainer=eager", "trainer.batch_size=1000")
+    done = cli(*own, *SMALL, *once, "on_client_failure=drop")
+    assert done.code == 0
+    assert "HYDRA" not in done.out + done.err
+    place = at(Failing.training_step, 2).partition(";")[0]
+    assert done.err == f"warning: client 0, round 1: KeyError: 'no loss today' {place}; its update is left out\n"
+    assert "(client 1 " in done.out
+
+
+class Failing(Unnamed):
+    """Fails on a batch of 480 samples; three clients have 480, 479 and 479."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if len(batch[0]) == 480:
+            raise KeyError("no loss today")
+        return super().training_step(batch, batch_idx)
+
+
+def test_an_empty_test_set_is_said(cli: Any) -> None:
+    folder = Path("my_conf/dataset")
+    folder.mkdir(parents=True)
+    (folder / "untested.yaml").write_text("defaults: [digits]\n_target_: tests.test_cli.untested\n")
+    done = cli("--config-dir=my_conf", "dataset=untested", *SMALL)
+    assert (done.code, done.err) == (0, "warning: the test set is empty: no round is evaluated on it\n")
+    assert "result\n" not in done.out
+
+
+def untested(**options: Any) -> Splits:
+    splits = digits(**options)
+    return Splits(splits.train, splits.test.subset(np.empty(0, np.int64)))
+
+
+def test_a_resumed_csv_log_is_complete_without_a_warning(cli: Any, recwarn: pytest.WarningsRecorder) -> None:
+    logged = (*SMALL[:-2], "logger=csv", "hydra.run.dir=run")
+    assert cli(*logged).code == 0
+    done = cli(*logged, "resume=auto", "strategy.rounds=3")
+    assert (done.code, done.err) == (0, "")
+    assert [str(w.message) for w in recwarn if "previous" in str(w.message).lower()] == []
+    assert Path("run/csv/metrics.csv").read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "verify"])
+def test_the_version_is_ours(cli: Any, command: str) -> None:
+    done = cli("--version", main=importlib.import_module(f"flrl.{command}").main)
+    assert (done.code, done.out, done.err) == (0, f"flrl {flrl.__version__}\n", "")
+
+
+def test_values_of_ones_own_are_below_vars(cli: Any) -> None:
+    folder = Path("my_conf/experiment")
+    folder.mkdir(parents=True)
+    yaml = "# @package _global_\nvars:\n  shared: 0.05\nmodel:\n  optimizer:\n    lr: ${vars.shared}\n"
+    (folder / "mine.yaml").write_text(yaml)
+    assert cli("--config-dir=my_conf", "+experiment=mine", *SMALL, "vars.shared=0.07").code == 0
+    assert "lr: 0.07" in Path("run/.hydra/config.yaml").read_text()
+    (folder / "mine.yaml").write_text(yaml.replace("vars:\n  ", "").replace("vars.", ""))
+    done = cli("--config-dir=my_conf", "+experiment=mine", *SMALL)
+    assert done.err.startswith("error: experiment/mine: shared: there is no such key; the top level has: name, ")
+    assert done.err.endswith(", vars; values of your own go below vars\n")
 
 
 def test_train_returns_the_optimized_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +338,8 @@ def test_evaluate_a_finished_run(cli: Any) -> None:
 
 
 FAST = """
-import sys, time
-start = time.perf_counter()
+import sys
+code = 0
 from flrl.train import main
 sys.argv = ["flrl-train", *sys.argv[1:]]
 try:
@@ -292,7 +350,9 @@ print(code, [name for name in ("torch", "numpy", "pytorch_lightning") if name in
 """
 
 
-@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("strateg=fedavg", 1), ("strategy=nothing", 1)])
+@pytest.mark.parametrize(
+    ("argument", "code"), [("--help", 0), ("--version", 0), ("strateg=fedavg", 1), ("strategy=nothing", 1)]
+)
 def test_answers_at_once_do_not_import_torch(argument: str, code: int) -> None:
     done = subprocess.run([sys.executable, "-c", FAST, argument], capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == f"{code} []"

@@ -7,13 +7,15 @@ import flrl
 
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own layer and those below it
-    {"types", "seeding", "errors", "config", "importing", "lightning_hooks", "snapshot"},
+    {"types", "seeding", "errors", "config", "importing", "lightning_hooks", "snapshot", "tracebacks"},
     {"kernels", "environment"},
     {"layout"},
     {"data", "models"},
     {"trainers", "aggregation", "sampling", "transforms", "evaluation"},
     {"strategies", "backends", "callbacks", "logging", "checkpoint"},
-    {"instantiation"},
+    {"signatures"},
+    {"keys"},
+    {"instantiation", "explaining"},
     {"recipe"},
     {"app", "resuming", "integrity"},
     {"settings"},
@@ -21,8 +23,20 @@ LAYERS = [  # from the bottom; a module may import its own layer and those below
     {"verify_run"},
     {"train", "evaluate", "verify"},
 ]
-ENTRY_POINTS = {"app", "settings", "recipe", "run", "instantiation", "evaluate_run", "verify_run"}
-ENTRY_POINTS |= {"train", "evaluate", "verify"}
+ENTRY_POINTS = {
+    "app",
+    "explaining",
+    "keys",
+    "recipe",
+    "run",
+    "settings",
+    "instantiation",
+    "evaluate_run",
+    "verify_run",
+    "train",
+    "evaluate",
+    "verify",
+}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from flrl.layout import BoundModel, checksum_of
 from flrl.seeding import SERVER, clients_in_turn, seed_for
 from flrl.snapshot import Snapshot
 from flrl.strategies.base import Strategy, refuse_changes
+from flrl.tracebacks import place_in
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.modules import Logged, joined
 from flrl.transforms import Transform
@@ -149,7 +151,7 @@ class Worker:
             if not self.drop_failures:
                 raise
             if len(stack) == 1:
-                log.warning("%s; its update is left out\n%s", error, error.traceback)
+                log.warning("%s (%s); its update is left out", error, place_in(error.traceback))
                 return [error]
             return [update for task in stack for update in self._updates([task], broadcast)]
 
@@ -278,8 +280,14 @@ def check_settings(threads: int, device: str) -> None:
     """Raise ValueError for settings of a backend that cannot be met here."""
     if threads < 1:
         raise ValueError(f"backend.threads={threads}: must be at least 1")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"backend.device={device}: torch finds no CUDA device here")
+    _check_device("backend.device", device)
+
+
+def _check_device(key: str, device: str) -> None:
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+        raise ValueError(f"{key}={device}: must be cpu, cuda or cuda:N")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"{key}={device}: torch finds no CUDA device here")
 
 
 def prepare(model: Any, *, threads: int, device: str) -> BoundModel:
@@ -292,8 +300,7 @@ def prepare(model: Any, *, threads: int, device: str) -> BoundModel:
     """
     if threads < 1:
         raise ValueError(f"threads={threads}: must be at least 1")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: torch finds no CUDA device here")
+    _check_device("device", device)
     torch.set_num_threads(threads)
     _keep_freed_memory()
     return BoundModel(model.to(device))

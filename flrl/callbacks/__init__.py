@@ -3,7 +3,18 @@
 from flrl.callbacks.base import Callback, Callbacks, RunInfo
 from flrl.callbacks.checkpoint import Checkpoint
 from flrl.callbacks.guards import EarlyStopping, NanGuard
+from flrl.callbacks.optimized import OptimizedMetric
 from flrl.callbacks.progress import Progress
 from flrl.callbacks.run_folder import RunFolder
 
-__all__ = ["Callback", "Callbacks", "Checkpoint", "EarlyStopping", "NanGuard", "Progress", "RunFolder", "RunInfo"]
+__all__ = [
+    "Callback",
+    "Callbacks",
+    "Checkpoint",
+    "EarlyStopping",
+    "NanGuard",
+    "OptimizedMetric",
+    "Progress",
+    "RunFolder",
+    "RunInfo",
+]

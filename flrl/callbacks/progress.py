@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from math import isfinite
 
 from rich import progress as bars
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 
 from flrl.callbacks.base import Callback, RunInfo
+from flrl.callbacks.optimized import evaluated
 from flrl.types import ClientReport, RoundRecord, ServerState
 
 
@@ -61,7 +65,8 @@ class Progress(Callback):
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Print the round's line."""
-        self._console.print(round_line(history[-1], self._run.rounds, self.max_clients))
+        width = self._console.width if self._console.is_terminal else None
+        self._console.print(round_line(history[-1], self._run.rounds, self.max_clients, width))
         if self._bar is not None and state.round:
             self._bar.advance(bars.TaskID(0))
 
@@ -76,12 +81,10 @@ class Progress(Callback):
         if state.round < self._run.rounds:
             self._console.print(f"stopped early after round {state.round}")
         if history:
-            metrics = {
-                name: value
-                for name, value in history[-1].metrics.items()
-                if name.startswith(("test/", "val/", "clients/a"))
-            }
-            self._console.print("result  " + "  ".join(_shown(name, value) for name, value in metrics.items()))
+            metrics = history[-1].metrics
+            names = [name for name in _shown_names(history[-1]) if not name.startswith("clients/")]
+            names += [name for name in metrics if name.startswith("clients/a")]
+            self._console.print("result  " + "  ".join(_shown(name, metrics[name]) for name in names))
             self._console.print(f"digest  {history[-1].digest}")
         self._console.print(f"folder  {self._run.folder}")
 
@@ -92,25 +95,50 @@ class Progress(Callback):
             self._bar = None
 
 
-def round_line(record: RoundRecord, rounds: int, max_clients: int) -> str:
-    """A round in one line: losses of the clients, test metrics, seconds, bytes."""
+def round_line(record: RoundRecord, rounds: int, max_clients: int, width: int | None = None) -> str:
+    """A round in one line: losses of the clients, metrics of the evaluation, seconds, bytes.
+
+    Args:
+        record: of the round.
+        rounds: of the whole run.
+        max_clients: as for `Progress`.
+        width: columns that it has to fit into; bytes, clients and seconds are left out first, in this order.
+    """
     metrics = record.metrics
-    parts = [f"round {record.round:>{len(str(rounds))}}/{rounds}"]
+    parts = {"round": f"round {record.round:>{len(str(rounds))}}/{rounds}"}
     if "train/loss" in metrics:
-        parts.append(_shown("train/loss", metrics["train/loss"]) + _clients(record, max_clients))
-    parts += [_shown(name, value) for name, value in metrics.items() if name.startswith(("test/", "val/"))]
+        parts["loss"] = "  " + _shown("train/loss", metrics["train/loss"])
+        parts["clients"] = _clients(record, max_clients)
+    names = [name for name in _shown_names(record) if not name.startswith("clients/")]
+    parts["metrics"] = "".join(f"  {_shown(name, metrics[name])}" for name in names)
     if metrics.get("clients/rejected"):
-        names = ", ".join(f"client {r.client_id}: {r.rejected}" for r in record.reports if r.rejected)
-        parts.append(f"[bold red]rejected {names}[/]")
+        rejected = ", ".join(f"client {r.client_id}: {r.rejected}" for r in record.reports if r.rejected)
+        parts["rejected"] = f"  [bold red]rejected {escape(rejected)}[/]"
     if "time/round_s" in metrics:
-        parts.append(f"{metrics['time/round_s']:.2f} s")
-        parts.append(f"up {_bytes(metrics['comm/up_bytes'])} down {_bytes(metrics['comm/down_bytes'])}")
-    return "  ".join(parts)
+        parts["seconds"] = f"  {metrics['time/round_s']:.2f} s"
+        parts["bytes"] = f"  up {_bytes(metrics['comm/up_bytes'])} down {_bytes(metrics['comm/down_bytes'])}"
+    return "".join(parts.values()) if width is None else _fitted(parts, width)
+
+
+def _fitted(parts: dict[str, str], width: int) -> str:
+    for dispensable in (None, "bytes", "clients", "seconds"):
+        parts = {name: part for name, part in parts.items() if name != dispensable}
+        line = Text.from_markup("".join(parts.values()))
+        if cell_len(line.plain) <= width:
+            break
+    line.truncate(width, overflow="ellipsis")
+    return line.markup
+
+
+def _shown_names(record: RoundRecord) -> list[str]:
+    """The evaluation's metrics; where the clients' reports are gone, those that cannot be the training's."""
+    names = evaluated(record)
+    return names if record.reports or not record.round else [n for n in names if n.startswith(("test", "val"))]
 
 
 def _clients(record: RoundRecord, max_clients: int) -> str:
-    losses = {report.client_id: report.metrics.get("train/loss") for report in record.reports}
-    known = {client_id: loss for client_id, loss in losses.items() if loss is not None}
+    accepted = {r.client_id: r.metrics.get("train/loss") for r in record.reports if r.rejected is None}
+    known = {client_id: loss for client_id, loss in accepted.items() if loss is not None and isfinite(loss)}
     if not known:
         return ""
     if len(known) <= max_clients:

@@ -11,18 +11,30 @@ from flrl.data.sources import DatasetSource, Source, Splits, TensorSource
 from flrl.lightning_hooks import overridden
 
 
-def from_datasets(*, train: Dataset[Any], test: Dataset[Any], num_workers: int = 0) -> Splits:
+def from_datasets(
+    *, train: Dataset[Any], test: Dataset[Any], num_workers: int = 0, label_key: str | None = None
+) -> Splits:
     """Two map-style datasets as a federated dataset.
 
     A `TensorDataset` of two floating-point tensors is batched by indexing; the samples are the same.
+
+    Args:
+        train: training samples.
+        test: central test samples.
+        num_workers: of the DataLoaders.
+        label_key: where training samples are dicts, the key of their class; see `flrl.data.sources.labels_of`.
     """
-    return Splits(train=_source(train, num_workers=num_workers), test=_source(test, num_workers=num_workers))
+    return Splits(_source(train, num_workers=num_workers, label_key=label_key), _source(test, num_workers=num_workers))
 
 
-def from_datamodule(*, datamodule: pl.LightningDataModule) -> Splits:
+def from_datamodule(*, datamodule: pl.LightningDataModule, label_key: str | None = None) -> Splits:
     """The datasets behind a data module's train and test (else validation) loaders.
 
     Batch size and order are the trainer's; the loaders' `collate_fn` and `num_workers` are kept.
+
+    Args:
+        datamodule: as for Lightning.
+        label_key: where training samples are dicts, the key of their class; see `flrl.data.sources.labels_of`.
 
     Raises:
         ValueError: a loader is missing, is not a single DataLoader, or has a dataset without length or indexing.
@@ -38,7 +50,7 @@ def from_datamodule(*, datamodule: pl.LightningDataModule) -> Splits:
         raise ValueError(f"{name} has neither a test_dataloader nor a val_dataloader")
     train = _single(datamodule.train_dataloader(), "train_dataloader")
     test = _single(getattr(datamodule, own[0])(), own[0])
-    return Splits(train=_from_loader(train), test=_from_loader(test))
+    return Splits(train=_from_loader(train, label_key), test=_from_loader(test))
 
 
 def _single(loader: object, name: str) -> DataLoader[Any]:
@@ -52,11 +64,12 @@ def _single(loader: object, name: str) -> DataLoader[Any]:
     return loader
 
 
-def _from_loader(loader: DataLoader[Any]) -> Source:
-    return DatasetSource(loader.dataset, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
+def _from_loader(loader: DataLoader[Any], label_key: str | None = None) -> Source:
+    options: dict[str, Any] = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
+    return DatasetSource(loader.dataset, label_key=label_key, **options)
 
 
-def _source(dataset: Dataset[Any], *, num_workers: int) -> Source:
+def _source(dataset: Dataset[Any], *, num_workers: int, label_key: str | None = None) -> Source:
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and dataset.tensors[0].dtype != torch.uint8:
         return TensorSource(*dataset.tensors)
-    return DatasetSource(dataset, num_workers=num_workers)
+    return DatasetSource(dataset, num_workers=num_workers, label_key=label_key)

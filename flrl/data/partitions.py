@@ -7,6 +7,7 @@ with values in `[0, num_clients)`. The same generator state gives the same parti
 import numpy as np
 
 from flrl.data.grouping import by_owner, spans
+from flrl.data.sources import LABEL_KEYS
 
 
 def iid(
@@ -136,7 +137,12 @@ def _check_alpha(alpha: float, num_clients: int) -> None:
 
 def _require(labels: np.ndarray | None, name: str) -> np.ndarray:
     if labels is None:
-        raise ValueError(f"partition {name} needs class labels, which this dataset does not have")
+        keys = ", ".join(LABEL_KEYS)
+        raise ValueError(
+            f"partition {name} needs class labels, which this dataset does not have: whole numbers are taken from its "
+            f"targets, labels or y, else from each sample's second part, or where samples are dicts from their {keys}; "
+            "label_key of flrl.data.from_datasets, from_datamodule or DatasetSource names another key"
+        )
     return labels
 
 

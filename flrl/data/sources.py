@@ -3,7 +3,7 @@
 A source gives batches for a list of indices; it knows nothing of clients.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ _KEPT_BYTES = 2**28
 # What two tensors, their key and their place among the others take besides (measured). Samples that take less are not
 # kept: they are soon prepared, and a million small clients would fill memory with what is around them.
 _KEPT_ENTRY_BYTES = 1200
+LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+"""Where the class of a sample is looked for that is a dict."""
 
 
 class Source(Protocol):
@@ -191,6 +193,7 @@ class DatasetSource:
     Args:
         dataset: the dataset; random transforms draw from the client's seed while they run in this process.
         labels: class of each sample; found by `labels_of` if not given.
+        label_key: where samples are dicts, the key of their class; null takes the first of `LABEL_KEYS` that is there.
         num_workers: of the DataLoader; 0 loads in this process.
         collate_fn: of the DataLoader.
     """
@@ -200,11 +203,12 @@ class DatasetSource:
         dataset: Dataset[Any],
         *,
         labels: np.ndarray | None = None,
+        label_key: str | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         self.dataset = dataset
-        self.labels = labels_of(dataset) if labels is None else labels
+        self.labels = labels_of(dataset, label_key) if labels is None else labels
         if self.labels is not None and len(self.labels) != len(self):
             raise ValueError(f"{len(self)} samples but {len(self.labels)} labels")
         self._num_workers = num_workers
@@ -236,20 +240,28 @@ class DatasetSource:
         )
 
 
-def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
-    """The classes of a dataset's samples: its `targets`, `labels` or `y`, else the second part of each sample.
+def labels_of(dataset: Dataset[Any], key: str | None = None) -> np.ndarray | None:
+    """The classes of a dataset's samples: its `targets`, `labels` or `y`, else what each sample says of itself.
+
+    That is the second part of a sample, or where it is a dict the first of `LABEL_KEYS` that it has.
+
+    Args:
+        dataset: map-style.
+        key: of the class in samples that are dicts; nothing else is looked at then.
 
     Returns:
         int64 `[len]`, or None where they are not whole numbers, one a sample.
+
+    Raises:
+        ValueError: samples do not have the key.
     """
     if isinstance(dataset, Subset):
-        inner = labels_of(dataset.dataset)
+        inner = labels_of(dataset.dataset, key)
         return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
     names = (name for name in ("targets", "labels", "y") if getattr(dataset, name, None) is not None)
-    found: Any = next((getattr(dataset, name) for name in names), None)
+    found: Any = None if key else next((getattr(dataset, name) for name in names), None)
     if found is None:
-        samples = (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
-        found = [sample[1] if isinstance(sample, tuple | list) and len(sample) > 1 else None for sample in samples]
+        found = [_label_in(dataset[index], key) for index in range(len(dataset))]  # type: ignore[arg-type]
         if any(label is None for label in found):
             return None
     try:
@@ -259,3 +271,13 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
     if labels.ndim != 1 or len(labels) != len(dataset) or not np.issubdtype(labels.dtype, np.integer):  # type: ignore[arg-type]
         return None
     return labels.astype(np.int64)
+
+
+def _label_in(sample: Any, key: str | None) -> Any:
+    if isinstance(sample, Mapping):
+        if key is not None and key not in sample:
+            raise ValueError(f"label_key={key}: samples have the keys {', '.join(map(str, sample))}")
+        return sample.get(next((name for name in LABEL_KEYS if name in sample), "") if key is None else key)
+    if key is not None:
+        raise ValueError(f"label_key={key}: samples are no dicts but of type {type(sample).__name__}")
+    return sample[1] if isinstance(sample, tuple | list) and len(sample) > 1 else None

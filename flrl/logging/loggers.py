@@ -1,8 +1,9 @@
 """Feeds Lightning's loggers (CSV, TensorBoard, W&B, or anybody's) with every round's metrics."""
 
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pytorch_lightning.loggers import Logger
 
@@ -27,10 +28,11 @@ class Loggers(Callback):
     def setup(self, run: RunInfo) -> None:
         """Log the resolved configuration."""
         self._run = run
-        for logger in self.loggers.values():
-            logger.log_hyperparams(dict(run.config))
-            if isinstance(logger, FlrlWandbLogger):
-                logger.log_start(run)
+        with _folders_that_exist():
+            for logger in self.loggers.values():
+                logger.log_hyperparams(dict(run.config))
+                if isinstance(logger, FlrlWandbLogger):
+                    logger.log_start(run)
 
     def on_fit_start(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Log the rounds before a resumed state."""
@@ -61,9 +63,15 @@ class Loggers(Callback):
 
     def _log(self, record: RoundRecord) -> None:
         numbers = {name: value for name, value in record.metrics.items() if math.isfinite(value)}
-        with warnings.catch_warnings():
-            # After a resume the CSV logger finds its folder, and is about to get all rows again.
-            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        with _folders_that_exist():
             for logger in self.loggers.values():
                 logger.log_metrics(numbers | {"round": record.round}, step=record.round)
                 logger.save()
+
+
+@contextlib.contextmanager
+def _folders_that_exist() -> Iterator[None]:
+    """After a resume the CSV logger finds its folder, and is about to get all rows again: no need to warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        yield

@@ -100,6 +100,7 @@ CLIENTS = {
         ("mpi", 3): rf"rank 0 \(process \d+ on \S+\) {SILENT} while training client 3, round {{round}}",
     },
 }
+PLACE = r" \(tests/faults\.py:\d+, in _fail\); HYDRA_FULL_ERROR=1 shows the whole traceback"
 IN_DEFAULT_SUITE = {("raise", "mpi", 4), ("kill", "mpi", 4)}
 ALIKE = {("exit", "process", 3), ("sleep", "process", 3)}  # a worker that ends, and one that is silent
 FAULTS = [
@@ -131,12 +132,12 @@ def test_a_worker_fails_in_a_clients_training(subject: Subject, fault: str, clie
     assert 0 < seconds < limit
     assert run.code != 0
     assert (run.code == 1) or subject.backend == "mpi"
-    assert [bool(re.fullmatch("error: " + cause.format(round=round), line)) for line in causes(run.output)] == [True]
+    said = f"error: {cause.format(round=round)}" + (PLACE if fault == "raise" else "")
+    assert [bool(re.fullmatch(said, line)) for line in causes(run.output)] == [True]
     if fault == "raise":
         assert run.code == 1
         assert "MPI_ABORT" not in run.output  # the other ranks were let go in order
-        assert run.output.count("Traceback (most recent call last)") == 1
-        assert f"raise {WHAT_RAISES.replace(': ', '(', 1)[:12]}" in run.output
+        assert "Traceback" not in run.output
     subject.check(saved=round - 1)
 
 
@@ -269,7 +270,8 @@ def test_the_disk_is_full_while_a_checkpoint_is_written(subject: Subject) -> Non
     assert 0 < seconds < SOON_S
     assert run.code == 1
     partial = re.escape(str(subject.folder / "checkpoints" / f".round-{round:05d}.partial" / "state.safetensors"))
-    assert [bool(re.fullmatch(rf"error: \[Errno 28\] .*{partial}.*", line)) for line in causes(run.output)] == [True]
+    said = rf"error: OSError: \[Errno 28\] .*{partial}.*"
+    assert [bool(re.fullmatch(said, line)) for line in causes(run.output)] == [True]
     subject.check(saved=round - 1)
     assert sorted(path.name for path in (subject.folder / "checkpoints").iterdir()) == [
         f"round-{r:05d}" for r in (round - 2, round - 1) if r

@@ -1,0 +1,95 @@
+"""Where in a user's own code an error comes from."""
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_FLRL = Path(__file__).parent
+_LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+_INSTALLED = {"site-packages", "dist-packages"}
+_FRAME = re.compile(r'^\s*File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
+_START = "Traceback (most recent call last):"
+SHOWN_CHARACTERS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of code.
+
+    Attributes:
+        file: as the traceback names it.
+        line: counted from 1.
+        function: the line is in; empty for a line that cannot be parsed.
+    """
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def own(self) -> bool:
+        """Whether the line is a user's: neither in flrl nor in the standard library nor in an installed package."""
+        path = Path(self.file)
+        if self.file.startswith("<") or _INSTALLED & set(path.parts):
+            return False
+        return not any(path.is_relative_to(folder) for folder in (_FLRL, *_LIBRARIES))
+
+    def __str__(self) -> str:
+        path = Path(self.file)
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        return f"{shown}:{self.line}" + (f", in {self.function}" if self.function else "")
+
+
+def culprit(error: BaseException, *, causes: bool = True) -> tuple[BaseException, Place | None]:
+    """The error to be told of, and where it was raised.
+
+    That is the first one that went through a user's own code, at the innermost line of that code; else the error
+    itself, at its innermost line.
+
+    Args:
+        error: what was caught.
+        causes: look at the chain of its causes too.
+    """
+    for link in _causes(error) if causes else (error,):
+        own = [place for place in _places(link) if place.own]
+        if own:
+            return link, own[-1]
+    places = _places(error)
+    return error, places[-1] if places else None
+
+
+def place_in(text: str) -> Place | None:
+    """The innermost line of a user's own code in a printed traceback, else its innermost line.
+
+    Of several tracebacks in a row, causes first, the last one counts that has a line of one's own.
+    """
+    blocks = [[Place(m[1], int(m[2]), m[3]) for m in _FRAME.finditer(block)] for block in text.split(_START)]
+    for block in reversed(blocks):
+        own = [place for place in block if place.own]
+        if own:
+            return own[-1]
+    return next((block[-1] for block in reversed(blocks) if block), None)
+
+
+def described(error: BaseException) -> str:
+    """An error's type and message on one line that is not too long."""
+    message = re.sub(r"\s+", " ", str(error)).strip()
+    if len(message) > SHOWN_CHARACTERS:
+        message = message[:SHOWN_CHARACTERS] + " ..."
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _places(error: BaseException) -> Sequence[Place]:
+    frames = [Place(f.filename, f.lineno or 0, f.name) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append(Place(error.filename, error.lineno or 0, ""))
+    return frames

@@ -1,0 +1,268 @@
+"""Wrong invocations of the three commands: each ends with one clear line that names what is wrong, and no run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flrl.run  # noqa: F401  # matplotlib logs when it is first imported on a machine
+from flrl.evaluate import main as evaluate
+from flrl.train import main as train
+from flrl.verify import main as verify
+
+TRAIN = {
+    "+vars.x=${vars.y}": "vars.x: there is no key vars.y to be interpolated",
+    "rounds=5": "rounds=5: there is no such key; did you mean strategy.rounds?",
+    "+rounds=5": "rounds=5: there is no such key; did you mean strategy.rounds?",
+    "+lr=0.5": "lr=0.5: there is no such key; did you mean model.optimizer.lr or strategy.server_optimizer.lr?",
+    "lr=0.5": "lr=0.5: there is no such key; did you mean model.optimizer.lr or strategy.server_optimizer.lr?",
+    "epochs=3": "epochs=3: there is no such key; did you mean trainer.local_epochs?",
+    "clients=3": (
+        "clients=3: there is no such key; did you mean log_clients, partition.num_clients, "
+        "strategy.min_clients or callbacks.progress.max_clients?"
+    ),
+    "sampler=all": "sampler=all: there is no such key; did you mean strategy/sampler?",
+    "optimizer=adam": "optimizer=adam: there is no such key; did you mean model/optimizer?",
+    "strateg=fedavg": "strateg=fedavg: there is no such key; did you mean strategy?",
+    "stategy.rounds=3": "stategy.rounds=3: there is no such key; did you mean strategy.rounds?",
+    "strategy.roundz=1": "strategy.roundz=1: there is no such key; did you mean strategy.rounds?",
+    "strategy.sampler.numm=3": "strategy.sampler.numm=3: there is no such key; did you mean strategy.sampler.num?",
+    "strategy.mu=1": "strategy.mu=1: there is no such key with the present choice; strategy=fedprox has it",
+    "+strategy.mu=1": "strategy.mu=1: FedAvg takes no 'mu'; strategy=fedprox does",
+    "++strategy.roundz=2": "strategy.roundz=2: FedAvg takes no 'roundz'; did you mean rounds?",
+    "model.optimizer.nesterov=true": (
+        "model.optimizer.nesterov=true: there is no such key in the configuration, but torch.optim.SGD "
+        "takes it: +model.optimizer.nesterov=true"
+    ),
+    "model.optimizer.nestrov=true": (
+        "model.optimizer.nestrov=true: there is no such key; did you mean +model.optimizer.nesterov of torch.optim.SGD?"
+    ),
+    "+model.optimizer.momentun=0.9": "model.optimizer.momentun=0.9: SGD takes no 'momentun'; did you mean momentum?",
+    "+model.net.hidden=3": "model.net.hidden=3: softmax_regression takes no 'hidden'; model/net=mlp_2nn does",
+    "+partition.alfa=1": (
+        "partition.alfa=1: iid takes no 'alfa'; it takes num_samples, labels, rng, num_clients, min_samples"
+    ),
+    "+dataset.classes=3": "dataset.classes=3: digits takes no 'classes'; did you mean num_classes?",
+    "+evaluation.evry=2": "evaluation.evry=2: Evaluator takes no 'evry'; did you mean every?",
+    "+backend.workers=2": "backend.workers=2: SerialBackend takes no 'workers'; backend=process does",
+    "+callbacks.checkpoint.evry=2": "callbacks.checkpoint.evry=2: Checkpoint takes no 'evry'; did you mean every?",
+    "+callbacks.mine.x=3": "callbacks.mine={'x': 3}: must name an object with _target_",
+    "+callbacks.mine=3": "callbacks.mine=3: must name an object with _target_",
+    "~seed": "~seed: nothing runs without seed; set it instead of taking it away",
+    "~dataset": "~dataset: nothing runs without dataset; set it instead of taking it away",
+    "~nothing": "Could not delete from config. 'nothing' does not exist.",
+    "strategy/samplr=all": "strategy/samplr=all: there is no such key; did you mean strategy/sampler?",
+    "foo/bar=3": (
+        "foo/bar=3: there is no such key; the groups are: backend, callbacks, dataset, debug, "
+        "experiment, hydra, logger, model, partition, paths, strategy, trainer"
+    ),
+    "+strategy=fedprox": "strategy has a choice already: write strategy=fedprox, without +",
+    "strategy@foo=fedavg": "Could not override 'strategy@foo'. Did you mean to override strategy?",
+    "strategy=fedavgg": (
+        "In 'train': Could not find 'strategy/fedavgg'; Available options in 'strategy': fedadagrad; "
+        "fedadam; fedavg; fedavgm; fedprox; fedsgd; fedyogi; scaffold; did you mean 'fedavg'?"
+    ),
+    "model=softmax": (
+        "In 'train': Could not find 'model/softmax'; Available options in 'model': mcmahan_cnn; "
+        "mlp_2nn; resnet18; softmax_regression"
+    ),
+    "partition=dirichelet": (
+        "In 'train': Could not find 'partition/dirichelet'; Available options in 'partition': "
+        "dirichlet; iid; quantity_skew; shards; did you mean 'dirichlet'?"
+    ),
+    "logger=tensorbord": (
+        "In 'train': Could not find 'logger/tensorbord'; Available options in 'logger': csv; many; "
+        "none; tensorboard; wandb; wandb_offline; did you mean 'tensorboard'?"
+    ),
+    "+experiment=mnist_fedsvg": (
+        "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
+        "mnist_fedavg; did you mean 'mnist_fedavg'?"
+    ),
+    "+debug=nothing": "In 'train': Could not find 'debug/nothing'; Available options in 'debug': default",
+    "seed=abc": "Error merging override seed=abc; Value 'abc' of type 'str' could not be converted to Integer",
+    "seed=-1": "seed=-1: must be at least 0 and below 2**63",
+    "seed=1,2": (
+        "Ambiguous value for argument 'seed=1,2'; 1. To use it as a list, use key=[value1,value2]; 2. "
+        "To use it as string, quote the value: key=\\'value1,value2\\'; 3. To sweep over it, add "
+        "--multirun to your command line"
+    ),
+    "seed=[1": (
+        "no viable alternative at input '[1'; See https://hydra.cc/docs/1.2/advanced/override_grammar/basic for details"
+    ),
+    "seed": (
+        "Error parsing override 'seed'; missing EQUAL at '<EOF>'; See "
+        "https://hydra.cc/docs/1.2/advanced/override_grammar/basic for details"
+    ),
+    "name=": "name=: must be the name of a folder below paths.outputs_dir, not empty and without ..",
+    "name=../x": "name=../x: must be the name of a folder below paths.outputs_dir, not empty and without ..",
+    "strategy.rounds=many": "strategy.rounds=many: must be a whole number",
+    "strategy.rounds=2.5": "strategy.rounds=2.5: must be a whole number",
+    "strategy.rounds=null": "strategy.rounds=null: must be a whole number",
+    "strategy.min_clients=11": "strategy.min_clients=11: only 10 clients take part in a round",
+    "strategy.sampler.num=11": "strategy.sampler.num=11: there are only 10 clients",
+    "strategy.sampler.num=few": "strategy.sampler.num=few: must be a whole number or null",
+    "strategy.sampler.fraction=1.5": "strategy.sampler.fraction=1.5: must be above 0 and at most 1",
+    "strategy.transforms=null": "strategy.transforms=null: must be a list of objects, each with _target_",
+    "strategy.server_optimizer.lr=-1": "strategy: Invalid learning rate: -1",
+    "strategy.server_optimizer=adam": (
+        "strategy.server_optimizer=adam: a choice of this group is written strategy/server_optimizer=adam"
+    ),
+    "partition.num_clients=0": "partition.num_clients=0: must be at least 1",
+    "partition.num_clients=5000": (
+        "partition.num_clients=5000: 1438 training samples are too few for 1 (partition.min_samples) "
+        "each; at most 1438 clients"
+    ),
+    "partition=dirichlet partition.alpha=0": "partition.alpha=0: must be positive and finite",
+    "partition=shards partition.shards_per_client=0": "partition.shards_per_client=0: must be at least 1",
+    "holdout=1.0": "holdout=1.0: must be at least 0 and below 1",
+    "holdout=abc": "Error merging override holdout=abc; Value 'abc' of type 'str' could not be converted to Float",
+    "evaluation.clients_every=1": (
+        "evaluation.clients_every needs held-out samples: set holdout, for example holdout=0.2"
+    ),
+    "evaluation.every=0": "evaluation.every=0: must be at least 1",
+    "on_client_failure=maybe": "on_client_failure=maybe: must be 'stop' or 'drop'",
+    "trainer.precision=16": "trainer.precision=16: must be '32-true' or 'bf16-mixed'",
+    "trainer.shuffle=perhaps": "trainer.shuffle=perhaps: must be true or false",
+    "trainer.batch_size=0": "trainer.batch_size=0: must be at least 1",
+    "trainer.local_epochs=0": "trainer.local_epochs=0: must be at least 1",
+    "model.optimizer.lr=abc": "model.optimizer.lr=abc: must be a number",
+    "model.optimizer.lr=-1": "Invalid learning rate: -1",
+    "model.optimizer=adam": "model.optimizer=adam: a choice of this group is written model/optimizer=adam",
+    "model.optimizer.momentum=yes": "model.optimizer.momentum=yes: must be a number",
+    "model._target_=torch.nn.Identity": "model: Identity is not a LightningModule",
+    "dataset.input_shape=[1,9,9]": "dataset.input_shape=[1, 9, 9]: digits has [1, 8, 8]",
+    "dataset.num_classes=3": "dataset.num_classes=3: digits has 10",
+    "backend.threads=0": "backend.threads=0: must be at least 1",
+    "backend.device=tpu": "backend.device=tpu: must be cpu, cuda or cuda:N",
+    "backend=process backend.workers=0": "backend.workers=0: must be at least 1, or null",
+    "callbacks.checkpoint.keep=0": "callbacks: checkpoint.keep=0: must be at least 1",
+    "callbacks=early_stopping callbacks.early_stopping.patience=0": (
+        "callbacks: early_stopping.patience=0: must be at least 1"
+    ),
+    "+foo=3": (
+        "foo=3: there is no such key; the top level has: name, seed, resume, tags, optimized_metric, "
+        "log_clients, holdout, on_client_failure, dataset, partition, model, trainer, strategy, "
+        "backend, evaluation, callbacks, logger, paths, vars"
+    ),
+    "seed=99999999999999999999": "seed=99999999999999999999: must be at least 0 and below 2**63",
+    "strategy.server_optimizer.lr=null": "strategy.server_optimizer.lr=null: must be a number",
+    "model.optimizer.lr=null": "model.optimizer.lr=null: must be a number",
+    "model.net._target_=torch.nn.Nothing": "model.net._target_=torch.nn.Nothing: torch.nn has no 'Nothing'",
+    "model._target_=nowhere.Model": "model._target_=nowhere.Model: there is no module 'nowhere' that Python finds",
+    "strategy.transforms=[abc]": "strategy.transforms=['abc']: must be a list of objects, each with _target_",
+    "resume=nowhere": "resume=nowhere: there is no run in this folder",
+    "--config-dir=nowhere": "Additional config directory '{here}/nowhere' not found",
+    "logger=wandb": (
+        "logger=wandb needs an API key: set WANDB_API_KEY or run `wandb login`; logger=wandb_offline needs none"
+    ),
+    "-m seed=0,1 rounds=5": "rounds=5: there is no such key; did you mean strategy.rounds?",
+    "-m seed=0,1 +lr=0.5": (
+        "lr=0.5: there is no such key; did you mean model.optimizer.lr or strategy.server_optimizer.lr?"
+    ),
+    "-m name=../x seed=0,1": (
+        "name=../x: must be the name of a folder below paths.outputs_dir, not empty and without .."
+    ),
+}
+
+# RUN is a finished run of two rounds.
+EVALUATE = {
+    "run=nowhere": "run=nowhere: there is no run in this folder (nowhere/.hydra/config.yaml is missing)",
+    "": "Missing mandatory value: run",
+    "run=RUN rnd=1": "rnd=1: there is no such key; did you mean round?",
+    "run=RUN +rounds=1": "rounds=1: there is no such key; did you mean round?",
+    "run=RUN strategy.rounds=1": "strategy.rounds=1: there is no such key; did you mean round?",
+    "run=RUN round=7": "round=7: RUN has no such checkpoint; there are: round-00001, round-00002",
+    "run=RUN round=one": (
+        "Error merging override round=one; Value 'one' of type 'str' could not be converted to Integer"
+    ),
+    "run=RUN clients=perhaps": (
+        "Error merging override clients=perhaps; Value 'perhaps' is not a valid bool (type str)"
+    ),
+    "run=RUN batch_size=0": "evaluation.batch_size=0: must be at least 1",
+    "run=RUN threads=0": "threads=0: must be at least 1",
+    "run=RUN device=tpu": "device=tpu: must be cpu, cuda or cuda:N",
+    "run=RUN ~round": "Could not delete from config. 'round' does not exist.",
+}
+
+VERIFY = {
+    "run=nowhere": "run=nowhere: there is no run in this folder (nowhere/.hydra/config.yaml is missing)",
+    "": "Missing mandatory value: run",
+    "run=RUN round=7": "client and round come together, and without rounds: client=17 round=3",
+    "run=RUN rounds=7": "rounds=7: RUN holds rounds 1 to 2",
+    "run=RUN rounds=2..1": "rounds=2..1: RUN holds rounds 1 to 2",
+    "run=RUN rounds=all": "rounds=all: must be one round, 3, or several, 3..5",
+    "run=RUN client=1": "client and round come together, and without rounds: client=17 round=3",
+    "run=RUN client=17 round=1": "client=17: takes no part in round 1; its cohort is 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+    "run=RUN backend=mpii": (
+        "In 'verify': Could not find 'backend/mpii'; Available options in 'backend': mpi; process; "
+        "serial; did you mean 'mpi'?"
+    ),
+    "run=RUN backend.threads=0": "backend.threads=0: must be at least 1",
+    "run=RUN backend.device=tpu": "backend.device=tpu: must be cpu, cuda or cuda:N",
+    "run=RUN backend.wrkers=2": "backend.wrkers=2: there is no such key; backend has: threads, device",
+    "run=RUN +client_id=3": "client_id=3: there is no such key; did you mean client?",
+    "run=RUN clients=true": "clients=true: there is no such key; did you mean client?",
+    "run=RUN ~backend": "~backend: nothing runs without backend; set it instead of taking it away",
+}
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No account and no graphics card."""
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "0")
+        patch.setattr("sys.argv", ["flrl-train", "strategy.rounds=2", "logger=none", f"hydra.run.dir={folder}"])
+        train()
+    return folder
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(TRAIN) + len(EVALUATE) + len(VERIFY) >= 75
+
+
+@pytest.mark.parametrize(("arguments", "message"), TRAIN.items(), ids=TRAIN)
+def test_train(cli: Any, arguments: str, message: str) -> None:
+    logger = () if "logger" in arguments else ("logger=none",)
+    done = cli(*arguments.split(), *logger)
+    assert (done.code, done.err) == (
+        1,
+        f"error: {message.format(here=os.getcwd()) if '{here}' in message else message}\n",
+    )
+    assert not list(Path().glob("**/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(("arguments", "message"), EVALUATE.items(), ids=EVALUATE)
+def test_evaluate(cli: Any, finished: Path, arguments: str, message: str) -> None:
+    before = files(finished)
+    done = cli(*arguments.replace("RUN", str(finished)).split(), main=evaluate)
+    assert (done.code, done.err) == (1, f"error: {message.replace('RUN', str(finished))}\n")
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize(("arguments", "message"), VERIFY.items(), ids=VERIFY)
+def test_verify(cli: Any, finished: Path, arguments: str, message: str) -> None:
+    before = files(finished)
+    done = cli(*arguments.replace("RUN", str(finished)).split(), main=verify)
+    assert (done.code, done.err) == (1, f"error: {message.replace('RUN', str(finished))}\n")
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize("main", [train, evaluate, verify])
+def test_an_option_that_does_not_exist(cli: Any, main: Any) -> None:
+    done = cli("--nonsense", main=main)
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == "flrl-train: error: unrecognized arguments: --nonsense"
