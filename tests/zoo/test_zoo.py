@@ -1,11 +1,19 @@
 """Every module trains to the same bits on any number of workers and after a resume, or is refused by name."""
 
+import json
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.zoo.table import DOCUMENT, ENGINES, ZOO, page, row_of
 
+CONF = Path(__file__).parents[1] / "conf"
+MPI_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # A real Trainer takes longest: the default suite has one module of each kind under it, `-m zoo` all.
 UNDER_LIGHTNING = (
     "a number",
@@ -45,3 +53,34 @@ def test_the_page_is_as_it_was_written() -> None:
 @pytest.mark.zoo
 def test_all_engines_of_all_modules() -> None:
     assert {name: row_of(animal) for name, animal in ZOO.items()} == documented()
+
+
+def trained(engine: str) -> list[str]:
+    """The modules that an engine trains, on samples that any partition can share out."""
+    return [name for name, row in documented().items() if not row[engine].startswith("refused")]
+
+
+def swept(folder: Path, engine: str, *more: str, launcher: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The digests of every module's rounds, by a sweep."""
+    names = ",".join(f'"{name}"' for name in trained(engine))
+    arguments = [f"--config-dir={CONF}", "-m", "model=zoo", "dataset=zoo", f"model.animal={names}", f"trainer={engine}"]
+    arguments += ["trainer.batch_size=4", "partition.num_clients=3", "strategy.rounds=2", "logger=none"]
+    arguments += ["evaluation.try_first=false", "callbacks=none", "optimized_metric=null", f"hydra.sweep.dir={folder}"]
+    command = [*launcher, sys.executable, "-m", "flrl.train", *arguments, *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=MPI_ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    digests = {}
+    for number, name in enumerate(trained(engine)):
+        rows = [json.loads(line) for line in (folder / str(number) / "metrics.jsonl").read_text().splitlines()]
+        digests[name] = [row["digest"] for row in rows]
+    return digests
+
+
+@pytest.mark.zoo
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_module_on_real_processes(engine: str, tmp_path: Path) -> None:
+    serial = swept(tmp_path / "serial", engine)
+    assert len(serial) > 10
+    launcher = ("mpiexec", "--oversubscribe", "--allow-run-as-root", "-n", "3")
+    assert swept(tmp_path / "mpi", engine, "backend=mpi", launcher=launcher) == serial

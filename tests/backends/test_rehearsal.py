@@ -1,0 +1,202 @@
+"""The first clients' first batch is trained and forgotten before the first round; state is put back between clients."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from flrl.backends import Worker
+from flrl.data.sources import DatasetSource
+from flrl.errors import ClientError
+from flrl.sampling import AllClients
+from flrl.strategies import FedAvg
+from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem, Trainer, VectorizedTrainer
+from flrl.transforms import ClipNorm
+from flrl.types import Broadcast, ClientUpdate
+from tests.toys import Linear, blobs, fit, make_worker
+
+OPTIONS: dict[str, Any] = {
+    "rounds": 2,
+    "sampler": AllClients(),
+    "server_optimizer": partial(torch.optim.SGD, lr=1.0),
+}
+
+
+def rehearsed(worker: Worker) -> None:
+    state = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
+    worker.rehearse(*worker.strategy.plan(state, worker.data.sizes, worker.seed))
+
+
+class Batches(Linear):
+    """Tells of its batches."""
+
+    def __init__(self, seen: list[int]) -> None:
+        super().__init__()
+        self.note = lambda size: seen.append(size)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.note(len(batch[0]))
+        return super().training_step(batch, batch_idx)
+
+
+def test_one_batch_is_trained_and_nothing_is_left() -> None:
+    seen: list[int] = []
+    worker = make_worker(FedAvg(**OPTIONS), module=Batches(seen), trainer=EagerTrainer(batch_size=8))
+    before, random_numbers = worker.model.vector.clone(), torch.get_rng_state()
+    rehearsed(worker)
+    assert seen == [8]
+    assert torch.equal(worker.model.vector, before)
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+
+
+class Logging(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy = MulticlassAccuracy(3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.log("accuracy", self.accuracy)
+        return super().training_step(batch, batch_idx)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a logged metric in stacks": (
+        {"module": Logging(), "trainer": VectorizedTrainer(batch_size=8)},
+        "trainer=vectorized cannot train Logging: training_step logs a torchmetrics object as 'accuracy'",
+    ),
+    "samples that are not in memory": (
+        {
+            "trainer": VectorizedTrainer(batch_size=8),
+            "source": DatasetSource(torch.utils.data.TensorDataset(blobs().inputs, blobs().targets)),
+        },
+        r"trainer=vectorized needs samples in memory \(TensorSource\): use trainer=traced",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refusals_come_before_the_first_round(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rehearsed(make_worker(FedAvg(**OPTIONS), **options))
+
+
+def test_errors_of_the_modules_own_code_are_a_clients() -> None:
+    class Failing(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            raise ValueError("a bad sample")
+
+    with pytest.raises(ClientError, match="client 0, round 1: ValueError: a bad sample"):
+        rehearsed(make_worker(FedAvg(**OPTIONS), module=Failing()))
+
+
+def test_a_last_batch_of_one_sample_names_the_batch_size() -> None:
+    class Normed(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(5)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step((self.norm(batch[0]), batch[1]), batch_idx)
+
+    worker = make_worker(FedAvg(**OPTIONS), module=Normed(), sizes=(9, 16), trainer=EagerTrainer(batch_size=8))
+    with pytest.raises(ClientError, match=r"last batch has one sample: choose another trainer\.batch_size than 8"):
+        fit(worker)
+
+
+@pytest.mark.parametrize("kind", [EagerTrainer, LightningTrainer])
+def test_two_optimizers_are_refused_by_both(kind: type[Trainer]) -> None:
+    class Two(Linear):
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD([self.net.weight], 0.1), torch.optim.SGD([self.net.bias], 0.1)]
+
+    with pytest.raises(ValueError, match=r"must return one torch optimizer, got \['SGD', 'SGD'\]"):
+        kind().check(Two())
+
+
+class InFinish(FedAvg):
+    clients = 0
+
+    def finish(self, update: ClientUpdate, problem: LocalProblem) -> ClientUpdate:
+        self.clients += 1
+        return update
+
+
+class InBroadcast(FedAvg):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.sent: list[int] = []
+
+    def broadcast(self, *args: Any) -> Broadcast:
+        self.sent.append(1)
+        return super().broadcast(*args)
+
+
+class Learning(ClipNorm):
+    def encode(self, update: ClientUpdate, broadcast: Broadcast, seed: int) -> Any:
+        self.max_norm *= 0.9
+        return super().encode(update, broadcast, seed)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        (lambda: InFinish(**OPTIONS), r"InFinish changes strategy\.clients while client 0 trains"),
+        (lambda: InBroadcast(**OPTIONS), r"InBroadcast changes strategy\.sent in round 1"),
+        (
+            lambda: FedAvg(**OPTIONS, transforms=[Learning(max_norm=1.0)]),
+            r"FedAvg changes strategy\.transforms\[0\]\.max_norm while client 0 trains",
+        ),
+    ],
+)
+def test_a_strategy_that_changes_itself_is_refused(strategy: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"strategy: {said}: what lasts .* belongs into client memory"):
+        fit(make_worker(strategy()))
+
+
+class Halving(pl.Callback):
+    """Halves the learning rate of each batch after the first it ever saw."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batches += 1
+        trainer.optimizers[0].param_groups[0]["lr"] = 0.1 / self.batches
+
+
+def test_callbacks_are_put_back_before_each_client() -> None:
+    def checksums(order: list[int]) -> dict[int, str]:
+        torch.manual_seed(0)
+        trainer = LightningTrainer(batch_size=8, callbacks=[Halving()])
+        worker = make_worker(FedAvg(**OPTIONS), module=Linear(), trainer=trainer)
+        state = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
+        broadcast, tasks = worker.strategy.plan(state, worker.data.sizes, 0)
+        _, reports = worker.train(broadcast, [tasks[index] for index in order], lambda report: None)
+        return {report.client_id: report.checksum for report in reports}
+
+    assert checksums([0, 1, 2]) == checksums([2, 1, 0])
+
+
+def test_the_stand_in_prints_logs_and_says_no(capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Talking(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.print("batch", batch_idx)
+            self.logger.experiment.add_scalar("loss", 1.0)
+            return super().training_step(batch, batch_idx)
+
+    fit(make_worker(FedAvg(**{**OPTIONS, "rounds": 1}), module=Talking(), sizes=(8,)))
+    assert capsys.readouterr().out == "batch 0\n"
+    said = [record.getMessage() for record in caplog.records if "self.logger" in record.getMessage()]
+    assert len(said) <= 1  # once in a process
+
+    class Stopping(Linear):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.trainer.should_stop = True
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ClientError, match=r"trainer=eager does not end early by Trainer\.should_stop"):
+        fit(make_worker(FedAvg(**OPTIONS), module=Stopping()))
