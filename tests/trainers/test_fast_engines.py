@@ -635,6 +635,22 @@ def test_the_shape_of_a_batch_tells_what_a_recording_holds_for() -> None:
     assert [Shape.of(other)[0] for other in [(*a, 1), (*a, "id"), (*a, np.zeros(2))]] == [None, None, None]
 
 
+class Counted(Linear):
+    """Divides by the number of samples itself, which a recording holds as a constant."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1], reduction="sum") / len(batch[0])
+
+
+def test_a_recording_holds_for_batches_of_its_own_shape_alone() -> None:
+    """Eleven batches of four are enough to record; the last one of each client has two samples."""
+    eager, traced = (
+        trained(FedAvg(**AVERAGE), Counted, kind(batch_size=4), sizes=(22, 26))[0]
+        for kind in (EagerTrainer, TracedTrainer)
+    )
+    assert torch.equal(eager, traced)
+
+
 def test_recording_leaves_the_module_as_it_is() -> None:
     module = Net(MODULES["batch norm"]())
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
