@@ -177,7 +177,7 @@ class WithHook(Linear):
     """Its evaluation cannot be divided."""
 
     def on_test_epoch_end(self) -> None:
-        self.log("test/hook", 1.0)
+        self.log("test/hook", 1.0, reduce_fx="sum")
 
 
 def test_held_out_samples_are_evaluated_by_whoever_has_least_to_do() -> None:
@@ -196,6 +196,10 @@ def test_an_evaluation_that_cannot_be_divided_is_one_workers() -> None:
         1: EvaluationShare(range(0), [0]),
         2: EvaluationShare(range(0), []),
     }
+    vector = torch.linspace(-1, 1, 18)
+    found = backend.evaluate(vector, round=1, rounds=1)
+    assert found["test/hook"] == 1.0  # the others have not run the hook
+    assert found == make().evaluate(vector, round=1, rounds=1)
 
 
 def test_nothing_is_asked_where_nothing_is_due() -> None:
