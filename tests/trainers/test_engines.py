@@ -268,6 +268,27 @@ def test_schedulers_step_after_so_many_batches_or_epochs(interval: str, frequenc
     assert found == pytest.approx([min(rates), max(rates), sum(rates)])
 
 
+class Quiet(Stepped):
+    """Logs nothing."""
+
+    training_step = Linear.training_step
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_schedulers_of_stacks_step_as_often(interval: str) -> None:
+    eager, stacked = (
+        trainer(batch_size=8, local_epochs=3).fit(problem(seeded(lambda: Quiet(interval, 2))), AVERAGE(rounds=1))
+        for trainer in (EagerTrainer, VectorizedTrainer)
+    )
+    exact, found = eager.vectors["update"], stacked.vectors["update"]
+    assert float((found - exact).norm()) <= 1e-5 * float(exact.norm())
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    torch.manual_seed(0)
+    return make()
+
+
 @pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer])
 def test_kept_momentum_goes_on_where_it_stopped(trainer: Any) -> None:
     """Two rounds of one epoch with kept momentum are one round of two epochs."""
