@@ -696,7 +696,8 @@ def test_batch_idx_is_seen_however_it_is_used() -> None:
         assert torch.equal(eager, traced)
 
 
-def test_a_lookup_beyond_a_clients_table_is_an_error() -> None:
+@pytest.mark.parametrize("index", [-1, 10])
+def test_a_lookup_beyond_a_clients_table_is_an_error(index: int) -> None:
     """In one table of all clients' rows it would find a row of another client."""
 
     class Looking(nn.Module):
@@ -723,7 +724,7 @@ def test_a_lookup_beyond_a_clients_table_is_an_error() -> None:
     broadcast = Broadcast(1, worker.model.vector.clone(), 24.0)
     tasks = worker.stacked([ClientTask(1, client, 8, 8.0) for client in range(3)])
     worker.train(broadcast, tasks, lambda report: None)
-    inputs[worker.data.train_indices(1)[-1]] = -1
+    inputs[worker.data.train_indices(1)[-1]] = index
     worker.data.splits.train._forget()  # type: ignore[attr-defined]
     with pytest.raises(ClientError, match="index out of range"):
         worker.train(broadcast, tasks, lambda report: None)
