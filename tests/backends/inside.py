@@ -11,6 +11,7 @@ from torch import Tensor
 from flrl.backends.job import Heard
 from flrl.backends.messages import Ready, Started
 from flrl.backends.pool import PoolBackend
+from flrl.backends.saying import Collected
 from flrl.backends.serving import serve
 from flrl.backends.worker import Worker, WorkerRecipe
 from flrl.data import FederatedData
@@ -27,6 +28,9 @@ class InsideLink:
         self.said: list[tuple[Any, dict[str, Tensor]]] = []
         self.parts: Tensor | None = None
         self.talkative = talkative
+
+    def wait(self) -> None:
+        pass
 
     def receive(self) -> tuple[Any, Tensors, Tensors]:
         return self.asked.popleft()
@@ -63,7 +67,7 @@ class InsideHub:
         self.sent.clear()
         for index, message in messages.items():
             link = InsideLink(message, common, own.get(index, {}))
-            serve(link, self.workers[index])
+            serve(link, self.workers[index], Collected())
             self.heard.extend((index, *said) for said in link.said)
             self.sent += [tensor for _, tensors in link.said for tensor in tensors.values()]
             self.parts += [] if link.parts is None else [link.parts]

@@ -57,7 +57,7 @@ def report(client: int) -> ClientReport:
 
 
 def made(hub: Hub, reports: list[int]) -> Job:
-    return Job(hub, "round 3", 10.0, lambda report: reports.append(report.client_id))  # type: ignore[arg-type]
+    return Job(hub, "round 3", 10.0, lambda report: reports.append(report.client_id), lambda said: None)  # type: ignore[arg-type]
 
 
 def test_reports_sums_and_memory_are_noted(clock: Clock) -> None:

@@ -259,7 +259,7 @@ def test_a_workers_slot_tells_whom_it_trains_and_when_it_is_done() -> None:
     segment = Segment()
     slots = process._slots(segment.buffer(2 * process._SLOT_BYTES))
     here, there = multiprocessing.Pipe()
-    start = process._Start(1, 2, None, None, 1, "cpu", None, segment.path)  # type: ignore[arg-type]
+    start = process._Start(1, 2, None, None, 1, "cpu", False, None, segment.path)  # type: ignore[arg-type]
     link = process._ProcessLink(there, start)
     for client in (7, 4):
         link.starts(client, tuple)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flrl.backends.messages import Evaluate, Evaluated, Failed, Started, Train, Trained
+from flrl.backends.saying import Collected
 from flrl.backends.serving import serve, share_kept_samples
 from flrl.backends.worker import EvaluationShare, Worker
 from flrl.sampling import AllClients
@@ -29,7 +30,7 @@ def worker(module: Any = None) -> Worker:
 
 def served(made: Worker, message: Any, *, talkative: bool = True) -> InsideLink:
     link = InsideLink(message, {"vector": made.model.vector.clone()}, {}, talkative=talkative)
-    serve(link, made)
+    serve(link, made, Collected())
     return link
 
 
@@ -71,7 +72,7 @@ def test_clients_get_what_was_broadcast() -> None:
     strategy = Watching(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
     common = {"vector": made.model.vector.clone(), "pull": torch.tensor(2.0)}
     link = InsideLink(Train(1, 36.0, TASKS[:2]), common, {"1/own": torch.tensor([3.0])})
-    serve(link, replace(made, strategy=strategy))
+    serve(link, replace(made, strategy=strategy), Collected())
     variables = {"pull": torch.tensor(2.0)}
     assert seen == [(0, 1, 36.0, variables, {}), (1, 1, 36.0, variables, {"own": [3.0]})]
 
