@@ -45,6 +45,15 @@ def test_newest_last_and_only_some_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["round-00009", "round-00010"]
 
 
+def test_the_newest_of_many_rounds_is_by_number(tmp_path: Path) -> None:
+    """Names have five digits at least: as text, round 100000 would come before round 99999."""
+    for round in (100000, 99999):
+        save_checkpoint(tmp_path, state(round), IDENTITY)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["round-99999", "round-100000"]
+    prune_checkpoints(tmp_path, 1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["round-100000"]
+
+
 def test_the_same_state_is_saved_once_and_another_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, state(), IDENTITY)
     before = path.stat().st_mtime_ns

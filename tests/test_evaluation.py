@@ -1,5 +1,6 @@
 """Evaluation: when, on what, and the statistics over clients."""
 
+import random
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from flrl.evaluation import Evaluator, summarize_clients
 from flrl.layout import BoundModel
 from flrl.models import Classifier
 from flrl.models.nets import mlp_2nn
+from flrl.seeding import SERVER, isolated_randomness, seed_for
+from flrl.trainers.modules import joined
 from tests.toys import Linear, Rich, blobs, blocks
 
 
@@ -318,3 +321,43 @@ def test_a_metric_that_some_clients_lack_and_errors_by_other_names() -> None:
     assert summary["clients/mse_worst10"] == 5.0
     assert summary["clients/mse_weighted_mean"] == 4.0
     assert summary["clients/auc_mean"] == summary["clients/auc_weighted_mean"] == 0.5
+
+
+class Noisy(Linear):
+    """Logs random numbers: torch's, NumPy's and Python's."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log_dict({"torch": torch.rand(()), "numpy": np.random.random(), "python": random.random()})
+
+
+def drawn(seed: int, batches: list[int]) -> dict[str, float]:
+    """The means of what batches of these sizes draw."""
+    values: dict[str, list[float]] = {"torch": [], "numpy": [], "python": []}
+    for index, _ in enumerate(batches):
+        with isolated_randomness(seed_for(seed, 0, SERVER, f"batch {index}"), torch.device("cpu")):
+            for name, value in {
+                "torch": torch.rand(()),
+                "numpy": np.random.random(),
+                "python": random.random(),
+            }.items():
+                values[name].append(float(value))
+    return {name: float(np.average(found, weights=batches)) for name, found in values.items()}
+
+
+def test_every_batch_has_a_seed_of_its_own() -> None:
+    model, source, indices = BoundModel(Noisy()), blobs(30), np.arange(30)
+    evaluator = Evaluator(batch_size=8)
+    whole = evaluator.run(model, source, indices, seed=5)
+    assert whole == pytest.approx(drawn(5, [8, 8, 8, 6]), rel=1e-6)
+    shares = [range(2, 4), range(0, 1), range(1, 2)]
+    parts = [evaluator.part(model, source, indices, share, seed=5) for share in shares]
+    assert joined(parts, model.module) == whole
+    assert evaluator.run(model, source, indices, seed=6) != whole
+
+
+def test_every_client_is_evaluated_with_a_seed_of_its_own() -> None:
+    model, data = BoundModel(Noisy()), federation([8, 8], holdout=0.5)
+    first, second = (Evaluator().client(model, data, client, seed=5) for client in (0, 1))
+    assert first == pytest.approx({**drawn(seed_for(5, 0, 0, "evaluation"), [4]), "num_samples": 4.0}, rel=1e-6)
+    assert second == pytest.approx({**drawn(seed_for(5, 0, 1, "evaluation"), [4]), "num_samples": 4.0}, rel=1e-6)
+    assert first["torch"] != second["torch"]

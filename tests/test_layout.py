@@ -87,7 +87,8 @@ def test_several_dtypes_meet_in_the_widest() -> None:
     module = nn.Sequential(nn.Linear(2, 2).to(torch.bfloat16), nn.Linear(2, 1).to(torch.float64))
     model = BoundModel(module)
     assert model.layout.dtype == torch.float64
-    assert model.layout.nbytes == 6 * 2 + 3 * 8
+    assert model.layout.nbytes == 6 * 2 + 3 * 8  # by chance 4 bytes for each of the nine
+    assert ParameterLayout(nn.Linear(2, 1).double()).nbytes == 3 * 8
     model.load(torch.arange(9, dtype=torch.float64) / 3)
     assert module[0].weight.dtype == torch.bfloat16
     assert module[0].weight[0, 1] == torch.tensor(1 / 3, dtype=torch.bfloat16)
@@ -154,3 +155,15 @@ def test_what_cannot_be_flattened_is_named() -> None:
 def test_digest_is_the_sha256_of_the_bytes() -> None:
     vector = torch.tensor([1.0, -2.0])
     assert digest(vector) == hashlib.sha256(bytes.fromhex("0000803f000000c0")).hexdigest()
+
+
+def test_a_frozen_parameter_that_is_changed_is_named() -> None:
+    """In place, without a gradient, as a moving average is kept; or by thawing it."""
+    for change in (lambda frozen: frozen.add_(1), lambda frozen: frozen.requires_grad_(True)):
+        module = Mixed()
+        model = BoundModel(module)
+        model.read()
+        with torch.no_grad():
+            change(module.frozen)
+        with pytest.raises(ValueError, match=r"^parameter 'frozen' was frozen at the start and has been changed"):
+            model.read()

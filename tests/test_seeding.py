@@ -1,9 +1,24 @@
+import contextlib
 import hashlib
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flrl.seeding import SERVER, generator_for, seed_for
+from flrl.seeding import (
+    SERVER,
+    clients_in_turn,
+    generator_for,
+    isolated_randomness,
+    seed_for,
+    seed_generators,
+    seeded_for_client,
+)
 
 
 def test_seed_is_the_start_of_a_hash() -> None:
@@ -23,3 +38,55 @@ key = st.tuples(st.integers(0, 2**63), st.integers(0, 10**6), st.integers(-1, 10
 def test_different_keys_have_different_seeds(a: tuple, b: tuple) -> None:
     assert 0 <= seed_for(*a) < 2**63
     assert (seed_for(*a) == seed_for(*b)) == (a == b)
+
+
+CPU = torch.device("cpu")
+
+
+def draw() -> tuple[float, float, float]:
+    return float(torch.rand(())), float(np.random.random()), random.random()
+
+
+@pytest.mark.parametrize(
+    "seeded",
+    [lambda: isolated_randomness(7, CPU), lambda: seeded_for_client(7, CPU), lambda: clients_in_turn(CPU)],
+    ids=["isolated", "for a client", "clients in turn"],
+)
+def test_all_generators_are_put_back(seeded: Callable[[], AbstractContextManager[None]]) -> None:
+    seed_generators(1)
+    expected = draw()
+    seed_generators(1)
+    with seeded():
+        seed_generators(3)
+        draw()
+    assert draw() == expected
+    seed_generators(1)
+    with contextlib.suppress(KeyError), seeded():
+        draw()
+        raise KeyError
+    assert draw() == expected
+
+
+def test_all_generators_follow_the_seed() -> None:
+    def draws(seed: int) -> tuple[float, float, float]:
+        with isolated_randomness(seed, CPU):
+            return draw()
+
+    assert draws(7) == draws(7)
+    assert all(a != b for a, b in zip(draws(7), draws(8), strict=True))
+    assert draws(2**62) != draws(2**62 + 1)
+
+
+def test_clients_in_turn_are_seeded_each() -> None:
+    with isolated_randomness(7, CPU):
+        expected = draw()
+    with clients_in_turn(CPU):
+        for _ in range(2):
+            with seeded_for_client(7, CPU):
+                assert draw() == expected
+    seed_generators(1)
+    following = draw()
+    seed_generators(1)
+    with seeded_for_client(7, CPU):  # and alone again afterwards, putting back what was there
+        assert draw() == expected
+    assert draw() == following

@@ -1,6 +1,8 @@
 """Transforms of what clients send."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,9 +14,10 @@ from torch import Tensor
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.transforms import ClipNorm
-from flrl.types import Broadcast, ClientUpdate
+from flrl.types import Broadcast, ClientTask, ClientUpdate
 from tests.toys import fit, make_worker
 
+SGD = partial(torch.optim.SGD, lr=1.0)
 BROADCAST = Broadcast(round=1, vector=torch.zeros(2), total_weight=1.0)
 
 
@@ -105,3 +108,47 @@ def test_a_round_clips_every_client() -> None:
         counts.append([record.metrics[f"transforms/clip_norm/{name}"] for name in ("clipped", "clients")])
     assert counts == [[3.0, 3.0], [0.0, 3.0]]
     assert 5e-4 < moved[0] <= 1e-3 * (1 + 1e-4) < moved[1]
+
+
+class Scaled:
+    """Sends twice the update."""
+
+    name = "scaled"
+
+    def encode(self, update: ClientUpdate, broadcast: Broadcast, seed: int) -> tuple[ClientUpdate, dict[str, float]]:
+        return replace(update, vectors={"update": update.vectors["update"] * 2}), {}
+
+    def decode(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"update": means["update"] / 2}
+
+
+class Shifted(Scaled):
+    """Sends the update plus one."""
+
+    name = "shifted"
+
+    def encode(self, update: ClientUpdate, broadcast: Broadcast, seed: int) -> tuple[ClientUpdate, dict[str, float]]:
+        return replace(update, vectors={"update": update.vectors["update"] + 1}), {}
+
+    def decode(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"update": means["update"] - 1}
+
+
+@pytest.mark.parametrize("transforms", [[Scaled(), Shifted()], [Shifted(), Scaled()]])
+def test_what_was_done_last_is_undone_first(transforms: list[Scaled]) -> None:
+    """Twice and plus one do not commute: undone in the other order, every number would be off by a half or by one."""
+    plain, transformed = (
+        fit(make_worker(FedAvg(rounds=1, sampler=AllClients(), server_optimizer=SGD, transforms=used)))[0].vector
+        for used in ([], transforms)
+    )
+    torch.testing.assert_close(transformed, plain, rtol=0, atol=1e-6)
+
+
+def test_transforms_are_applied_in_their_order() -> None:
+    strategy = FedAvg(rounds=1, sampler=AllClients(), server_optimizer=SGD, transforms=[Scaled(), Shifted()])
+    worker = make_worker(strategy, sizes=(8,))
+    task, broadcast = ClientTask(1, 0, 8, 8.0), Broadcast(1, worker.model.vector.clone(), 8.0)
+    sent = worker.train(broadcast, [task], lambda report: None)[0].result()[0]["update"]
+    plain = replace(worker, strategy=FedAvg(rounds=1, sampler=AllClients(), server_optimizer=SGD))
+    update = plain.train(broadcast, [task], lambda report: None)[0].result()[0]["update"]
+    torch.testing.assert_close(sent, 2 * update + 1, rtol=0, atol=1e-12)

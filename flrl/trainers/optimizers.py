@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from flrl.types import Memory
 
-_LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+_LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+_OF_SCHEDULERS = ("base_lrs", "max_lrs", "eta_min")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def _scheduler(item: Any) -> SchedulerStep:
 
 
 def scale_learning_rates(optimizer: Optimizer, schedulers: list[SchedulerStep], factor: float) -> None:
-    """Multiply all learning rates, those that schedulers start from included."""
+    """Multiply all learning rates, those that schedulers start from or lead to included."""
     if factor == 1.0:
         return
     for group in optimizer.param_groups:
@@ -79,8 +80,11 @@ def scale_learning_rates(optimizer: Optimizer, schedulers: list[SchedulerStep], 
     pending = [step.scheduler for step in schedulers]
     while pending:
         scheduler = pending.pop()
-        if hasattr(scheduler, "base_lrs"):
-            scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+        for name in _OF_SCHEDULERS:
+            rates = getattr(scheduler, name, 0.0)
+            if rates:
+                scaled = [rate * factor for rate in rates] if isinstance(rates, list) else rates * factor
+                setattr(scheduler, name, scaled)
         pending.extend(getattr(scheduler, "_schedulers", []))
 
 

@@ -88,6 +88,19 @@ def test_many_low_parts_stay_exact() -> None:
     assert Fraction(acc.value().item()) == Fraction(float(Fraction(largest_low) * addends))
 
 
+def test_many_merged_low_parts_stay_exact() -> None:
+    """Ten times 4000 of the largest low parts: more than float64 adds exactly, unless some are carried in between."""
+    part, whole, addends = ExactSum(1), ExactSum(1), 4000
+    largest_low = 2.0**-25 - LOW_QUANTUM
+    for _ in range(addends - 1):
+        part.add(torch.tensor([largest_low], dtype=torch.float64))
+    for _ in range(10):
+        whole.merge(part)
+    assert whole.pending <= exact_sum._MAX_PENDING
+    high, low = (Fraction(value.item()) for value in whole.parts)
+    assert high + low == 10 * (addends - 1) * Fraction(largest_low)
+
+
 def test_overflow_is_named_before_anything_is_added() -> None:
     acc = ExactSum(1)
     acc.add(torch.tensor([LIMIT / 2]))
@@ -102,6 +115,21 @@ def _holding(value: float) -> ExactSum:
     acc = ExactSum(1)
     acc.add(torch.tensor([value]))
     return acc
+
+
+def test_bounds_are_of_what_is_added_and_rounded_up() -> None:
+    """In units of 2^-20: 3 * 2^-20 with a weight of -1/2 is one and a half, so two."""
+    acc = ExactSum(2)
+    acc.add(torch.tensor([1.0, -3.0]) * 2.0**-20, -0.5)
+    assert (acc.bound, acc.pending) == (2, 1)
+    acc.add(torch.tensor([0.0, 2.0**-30]))
+    assert (acc.bound, acc.pending) == (3, 2)
+    other = ExactSum(2)
+    other.merge(acc)
+    other.merge(acc)
+    assert (other.bound, other.pending) == (6, 4)
+    acc.add(torch.tensor([LIMIT]), 0.25)  # its share of the limit is a quarter
+    assert acc.bound == 3 + 2**45
 
 
 def test_overflow_does_not_depend_on_order() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from flrl.aggregation import WeightedMean
+from flrl.aggregation.exact_sum import LIMIT
 from flrl.types import ClientUpdate
 
 
@@ -75,6 +76,18 @@ def test_objections(weight: float, value: float, reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
         assert objection is None, objection
     assert acc.objection(update(0, 1.0, update=[1e8])) is None
+
+
+def test_the_range_is_that_of_the_mean() -> None:
+    """Weights are scaled to at most one: by 1/4 for a total of 3, so that three quarters of the limit are added."""
+    acc = WeightedMean({"update": 1}, total_weight=3)
+    assert acc.scale == 0.25
+    assert WeightedMean({"update": 1}, total_weight=4).scale == 0.25
+    assert acc.objection(update(0, 3.0, update=[LIMIT * 1.3])) is None
+    assert acc.objection(update(0, 3.0, update=[LIMIT * 1.4])) is not None
+    assert acc.objection(update(0, 1.0, update=[LIMIT * 3.9])) is None
+    acc.add(update(0, 3.0, update=[LIMIT]))
+    assert acc.result() == ({"update": torch.tensor([LIMIT], dtype=torch.float64)}, 3.0)
 
 
 def test_unannounced_vectors_are_refused() -> None:

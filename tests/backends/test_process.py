@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from flrl.backends import ProcessBackend, SerialBackend, Worker, process
+from flrl.backends.job import WorkerLostError
 from flrl.backends.messages import Started
 from flrl.backends.shared import Segment
 from flrl.backends.worker import prepare
@@ -236,3 +237,35 @@ def test_a_late_message_does_not_hide_who_trains_now() -> None:
     hub._slots[0] = 6, process._NOBODY
     assert hub.hear(0) == []
     hub.close(busy=False)
+
+
+def test_what_a_lost_worker_has_said_is_heard_first() -> None:
+    segment = Segment()
+    hub = process._ProcessHub([], segment)
+    here, there = multiprocessing.Pipe()
+    hub._lines, hub.others, hub._begun = [here], range(1), [0]
+    hub._slots = np.array([[0, process._NOBODY]])
+    hub._end_of = lambda index: "was killed"  # type: ignore[method-assign]
+    there.send((Started(3, ()), None))
+    there.close()
+    assert [message.client_id for _, message, _ in hub.hear(0)] == [3]
+    with pytest.raises(WorkerLostError) as lost:
+        hub.hear(0)
+    assert (lost.value.worker, lost.value.how) == (0, "was killed")
+    hub.close(busy=False)
+
+
+def test_a_workers_slot_tells_whom_it_trains_and_when_it_is_done() -> None:
+    segment = Segment()
+    slots = process._slots(segment.buffer(2 * process._SLOT_BYTES))
+    here, there = multiprocessing.Pipe()
+    start = process._Start(1, 2, None, None, 1, "cpu", False, None, segment.path)  # type: ignore[arg-type]
+    link = process._ProcessLink(there, start)
+    for client in (7, 4):
+        link.starts(client, tuple)
+    assert slots.tolist() == [[0, 0], [2, 4]]
+    link.finish("done", {}, torch.ones(2))
+    assert slots.tolist() == [[0, 0], [2, process._NOBODY]]
+    said = [here.recv()[0] for _ in range(2)]
+    assert said == [Started(7, ()), "done"]  # the second client followed too soon for a message of its own
+    segment.close()

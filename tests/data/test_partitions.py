@@ -1,5 +1,6 @@
 """Partitions: hand-computed cases with scripted randomness, properties, and the statistics of skew."""
 
+import hashlib
 import heapq
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -72,6 +73,32 @@ def test_quantity_skew_cuts_a_permutation_by_one_draw() -> None:
     rng = Scripted([0.7, 0.2, 0.1])
     assert quantity_skew(10, None, rng, num_clients=3, alpha=2.0).tolist() == [0] * 7 + [1] * 2 + [2]
     assert rng.asked == [[2.0, 2.0, 2.0]]
+
+
+def test_shares_are_rounded_to_the_nearest_number() -> None:
+    """Ends at 6.6, 8.3 and 10 become 7, 8 and 10, whose last one is given whatever the rounding."""
+    owner = quantity_skew(10, None, Scripted([0.66, 0.17, 0.17]), num_clients=3, alpha=1.0)
+    assert sizes_of(owner, 3).tolist() == [7, 1, 2]
+    owner = quantity_skew(10, None, Scripted([0.34, 0.3, 0.36]), num_clients=3, alpha=1.0)
+    assert sizes_of(owner, 3).tolist() == [3, 3, 4]
+
+
+def test_partitions_are_pinned() -> None:
+    """Published runs name their partition's hash: the same seed must go on to give it."""
+    labels = np.arange(1000) % 10
+    partitions = {
+        "iid": iid(1000, None, np.random.default_rng(0), num_clients=7),
+        "dirichlet": dirichlet(1000, labels, np.random.default_rng(0), num_clients=7, alpha=0.3),
+        "shards": shards(1000, labels, np.random.default_rng(0), num_clients=7),
+        "quantity": quantity_skew(1000, None, np.random.default_rng(0), num_clients=7, alpha=0.3, min_samples=5),
+    }
+    found = {name: hashlib.sha256(owner.astype("<i8").tobytes()).hexdigest()[:16] for name, owner in partitions.items()}
+    assert found == {
+        "iid": "38d5900d890ce890",
+        "dirichlet": "0c293ff1ba63b3eb",
+        "shards": "218dbffb16be8b1e",
+        "quantity": "515067282ae3b5ca",
+    }
 
 
 def test_quantity_skew_tops_up_one_sample_at_a_time() -> None:

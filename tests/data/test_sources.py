@@ -1,5 +1,6 @@
 """Sources: the right samples in the right order, and the bits of their normalisation."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -182,6 +183,26 @@ def test_channels_are_counted_before_training(options: dict[str, Any]) -> None:
 def test_inputs_and_targets_go_in_pairs() -> None:
     with pytest.raises(ValueError, match=r"^4 inputs but 3 targets$"):
         TensorSource(IMAGES, torch.zeros(3))
+
+
+def test_a_part_is_prepared_as_the_whole_is() -> None:
+    source = kept_source()
+    source.kept_limit = 1234
+    part = source.subset(np.array([7, 2, 5]))
+    assert flat(part.batches(np.array([2, 0]), 2)) == flat(source.batches(np.array([5, 7]), 2))
+    assert part.labels is not None
+    assert part.labels.tolist() == [7, 2, 5]
+    assert part.kept_limit == 1234
+
+
+def test_a_copy_starts_without_prepared_samples() -> None:
+    source = kept_source()
+    before = len(pickle.dumps(source))
+    list(source.batches(np.arange(5), 2, again=True))
+    assert len(pickle.dumps(source)) == before
+    other = pickle.loads(pickle.dumps(source))
+    assert (len(source._kept), len(other._kept), other._kept_bytes) == (1, 0, 0)
+    assert flat(other.batches(np.arange(5), 2)) == flat(source.batches(np.arange(5), 2))
 
 
 def test_any_map_style_dataset_is_a_source() -> None:

@@ -1,6 +1,7 @@
 """Hand-computed cases of the algorithms, and of the round loop."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,9 @@ from flrl.layout import BoundModel, ParameterLayout, digest
 from flrl.sampling import AllClients, UniformSampler
 from flrl.strategies import FedAvg, FedProx, FedSGD
 from flrl.strategies.server_optimizers import Yogi
-from flrl.trainers import EagerTrainer
+from flrl.trainers import EagerTrainer, LocalProblem
 from flrl.transforms import ClipNorm
-from flrl.types import Aggregate, ServerState
+from flrl.types import Aggregate, ClientUpdate, ServerState
 from tests.toys import Linear, Rich, fit, make_worker
 
 SGD = partial(torch.optim.SGD, lr=1.0)
@@ -41,6 +42,16 @@ def test_fedavg_adds_the_mean_update() -> None:
     state = step(average(), ServerState(0, torch.tensor([1.0, 2.0, 3.0])), [0.5, -1.0, 0.25])
     assert state.vector.tolist() == [1.5, 1.0, 3.25]
     assert state.vector.dtype == torch.float32
+
+
+def test_a_float64_state_is_not_stepped_in_place() -> None:
+    module = nn.Linear(1, 1).double()
+    state = ServerState(0, torch.tensor([1.0, 2.0]).double())
+    update = {"update": torch.tensor([0.5, -1.0]).double()}
+    after = average().aggregate(state, Aggregate(update, 1.0, ()), ParameterLayout(module))
+    assert after.vector.tolist() == [1.5, 1.0]
+    assert state.vector.tolist() == [1.0, 2.0]
+    assert update["update"].tolist() == [0.5, -1.0]
 
 
 def test_server_momentum_by_hand_and_buffers_are_averaged() -> None:
@@ -93,6 +104,20 @@ def test_fedsgd_is_one_full_batch_step_of_the_union(batch_size: int) -> None:
     state, history = fit(worker)
     torch.testing.assert_close(state.vector, BoundModel(plain).vector, rtol=0, atol=1e-6)
     assert history[0].metrics["train/loss"] == pytest.approx(float(loss.detach()), abs=1e-6)
+
+
+def test_finish_is_called_for_fedsgd_too() -> None:
+    """A subclass adds to what clients send: here, it doubles their gradients."""
+
+    class Doubled(FedSGD):
+        def finish(self, update: ClientUpdate, problem: LocalProblem) -> ClientUpdate:
+            return replace(update, vectors={"update": 2 * update.vectors["update"]}, metrics={"train/own": 1.0})
+
+    options: dict[str, Any] = {"rounds": 1, "sampler": AllClients()}
+    once, _ = fit(make_worker(FedSGD(**options, server_optimizer=partial(torch.optim.SGD, lr=0.2))))
+    twice, history = fit(make_worker(Doubled(**options, server_optimizer=partial(torch.optim.SGD, lr=0.1))))
+    torch.testing.assert_close(twice.vector, once.vector, rtol=0, atol=1e-7)
+    assert history[0].metrics["train/own"] == 1.0
 
 
 def test_fedprox_without_mu_is_fedavg_bit_for_bit() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flrl.callbacks import Callback, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import Checkpoint
+from flrl.evaluation import Evaluator
 from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg, Scaffold
 from flrl.types import Broadcast, ClientReport, ClientUpdate, RoundRecord, ServerState
@@ -133,3 +134,37 @@ def test_a_client_of_the_cohort_takes_a_small_record() -> None:
 
     most(2)
     assert (most(300) - most(100)) / 200 < 2000  # a report and a task; what torch holds is counted above
+
+
+def test_the_weight_of_all_clients_is_by_hand() -> None:
+    class Squared(FedAvg):
+        def weight(self, num_samples: int) -> float:
+            return float(num_samples**2)
+
+    sizes = np.array([3, 5, 3, 3])
+    assert fedavg(1, 1).weight_of_all(sizes) == 14.0
+    options: dict[str, Any] = {"rounds": 1, "sampler": UniformSampler(), "server_optimizer": SGD}
+    assert Squared(**options).weight_of_all(sizes) == 52.0
+
+
+def test_the_rounds_have_the_samplers_cohorts() -> None:
+    """Rounds are counted from 1, for the sampler and for the clients."""
+    strategy = fedavg(3, 2)
+    worker = make_worker(strategy, sizes=(10, 11, 12, 13))
+    for done in (0, 1, 2):
+        state = ServerState(done, worker.model.vector)
+        broadcast, tasks = strategy.plan(state, worker.data.sizes, seed=7)
+        cohort = UniformSampler(num=2)(4, seed=7, round=done + 1).tolist()
+        assert [task.client_id for task in tasks] == cohort
+        assert {broadcast.round, *(task.round for task in tasks)} == {done + 1}
+        assert [(task.num_samples, task.weight) for task in tasks] == [(10 + c, 10.0 + c) for c in cohort]
+        assert broadcast.total_weight == sum(10.0 + c for c in cohort)
+
+
+def test_the_evaluation_before_training_is_not_repeated() -> None:
+    """A run that was interrupted in its first round goes on with round 0 in its history."""
+    evaluator = Evaluator(at_start=True)
+    _, history = fit(make_worker(fedavg(1, 2), evaluator=evaluator))
+    assert [record.round for record in history] == [0, 1]
+    _, again = fit(make_worker(fedavg(1, 2), evaluator=evaluator), history=history[:1])
+    assert [(record.round, record.digest) for record in again] == [(r.round, r.digest) for r in history]

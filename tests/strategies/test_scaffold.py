@@ -373,6 +373,7 @@ def groups(module: Linear) -> Any:
         ),
         (lambda m: torch.optim.SGD(m.parameters(), lr=0.1, maximize=True), r"maximize=True"),
         (lambda m: torch.optim.Adam(m.parameters(), lr=0.1), r"got Adam, lr=0\.1"),
+        (lambda m: type("Mine", (torch.optim.SGD,), {})(m.parameters(), lr=0.1), r"got Mine, lr=0\.1"),
         (groups, r"one lr, got SGD, lr=0\.1, lr=0\.2"),
     ],
 )

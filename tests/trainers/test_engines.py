@@ -1,6 +1,7 @@
 """The engines take the same steps: equal bits on the same seeds, and those of a plain PyTorch loop."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from flrl.layout import BoundModel
 from flrl.sampling import AllClients
+from flrl.seeding import generator_for, isolated_randomness, seed_for
 from flrl.strategies import FedAvg, FedProx
 from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem, TracedTrainer, VectorizedTrainer
 from flrl.types import Broadcast, ClientTask, ClientUpdate
@@ -151,6 +153,26 @@ def test_dropout_is_seeded_by_client_and_leaves_the_global_generator_alone() -> 
     same(EagerTrainer(batch_size=8).fit(given, AVERAGE(rounds=1)), first)
 
 
+class Noisy(Linear):
+    """Logs a random number for each batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.log("noise", torch.rand(()))
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer, VectorizedTrainer])
+def test_random_numbers_are_those_of_seed_round_and_client(trainer: Any) -> None:
+    given = problem(Noisy())
+    later = replace(given, task=replace(given.task, round=2))
+    other = replace(given, task=replace(given.task, client_id=5))
+    for asked, round, client in ((given, 1, 4), (later, 2, 4), (other, 1, 5)):
+        with isolated_randomness(seed_for(3, round, client, "train"), torch.device("cpu")):
+            expected = float(torch.stack([torch.rand(()) for _ in range(3)]).mean())
+        found = trainer(batch_size=7).fit(asked, AVERAGE(rounds=1)).metrics["noise"]
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_fixed_order_unless_shuffled() -> None:
     trainer = EagerTrainer(batch_size=8)
     given = problem(Linear())
@@ -164,6 +186,19 @@ def test_fixed_order_unless_shuffled() -> None:
     assert trainer.epoch_indices(given, 0).tolist() == first
 
 
+def test_the_order_is_that_of_seed_round_client_and_epoch() -> None:
+    trainer, given = EagerTrainer(batch_size=8, shuffle=True), problem(Linear())
+    expected = generator_for(3, 1, 4, "shuffle/2").permutation(given.indices)
+    assert trainer.epoch_indices(given, 2).tolist() == expected.tolist()
+    others = [
+        replace(given, seed=4),
+        replace(given, task=replace(given.task, round=2)),
+        replace(given, task=replace(given.task, client_id=5)),
+    ]
+    orders = {tuple(trainer.epoch_indices(other, 2)) for other in (given, *others)}
+    assert len(orders) == 4
+
+
 @pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer])
 def test_learning_rate_decay_multiplies_each_round(trainer: Any) -> None:
     """With one batch a round the update is exactly proportional to the learning rate."""
@@ -173,11 +208,93 @@ def test_learning_rate_decay_multiplies_each_round(trainer: Any) -> None:
     torch.testing.assert_close(updates[0].vectors["update"], 4 * updates[1].vectors["update"], rtol=1e-9, atol=1e-12)
 
 
+def test_the_first_round_has_the_modules_own_rate() -> None:
+    trainer = EagerTrainer(lr_decay=0.5)
+    assert [trainer.lr_factor(problem(Linear(), round=round)) for round in (1, 2, 4)] == [1.0, 0.5, 0.125]
+
+
+class EndsEarly(Linear):
+    """Ends every epoch before its second batch."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 1 else None
+
+
+def test_minus_one_from_on_train_batch_start_ends_the_epoch() -> None:
+    """As Lightning does it: the batches after it are not trained on, the next epoch begins."""
+    updates = []
+    for trainer in (EagerTrainer, LightningTrainer):
+        torch.manual_seed(0)
+        updates.append(trainer(batch_size=8, local_epochs=2).fit(problem(EndsEarly()), AVERAGE(rounds=1)))
+    same(*updates)
+    assert updates[0].num_steps == 2
+
+
+class Stepped(Linear):
+    """Halves its learning rate, and notes it for every batch."""
+
+    def __init__(self, interval: str, frequency: int) -> None:
+        super().__init__()
+        self.config = {"interval": interval, "frequency": frequency}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        for name in ("min", "max", "sum"):
+            self.log(f"lr {name}", self.lr_schedulers().get_last_lr()[0], reduce_fx=name, on_epoch=True, on_step=False)
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.64)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **self.config}}
+
+
+@pytest.mark.parametrize(
+    ("interval", "frequency", "rates"),
+    [
+        ("step", 1, [0.64, 0.32, 0.16, 0.08, 0.04, 0.02, 0.01, 0.005, 0.0025]),
+        ("step", 2, [0.64, 0.64, 0.32, 0.32, 0.32, 0.16, 0.16, 0.16, 0.08]),
+        ("epoch", 1, [0.64] * 3 + [0.32] * 3 + [0.16] * 3),
+        ("epoch", 2, [0.64] * 6 + [0.32] * 3),
+    ],
+)
+def test_schedulers_step_after_so_many_batches_or_epochs(interval: str, frequency: int, rates: list[float]) -> None:
+    """Three epochs of three batches; the second of each epoch's batches, not every second one, as Lightning has it."""
+    updates = [
+        trainer(batch_size=8, local_epochs=3).fit(problem(Stepped(interval, frequency)), AVERAGE(rounds=1))
+        for trainer in (EagerTrainer, LightningTrainer)
+    ]
+    same(*updates)
+    found = [updates[0].metrics[f"lr {name}"] for name in ("min", "max", "sum")]
+    assert found == pytest.approx([min(rates), max(rates), sum(rates)])
+
+
+class Quiet(Stepped):
+    """Logs nothing."""
+
+    training_step = Linear.training_step
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_schedulers_of_stacks_step_as_often(interval: str) -> None:
+    eager, stacked = (
+        trainer(batch_size=8, local_epochs=3).fit(problem(seeded(lambda: Quiet(interval, 2))), AVERAGE(rounds=1))
+        for trainer in (EagerTrainer, VectorizedTrainer)
+    )
+    exact, found = eager.vectors["update"], stacked.vectors["update"]
+    assert float((found - exact).norm()) <= 1e-5 * float(exact.norm())
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    torch.manual_seed(0)
+    return make()
+
+
 @pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer])
 def test_kept_momentum_goes_on_where_it_stopped(trainer: Any) -> None:
     """Two rounds of one epoch with kept momentum are one round of two epochs."""
     half, module = AVERAGE(rounds=1), Linear(momentum=0.9).double()
     whole = trainer(batch_size=8, local_epochs=2).fit(problem(module), half)
+    assert whole.memory == {}  # nothing is kept unless it is asked for
     keeping = trainer(batch_size=8, keep_optimizer_state=True)
     first = problem(module)
     half_way = keeping.fit(first, half)
@@ -187,6 +304,37 @@ def test_kept_momentum_goes_on_where_it_stopped(trainer: Any) -> None:
     end = keeping.fit(LocalProblem(second.model, second.source, second.indices, second.task, middle, 3), half)
     moved = half_way.vectors["update"] + end.vectors["update"]
     torch.testing.assert_close(moved, whole.vectors["update"], rtol=1e-9, atol=1e-12)
+
+
+def test_bytes_are_those_of_each_parameters_own_dtype() -> None:
+    """Fifteen weights of four bytes and three biases of eight; the vector that holds them is float64."""
+
+    class Mixed(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.bias.data = self.net.bias.data.double()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(batch[0] @ self.net.weight.T + self.net.bias, batch[1])
+
+    update = EagerTrainer(batch_size=8).fit(problem(Mixed()), AVERAGE(rounds=1))
+    assert update.up_bytes == 15 * 4 + 3 * 8
+
+
+@pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer, TracedTrainer, VectorizedTrainer])
+def test_a_parameter_without_a_gradient_is_pulled_but_not_pushed(trainer: Any) -> None:
+    """FedProx's term is zero where a parameter stays at the global model."""
+
+    class Unused(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.ones(3))
+
+    given = problem(Unused())
+    update = trainer(batch_size=8).fit(given, FedProx(mu=0.3, **AVERAGE.keywords, rounds=1)).vectors["update"]
+    unused = next(entry.slice for entry in given.model.layout.entries if entry.name == "unused")
+    assert update[unused].tolist() == [0.0, 0.0, 0.0]
+    assert float(update.norm()) > 0.01
 
 
 def test_infinite_buffers_do_not_spoil_the_update() -> None:

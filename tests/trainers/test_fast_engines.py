@@ -460,6 +460,37 @@ def test_what_is_fused() -> None:
         assert tuple(names.count(f"aten.{name}") for names in called) == counts, name
 
 
+def test_gradients_of_fewer_bits_are_not_fused() -> None:
+    """One rounding instead of two would show in bfloat16."""
+    module = Net(mlp(0.0)).bfloat16()
+    batch = (torch.randn(4, 5, dtype=torch.bfloat16), torch.tensor([0, 1, 2, 0]))
+    recorded = record(BoundModel(module), batch, context=contextlib.nullcontext)
+    called = [str(node.target) for node in with_sgd(recorded.graph, range(4), fuse=True).graph.nodes]
+    assert [called.count(f"aten.{name}") for name in ("addmm_.default", "addmv_.default", "add_.Tensor")] == [0, 0, 4]
+
+
+class Accumulating(nn.Module):
+    """Writes into tensors that begin as constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.layer(x)
+        total = torch.zeros_like(scores)
+        total.add_(scores)
+        return total.add_(torch.ones_like(scores).mul_(scores))
+
+
+def test_a_constant_that_is_written_into_is_made_in_every_step() -> None:
+    eager, traced = (
+        trained(FedAvg(**AVERAGE), lambda: Net(Accumulating()), kind(batch_size=4))[0]
+        for kind in (EagerTrainer, TracedTrainer)
+    )
+    assert torch.equal(eager, traced)
+
+
 REFUSED: dict[str, tuple[Callable[[], pl.LightningModule], str]] = {
     "batch norm": (lambda: Net(MODULES["batch norm"]()), "BatchNorm1d"),
     "hooks": (lambda: Rich(), "BatchNorm1d"),
@@ -604,6 +635,22 @@ def test_the_shape_of_a_batch_tells_what_a_recording_holds_for() -> None:
     assert [Shape.of(other)[0] for other in [(*a, 1), (*a, "id"), (*a, np.zeros(2))]] == [None, None, None]
 
 
+class Counted(Linear):
+    """Divides by the number of samples itself, which a recording holds as a constant."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1], reduction="sum") / len(batch[0])
+
+
+def test_a_recording_holds_for_batches_of_its_own_shape_alone() -> None:
+    """Eleven batches of four are enough to record; the last one of each client has two samples."""
+    eager, traced = (
+        trained(FedAvg(**AVERAGE), Counted, kind(batch_size=4), sizes=(22, 26))[0]
+        for kind in (EagerTrainer, TracedTrainer)
+    )
+    assert torch.equal(eager, traced)
+
+
 def test_recording_leaves_the_module_as_it_is() -> None:
     module = Net(MODULES["batch norm"]())
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -649,7 +696,8 @@ def test_batch_idx_is_seen_however_it_is_used() -> None:
         assert torch.equal(eager, traced)
 
 
-def test_a_lookup_beyond_a_clients_table_is_an_error() -> None:
+@pytest.mark.parametrize("index", [-1, 10])
+def test_a_lookup_beyond_a_clients_table_is_an_error(index: int) -> None:
     """In one table of all clients' rows it would find a row of another client."""
 
     class Looking(nn.Module):
@@ -676,7 +724,7 @@ def test_a_lookup_beyond_a_clients_table_is_an_error() -> None:
     broadcast = Broadcast(1, worker.model.vector.clone(), 24.0)
     tasks = worker.stacked([ClientTask(1, client, 8, 8.0) for client in range(3)])
     worker.train(broadcast, tasks, lambda report: None)
-    inputs[worker.data.train_indices(1)[-1]] = -1
+    inputs[worker.data.train_indices(1)[-1]] = index
     worker.data.splits.train._forget()  # type: ignore[attr-defined]
     with pytest.raises(ClientError, match="index out of range"):
         worker.train(broadcast, tasks, lambda report: None)
@@ -750,3 +798,50 @@ def test_a_learning_rate_that_is_the_modules_own_tensor_is_not_decayed_in_place(
         vectors.append(trained(FedAvg(**AVERAGE), lambda m=module: m, EagerTrainer(batch_size=8, lr_decay=0.5))[0])
         assert float(module.lr) == pytest.approx(0.1)
     assert float((vectors[0] - vectors[1]).norm()) <= 1e-6 * float(vectors[0].norm())
+
+
+class BiasAlone(Linear):
+    """Steps its bias only."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([self.net.bias], lr=0.1)
+
+
+def test_a_replay_steps_what_the_optimizer_has() -> None:
+    """Plain SGD without clipping, so that a replay could step all parameters by itself."""
+    eager, traced = (
+        trained(FedAvg(**AVERAGE), BiasAlone, kind(batch_size=4))[0] for kind in (EagerTrainer, TracedTrainer)
+    )
+    torch.manual_seed(0)
+    start = BoundModel(BiasAlone()).vector
+    assert torch.equal(traced, eager)
+    assert torch.equal(traced[:15], start[:15])
+    assert not torch.equal(traced[15:], start[15:])
+
+
+def test_hooks_of_the_optimizer_are_called() -> None:
+    """At every step: ten of batches of two in each of two rounds, most of them replayed."""
+    steps = []
+
+    class Observed(Linear):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            optimizer.register_step_post_hook(lambda *args: steps.append(1))
+            return optimizer
+
+    trained(FedAvg(**AVERAGE), Observed, TracedTrainer(batch_size=2), sizes=(20,))
+    assert len(steps) == 20
+
+
+def test_clients_that_are_trained_in_groups_get_their_own_updates() -> None:
+    """With a schedule, clients of 3 and of 5 batches an epoch are trained apart: 0 and 2, then 1 and 3."""
+    results = []
+    for trainer in (
+        EagerTrainer(batch_size=8, local_epochs=3),
+        VectorizedTrainer(batch_size=8, local_epochs=3, width=4),
+    ):
+        vector, history = trained(Scaffold(**AVERAGE), Scheduled, trainer, sizes=(20, 40, 21, 39))
+        results.append(vector)
+        reports = [(report.client_id, report.num_samples, report.num_steps) for report in history[-1].reports]
+        assert reports == [(0, 20, 9), (1, 40, 15), (2, 21, 9), (3, 39, 15)]
+    assert float((results[1] - results[0]).norm()) <= 1e-6 * float(results[0].norm())
