@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
+"""What torch's own kernels, oneDNN and MKL are told, so that they choose alike on every x86-64 processor with AVX2."""
 _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside of the package, a clone beside it.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())

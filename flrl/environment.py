@@ -3,10 +3,8 @@
 import hashlib
 import os
 import platform
-import site
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,9 +13,9 @@ from typing import Any
 import torch
 
 import flrl
+from flrl.config import PORTABLE
+from flrl.own_code import is_own_file
 
-PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
-"""The variables with which libraries choose the same kernels on every x86-64 processor with AVX2."""
 _LIBRARIES = ["torch", "torchvision", "torchmetrics", "pytorch-lightning", "numpy", "numba", "safetensors"]
 _LIBRARIES += ["hydra-core", "omegaconf"]
 _OF_BITS = ("flrl", "torch", "numpy")
@@ -77,28 +75,16 @@ def sources() -> dict[str, str]:
 
     A file is named relative to the entry of `sys.path` that it is below, else to the working directory.
     """
-    installed = _installed()
     found: dict[str, str] = {}
     for name, module in sorted(sys.modules.items()):
         root = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
         file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or _below(file, installed) or (isinstance(root, str) and _below(root, installed)):
+        if not isinstance(file, str) or (isinstance(root, str) and not is_own_file(root)):
             continue
         path = Path(os.path.abspath(file))
-        if path.is_file() and not _below(os.path.realpath(path), installed):
+        if path.is_file() and is_own_file(file):
             found[_named(path)] = _sha256(path)
     return dict(sorted(found.items()))
-
-
-def _installed() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
-    folders += [*site.getsitepackages(), site.getusersitepackages(), str(Path(flrl.__file__).parent)]
-    return tuple({os.path.join(form, "") for folder in folders for form in (folder, os.path.realpath(folder))})
-
-
-def _below(file: str, folders: tuple[str, ...]) -> bool:
-    return file.startswith(folders) or "/site-packages/" in file or "/dist-packages/" in file
 
 
 def _named(path: Path) -> str:

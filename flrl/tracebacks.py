@@ -1,15 +1,13 @@
 """Where in a user's own code an error comes from."""
 
 import re
-import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_FLRL = Path(__file__).parent
-_LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
-_INSTALLED = {"site-packages", "dist-packages"}
+from flrl.own_code import is_own_file
+
 _FRAME = re.compile(r'^\s*File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
 _START = "Traceback (most recent call last):"
 SHOWN_CHARACTERS = 600
@@ -32,10 +30,7 @@ class Place:
     @property
     def own(self) -> bool:
         """Whether the line is a user's: neither in flrl nor in the standard library nor in an installed package."""
-        path = Path(self.file)
-        if self.file.startswith("<") or _INSTALLED & set(path.parts):
-            return False
-        return not any(path.is_relative_to(folder) for folder in (_FLRL, *_LIBRARIES))
+        return is_own_file(self.file)
 
     def __str__(self) -> str:
         path = Path(self.file)

@@ -7,6 +7,7 @@ import flrl
 
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own layer and those below it
+    {"own_code"},
     {"types", "seeding", "errors", "config", "importing", "lightning_hooks", "snapshot", "tracebacks"},
     {"kernels", "environment"},
     {"layout"},

@@ -204,4 +204,9 @@ def test_another_backend_does_not_inherit_settings_that_it_does_not_have(cli: An
     torch.set_num_threads(1)
     assert (done.code, done.err) == (0, "")
     config = yaml.safe_load(Path("run/.hydra/config.yaml").read_text())
-    assert config["backend"] == {"_target_": "flrl.backends.SerialBackend", "threads": 2, "device": "cpu"}
+    assert config["backend"] == {
+        "_target_": "flrl.backends.SerialBackend",
+        "threads": 2,
+        "device": "cpu",
+        "portable": False,
+    }

@@ -141,7 +141,8 @@ TRAIN = {
         "callbacks: early_stopping.patience=0: must be at least 1"
     ),
     "+foo=3": (
-        "foo=3: there is no such key; the top level has: name, seed, resume, tags, optimized_metric, "
+        "foo=3: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, tags, "
+        "optimized_metric, "
         "log_clients, holdout, on_client_failure, dataset, partition, model, trainer, strategy, "
         "backend, evaluation, callbacks, logger, paths, vars"
     ),
@@ -200,7 +201,7 @@ VERIFY = {
     ),
     "run=RUN backend.threads=0": "backend.threads=0: must be at least 1",
     "run=RUN backend.device=tpu": "backend.device=tpu: must be cpu, cuda or cuda:N",
-    "run=RUN backend.wrkers=2": "backend.wrkers=2: there is no such key; backend has: threads, device",
+    "run=RUN backend.wrkers=2": "backend.wrkers=2: there is no such key; backend has: threads, device, portable",
     "run=RUN +client_id=3": "client_id=3: there is no such key; did you mean client?",
     "run=RUN clients=true": "clients=true: there is no such key; did you mean client?",
     "run=RUN ~backend": "~backend: nothing runs without backend; set it instead of taking it away",

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-SETTINGS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
-"""What torch's own kernels, oneDNN and MKL are told."""
+from flrl.config import PORTABLE
+
 _NEEDED = ("avx2", "fma")
 _chosen = False
 """Whether this process was made portable before it imported torch."""
@@ -35,11 +35,11 @@ def choose(portable: bool) -> None:
         check(portable)
         return
     _check_processor()
-    given = {name: os.environ[name] for name in SETTINGS if name in os.environ}
-    other = [f"{name}={value}" for name, value in given.items() if value != SETTINGS[name]]
+    given = {name: os.environ[name] for name in PORTABLE if name in os.environ}
+    other = [f"{name}={value}" for name, value in given.items() if value != PORTABLE[name]]
     if other:
         print(f"backend.portable=true overrides {', '.join(other)}", file=sys.stderr)
-    os.environ.update(SETTINGS)
+    os.environ.update(PORTABLE)
     _chosen = True
 
 
@@ -47,7 +47,7 @@ def inherit(portable: bool) -> None:
     """Make what the controller has chosen hold in a worker that has not imported torch; `check` says if it does."""
     global _chosen
     if portable and "torch" not in sys.modules:
-        os.environ.update(SETTINGS)
+        os.environ.update(PORTABLE)
         _chosen = True
 
 
@@ -68,7 +68,7 @@ def check(portable: bool, *, device: str = "cpu") -> None:
     _check_processor()
     if not device.startswith("cpu"):
         raise ValueError(f"backend.portable=true: holds for processors, not for backend.device={device}")
-    if any(os.environ.get(name) != value for name, value in SETTINGS.items()) or not (_chosen or _began_with_them()):
+    if any(os.environ.get(name) != value for name, value in PORTABLE.items()) or not (_chosen or _began_with_them()):
         raise ValueError(_TOO_LATE.format("true", "false"))
 
 
@@ -99,7 +99,7 @@ def _began_with_them() -> bool:
         began = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-    return all(f"{name}={value}".encode() in began for name, value in SETTINGS.items())
+    return all(f"{name}={value}".encode() in began for name, value in PORTABLE.items())
 
 
 def _check_processor() -> None:

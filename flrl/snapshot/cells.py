@@ -17,6 +17,7 @@ from torch import Tensor
 
 _MISSING = object()
 _SMALL_BYTES = 2**16
+LARGE_BYTES = 2**26
 _IN_NUMPY = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
 _WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -165,11 +166,16 @@ def _after_accumulation(tensor: Any) -> Any:
 
 
 class Numbers:
-    """A tensor that is not part of the model's vector: its bits, its gradient, and whether it asks for one."""
+    """A tensor that is not part of the model's vector: its bits, its gradient, and whether it asks for one.
+
+    One of more than `LARGE_BYTES` (a dataset, say) is not copied: that it has changed is told by its version alone.
+    """
 
     def __init__(self, place: str, tensor: Tensor) -> None:
         self.place, self.tensor = place, tensor
-        self.before = tensor.detach().clone()
+        self.large = tensor.nbytes > LARGE_BYTES
+        self.before = tensor.detach() if self.large else tensor.detach().clone()
+        self.version = 0 if tensor.is_inference() else tensor._version
         self.grad: Tensor | None = tensor.grad if tensor.is_leaf else None
         self.requires_grad: bool | None = tensor.requires_grad if tensor.is_leaf else None
         self.where, self.count = tensor.data_ptr(), tensor.numel()
@@ -185,6 +191,9 @@ class Numbers:
             tensor.requires_grad is not self.requires_grad or tensor.grad is not self.grad
         ):
             return True
+        if self.large:
+            version = 0 if tensor.is_inference() else tensor._version
+            return tensor.data_ptr() != self.where or tensor.numel() != self.count or version != self.version
         if self.memory is None or tensor.data_ptr() != self.where or tensor.numel() != self.count:
             return not same_bits(tensor.detach(), self.before)
         return self.memory.tobytes() != self.bytes
@@ -195,8 +204,17 @@ class Numbers:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """In its own memory where that is possible, so that views of it follow."""
+        """In its own memory where that is possible, so that views of it follow.
+
+        Raises:
+            ValueError: it is too large to be kept twice.
+        """
         tensor = self.tensor
+        if self.large:
+            raise ValueError(
+                f"{self.place} was changed, and its {tensor.nbytes / 2**20:.0f} MiB are too many to be kept twice and "
+                "put back between clients: make it a buffer"
+            )
         if self.requires_grad is not None and tensor.is_leaf:
             tensor.grad = self.grad
             tensor.requires_grad_(self.requires_grad)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from flrl.own_code import is_own
 from flrl.snapshot.cells import Named
-from flrl.snapshot.own_code import is_own
 from flrl.snapshot.snapshot import Snapshot
 
 _HOLDERS = (list, dict, set, deque, np.ndarray, torch.Tensor, torch.Generator, np.random.Generator)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from flrl.own_code import is_own
 from flrl.snapshot.cells import Cell, Entries, Hooks, Items, Members, Named, Numbers, stateful
-from flrl.snapshot.own_code import is_own
 
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, range, slice, type(...), torch.dtype, torch.device, torch.Size,

@@ -101,7 +101,7 @@ CLIENTS = {
     },
 }
 PLACE = r" \(tests/faults\.py:\d+, in _fail\); HYDRA_FULL_ERROR=1 shows the whole traceback"
-IN_DEFAULT_SUITE = {("raise", "mpi", 4), ("kill", "mpi", 4)}
+IN_DEFAULT_SUITE = {("kill", "mpi", 4)}
 ALIKE = {("exit", "process", 3), ("sleep", "process", 3)}  # a worker that ends, and one that is silent
 FAULTS = [
     pytest.param(
@@ -164,7 +164,7 @@ def test_the_controller_is_killed(subject: Subject) -> None:
     [
         ("process", signal.SIGTERM, "all"),
         pytest.param("process", signal.SIGTERM, "main", marks=pytest.mark.slow),
-        ("process", signal.SIGINT, "all"),
+        pytest.param("process", signal.SIGINT, "all", marks=pytest.mark.slow),
         pytest.param("mpi", signal.SIGTERM, "rank 0", marks=pytest.mark.mpi),
         pytest.param("mpi", signal.SIGINT, "rank 0", marks=pytest.mark.mpi),
     ],
@@ -243,6 +243,7 @@ def test_a_signal_to_mpiexec(subject: Subject, number: signal.Signals) -> None:
     subject.check(saved=subject.rounds)
 
 
+@pytest.mark.slow
 @BOTH
 def test_ctrl_c_twice(subject: Subject) -> None:
     before, to = subject.saved, "all" if subject.backend == "process" else "main"
@@ -278,7 +279,7 @@ def test_the_disk_is_full_while_a_checkpoint_is_written(subject: Subject) -> Non
     ]
 
 
-@pytest.mark.parametrize("backend", ["process", "mpi", pytest.param("mpi", marks=pytest.mark.mpi, id="mpi, after all")])
+@BOTH
 def test_after_all_that_it_ends_undisturbed(subject: Subject) -> None:
     with subject.start() as run:
         run.wait()

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from flrl.backends import MpiBackend, ProcessBackend, SerialBackend, portable, process
-from flrl.backends.portable import SETTINGS, of_run
+from flrl.backends.portable import of_run
 from flrl.backends.shared import Segment
 from flrl.backends.watch import begin
+from flrl.config import PORTABLE
 from tests.backends.test_process import Toy
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ BACKENDS = pytest.mark.parametrize("backend", [SerialBackend, ProcessBackend, Mp
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A program of its own, whose environment has none of the settings but the given ones."""
-    own = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    own = {name: value for name, value in os.environ.items() if name not in PORTABLE}
     command = [sys.executable, "-c", code]
     own |= {"PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=240)
@@ -48,10 +49,10 @@ found = {name: os.environ[name] for name in os.environ if name.endswith(("CAPABI
 print(json.dumps([found, "torch" in sys.modules]))
 """
     done = python(code)
-    assert (json.loads(done.stdout), done.stderr) == ([SETTINGS, False], "")
+    assert (json.loads(done.stdout), done.stderr) == ([PORTABLE, False], "")
     done = python(code, MKL_CBWR="AVX2", ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="AVX2")
     assert (json.loads(done.stdout), done.stderr) == (
-        [SETTINGS, False],
+        [PORTABLE, False],
         "backend.portable=true overrides ATEN_CPU_CAPABILITY=default, MKL_CBWR=AVX2\n",
     )
 
@@ -66,7 +67,7 @@ def test_a_waiting_rank_is_told_before_it_imports_torch() -> None:
     code = """
 import os, sys, types
 from flrl.backends import launch
-from flrl.backends.portable import SETTINGS
+from flrl.config import PORTABLE
 from flrl.backends.world import Content, Prepare, World
 class Comm:
     rank, size = 1, 2
@@ -75,7 +76,7 @@ class Comm:
     def send(self, message, rank, tag): print("said", message)
     def Abort(self, code): os._exit(code)
 def follow(here, first):
-    print("torch" in sys.modules, *(os.environ.get(name) for name in sorted(SETTINGS)))
+    print("torch" in sys.modules, *(os.environ.get(name) for name in sorted(PORTABLE)))
 sys.modules["flrl.backends.mpi_follow"] = types.SimpleNamespace(follow=follow)
 launch._follow(World(Comm(), None, 0))
 """
@@ -87,10 +88,10 @@ def test_a_worker_is_told_before_it_imports_torch(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MKL_CBWR", "AVX2")
     for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
-    without: dict[str, str | None] = dict.fromkeys(SETTINGS) | {"MKL_CBWR": "AVX2"}
-    for chosen, expected in ((True, SETTINGS), (False, without)):
+    without: dict[str, str | None] = dict.fromkeys(PORTABLE) | {"MKL_CBWR": "AVX2"}
+    for chosen, expected in ((True, PORTABLE), (False, without)):
         here, there = process._SPAWN.Pipe()
-        arguments = ("tests.backends.told", "tell", pickle.dumps(list(SETTINGS)), there, chosen)
+        arguments = ("tests.backends.told", "tell", pickle.dumps(list(PORTABLE)), there, chosen)
         child = process._SPAWN.Process(target=begin, args=arguments)
         child.start()
         assert here.recv() == (expected, False)
@@ -110,7 +111,7 @@ def test_a_worker_where_it_does_not_hold_is_refused() -> None:
 
 @BACKENDS
 def test_too_late_is_refused(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in SETTINGS.items():  # as a notebook might: torch does not look again
+    for name, value in PORTABLE.items():  # as a notebook might: torch does not look again
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=rf"^{TOO_LATE.format('true', 'false')}$"):
         backend(portable=True)
@@ -128,8 +129,8 @@ sys.modules["torch"] = types.ModuleType("torch")
 portable.check(True)
 print(portable._chosen)
 """
-    assert python(code, **SETTINGS).stdout == "False\n"
-    assert TOO_LATE.format("true", "false") in python(code, **SETTINGS | {"MKL_CBWR": "AVX2"}).stderr
+    assert python(code, **PORTABLE).stdout == "False\n"
+    assert TOO_LATE.format("true", "false") in python(code, **PORTABLE | {"MKL_CBWR": "AVX2"}).stderr
 
 
 def test_the_command_line_says_so_in_one_line(cli: Any) -> None:
@@ -139,7 +140,7 @@ def test_the_command_line_says_so_in_one_line(cli: Any) -> None:
 
 def test_what_it_cannot_hold_for_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(portable, "_chosen", True)
-    monkeypatch.setattr(os, "environ", {**os.environ, **SETTINGS})
+    monkeypatch.setattr(os, "environ", {**os.environ, **PORTABLE})
     with pytest.raises(
         ValueError, match=r"^backend\.portable=true: holds for processors, not for backend\.device=cuda$"
     ):
@@ -199,7 +200,7 @@ def trained(folder: Path, processor: str | None, *overrides: str) -> list[list[d
     command = [sys.executable, "-m", "flrl.train", *SWEEP, *overrides, f"hydra.sweep.dir={folder}"]
     if processor is not None:
         command = [str(QEMU), "-cpu", processor, *command]
-    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    environment = {name: value for name, value in os.environ.items() if name not in PORTABLE}
     environment |= {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=1500)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-4000:]

@@ -127,7 +127,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
     [
         Toy(module=Rich),
         Toy(scaffold=True),
-        Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1),
+        pytest.param(Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1), marks=pytest.mark.slow),
         Toy(source="unpicklable"),
         Toy(module=Convolved, vectorized=True),
     ],

@@ -84,7 +84,7 @@ class Speaking(lstm.LightningLSTM):
 
     def __init__(self) -> None:
         super().__init__(vocab_size=12)
-        self.model = lstm.SimpleLSTM(vocab_size=12, ninp=6, nhid=6, nlayers=1, dropout=0.1)
+        self.model = lstm.SimpleLSTM(vocab_size=12, ninp=6, nhid=6, nlayers=1, dropout=0.0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if self.hidden is not None and self.hidden[0].shape[1] != len(batch[0]):

@@ -1,0 +1,36 @@
+"""Which code is a user's own: neither flrl, nor an installed package, nor Python's."""
+
+import os
+import site
+import sys
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
+    folders += [*site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
+    return tuple({os.path.join(form, "") for folder in folders for form in (folder, os.path.realpath(folder))})
+
+
+def is_own_file(file: str) -> bool:
+    """Whether a file holds somebody's own code; what has no file, such as frozen modules, is nobody's."""
+    if file.startswith("<") or "/site-packages/" in file or "/dist-packages/" in file:
+        return False
+    return not file.startswith(_installed()) and not os.path.realpath(file).startswith(_installed())
+
+
+@cache
+def is_own(module: str) -> bool:
+    """Whether a module of this name is somebody's own code.
+
+    Args:
+        module: as in `__module__` of a class or function.
+    """
+    if module == "__main__":  # in a notebook it has no file
+        return True
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return path is not None and is_own_file(path)
