@@ -36,7 +36,7 @@ class Shaped:
 def plain(thing: Any) -> Any:
     """What a thing holds, as something that can be compared."""
     if isinstance(thing, torch.Tensor):
-        return thing.dtype, tuple(thing.shape), thing.detach().numpy().tobytes(), thing.requires_grad, thing.grad
+        return thing.dtype, tuple(thing.shape), repr(thing.detach().tolist()), thing.requires_grad, thing.grad
     if isinstance(thing, torch.Generator):
         return thing.get_state().tolist()
     if isinstance(thing, np.random.Generator):
