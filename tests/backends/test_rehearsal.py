@@ -18,6 +18,7 @@ from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem, Trainer,
 from flrl.transforms import ClipNorm
 from flrl.types import Broadcast, ClientUpdate
 from tests.toys import Linear, blobs, fit, make_worker
+from tests.zoo import stateful
 
 OPTIONS: dict[str, Any] = {
     "rounds": 2,
@@ -157,6 +158,38 @@ def test_a_strategy_that_changes_itself_is_refused(strategy: Any, said: str) -> 
         fit(make_worker(strategy()))
 
 
+def checksums(order: list[int], module: type[pl.LightningModule], trainer: Trainer) -> dict[int, str]:
+    """What three clients send that are trained in an order."""
+    torch.manual_seed(0)
+    worker = make_worker(FedAvg(**OPTIONS), module=module(), trainer=trainer)
+    state = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
+    broadcast, tasks = worker.strategy.plan(state, worker.data.sizes, 0)
+    _, reports = worker.train(broadcast, [tasks[index] for index in order], lambda report: None)
+    return {report.client_id: report.checksum for report in reports}
+
+
+@pytest.mark.parametrize("module", [stateful.Counter, stateful.WholeBuffer, stateful.AveragedBuffer, stateful.Hooking])
+def test_a_client_does_not_depend_on_those_before_it(module: type[pl.LightningModule]) -> None:
+    first, second = (checksums(order, module, EagerTrainer(batch_size=8)) for order in ([0, 1, 2], [2, 1, 0]))
+    assert first == second
+    assert len(set(first.values())) == 3
+
+
+def test_a_buffer_that_is_replaced_is_sent() -> None:
+    torch.manual_seed(0)
+    worker = make_worker(FedAvg(**{**OPTIONS, "rounds": 1}), module=stateful.AveragedBuffer())
+    state, _ = fit(worker)
+    average = next(entry for entry in worker.model.layout.entries if entry.name == "average")
+    expected = 0.0
+    for client in range(3):
+        value, indices = 1.0, worker.data.train_indices(client)
+        for start in range(0, len(indices), 8):
+            inputs = worker.data.splits.train.inputs[indices[start : start + 8]]  # type: ignore[attr-defined]
+            value = 0.9 * value + 0.1 * float(inputs.abs().mean())
+        expected += value * len(indices) / 90
+    assert float(state.vector[average.slice]) == pytest.approx(expected, rel=1e-6)
+
+
 class Halving(pl.Callback):
     """Halves the learning rate of each batch after the first it ever saw."""
 
@@ -169,16 +202,8 @@ class Halving(pl.Callback):
 
 
 def test_callbacks_are_put_back_before_each_client() -> None:
-    def checksums(order: list[int]) -> dict[int, str]:
-        torch.manual_seed(0)
-        trainer = LightningTrainer(batch_size=8, callbacks=[Halving()])
-        worker = make_worker(FedAvg(**OPTIONS), module=Linear(), trainer=trainer)
-        state = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
-        broadcast, tasks = worker.strategy.plan(state, worker.data.sizes, 0)
-        _, reports = worker.train(broadcast, [tasks[index] for index in order], lambda report: None)
-        return {report.client_id: report.checksum for report in reports}
-
-    assert checksums([0, 1, 2]) == checksums([2, 1, 0])
+    trainers = [LightningTrainer(batch_size=8, callbacks=[Halving()]) for _ in range(2)]
+    assert checksums([0, 1, 2], Linear, trainers[0]) == checksums([2, 1, 0], Linear, trainers[1])
 
 
 def test_the_stand_in_prints_logs_and_says_no(capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
