@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -362,7 +363,12 @@ def _started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """A long run as a process of its own, past its second round."""
     command = [sys.executable, "-m", "flrl.train", "strategy.rounds=100000", "logger=none", f"hydra.run.dir={folder}"]
     process = subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints" / "round-00002").exists() and time.monotonic() < deadline:

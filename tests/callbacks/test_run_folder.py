@@ -12,8 +12,9 @@ import torch
 from flrl.backends import Worker
 from flrl.callbacks import Callback, Checkpoint, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import identity_of
-from flrl.callbacks.run_folder import read_history, read_rows
+from flrl.callbacks.rows import read_rows
 from flrl.checkpoint import list_checkpoints, load_checkpoint
+from flrl.resuming import _records, _until
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.types import RoundRecord, ServerState
@@ -41,6 +42,10 @@ def made(folder: Path, rounds: int = 4) -> tuple[Worker, RunInfo, list[Callback]
     for callback in callbacks:
         callback.setup(run)
     return worker, run, callbacks
+
+
+def read_history(folder: Path, rounds: int) -> list[RoundRecord]:
+    return _until(_records(folder), rounds, folder)
 
 
 def rows(folder: Path, name: str) -> list[tuple[int, Any]]:

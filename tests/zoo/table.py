@@ -3,7 +3,6 @@
 python -m tests.zoo.table        writes the table in docs/modules.md
 """
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -289,7 +288,6 @@ def outcome(animal: Animal, engine: str, reference: Outcome | None = None) -> Ou
         engine: its engine.
         reference: what one worker made of it with an engine of the same bits, if that is known.
     """
-    logging.getLogger("flrl").setLevel(logging.ERROR)
     try:
         worker = worker_of(animal, engine)
         start = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
