@@ -1,5 +1,8 @@
 """Which hooks of a LightningModule or LightningDataModule are its own."""
 
+import functools
+from typing import Any
+
 # `lightning.pytorch` is a second copy of `pytorch_lightning`; modules of both are welcome.
 _CORES = ("pytorch_lightning.core.", "lightning.pytorch.core.")
 
@@ -9,9 +12,11 @@ def overridden(module: object, hook: str) -> bool:
 
     Functions are compared: a class that Lightning ships itself (`pytorch_lightning.demos`) overrides like any other.
     """
-    if hook in vars(module):
-        return True
-    kind = type(module)
+    return hook in vars(module) or _overridden(type(module), hook)
+
+
+@functools.lru_cache(maxsize=4096)
+def _overridden(kind: Any, hook: str) -> bool:
     method = getattr(kind, hook, None)
     if method is None:
         return False

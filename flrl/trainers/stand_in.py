@@ -38,8 +38,6 @@ class TrainerStandIn:
         self.global_step = 0
         self.optimizers: list[Optimizer] = []
         self.lr_scheduler_configs: list[SchedulerStep] = []
-        self.logger = ClientLogger(engine)
-        self.loggers = [self.logger]
         self.progress_bar_callback = self.datamodule = None
         self.callbacks: list[Any] = []
         self.training = True
@@ -48,6 +46,16 @@ class TrainerStandIn:
         self.world_size = self.num_devices = self.num_nodes = 1
         self.global_rank = self.local_rank = self.node_rank = 0
         self._engine = engine
+
+    @property
+    def logger(self) -> "ClientLogger":
+        """One that keeps nothing."""
+        return ClientLogger(self._engine)
+
+    @property
+    def loggers(self) -> list["ClientLogger"]:
+        """The one."""
+        return [self.logger]
 
     @property
     def should_stop(self) -> bool:
