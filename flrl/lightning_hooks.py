@@ -12,7 +12,8 @@ def overridden(module: object, hook: str) -> bool:
 
     Functions are compared: a class that Lightning ships itself (`pytorch_lightning.demos`) overrides like any other.
     """
-    return hook in vars(module) or _overridden(type(module), hook)
+    kind: Any = type(module)
+    return hook in vars(module) or _overridden(kind, hook)
 
 
 @functools.lru_cache(maxsize=4096)
