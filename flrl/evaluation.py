@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from math import ceil
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -147,6 +146,7 @@ class Evaluator:
         module.eval()
         metrics = [part for part in module.modules() if isinstance(part, Metric)]
         between = self._between(model) if self.divisible(module) else None
+        call = step_caller(getattr(module, _step_name(module)))
         chosen = indices[batches.start * size : batches.stop * size]
         numbered = enumerate(source.batches(chosen, size, again=again), batches.start)
         try:
@@ -159,7 +159,7 @@ class Evaluator:
                     seed_generators(seed_for(seed, 0, SERVER, f"batch {batch_idx}"))
                     log.batch_size = min(size, len(indices) - batch_idx * size)
                     with contextlib.nullcontext() if between is None else _observed(module, log):
-                        self._step(module)(to_device(module, batch, device), batch_idx)
+                        call(to_device(module, batch, device), batch_idx)
                     if between is not None:
                         between()
                 _call(module, f"{hook}_end")
@@ -172,9 +172,6 @@ class Evaluator:
             for part, training in modes:
                 part.training = training
         return logged
-
-    def _step(self, module: pl.LightningModule) -> Callable[[Any, int], Any]:
-        return step_caller(getattr(module, _step_name(module)))
 
     def _between(self, model: BoundModel) -> Callable[[], None]:
         """What is called between two batches that anybody may evaluate: neither may show what the other has changed."""
