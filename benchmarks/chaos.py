@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from flrl.checkpoint import list_checkpoints
+from flrl.runs.checkpoint import list_checkpoints
 from tests.backends.launch import MPIEXEC, Launcher, Started
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,21 +36,22 @@ import pytorch_lightning as pl
 import torch
 
 from benchmarks.overhead import ROOT, processor
-from flrl.backends import MpiBackend, SerialBackend, Worker, launch
-from flrl.backends.worker import prepare
-from flrl.backends.world import world
+from flrl.backends import MpiBackend, SerialBackend
+from flrl.backends.mpi import launch
+from flrl.backends.mpi.world import world
 from flrl.callbacks import Callbacks
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.data.partitions import iid
 from flrl.evaluation import Evaluator
 from flrl.models import Classifier
 from flrl.models.nets import mcmahan_cnn
+from flrl.process_setup import prepare
 from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg
 from flrl.strategies.base import Backend
-from flrl.trainers import LocalProblem, Trainer
-from flrl.trainers.base import ClientHalf
+from flrl.trainers import ClientHooks, LocalProblem, Trainer
 from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ClientUpdate, ServerState
+from flrl.worker import Worker
 
 TURNS = ("raw", "pickled", "flrl")
 WARM_UP = 3
@@ -77,7 +78,7 @@ class TurnTaker(Trainer):
     def check(self, module: pl.LightningModule) -> None:
         """Any module will do."""
 
-    def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
+    def fit(self, problem: LocalProblem, hooks: ClientHooks) -> "Trained":
         """Take the turn of this round."""
         from mpi4py import MPI
 

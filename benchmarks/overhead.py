@@ -36,10 +36,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from flrl.backends import SerialBackend, Worker
+from flrl.backends import SerialBackend
 from flrl.callbacks import Callbacks
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.recipe import Recipe
+from flrl.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_DIFFERENCE = 1e-6

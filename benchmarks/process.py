@@ -31,8 +31,7 @@ import psutil
 import torch
 
 from benchmarks.overhead import ROOT, processor
-from flrl.backends import ProcessBackend, SerialBackend, Worker
-from flrl.backends.worker import prepare
+from flrl.backends import ProcessBackend, SerialBackend
 from flrl.callbacks import Callbacks
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.data.datasets import mnist
@@ -41,10 +40,12 @@ from flrl.evaluation import Evaluator
 from flrl.layout import digest
 from flrl.models import Classifier
 from flrl.models.nets import mcmahan_cnn, softmax_regression
+from flrl.process_setup import prepare
 from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg
 from flrl.trainers import EagerTrainer
 from flrl.types import ServerState
+from flrl.worker import Worker
 
 MEBIBYTE = 2**20
 NETS = {"cnn": mcmahan_cnn, "softmax": softmax_regression}
@@ -96,7 +97,7 @@ class Job:
 
 
 def digits(folder: str) -> Splits:
-    return mnist(data_dir=folder, mean=[0.1307], std=[0.3081], input_shape=[1, 28, 28], num_classes=10)
+    return mnist(data_dir=folder, mean=[0.1307], std=[0.3081])
 
 
 def a_gigabyte() -> Splits:

@@ -42,9 +42,9 @@ from omegaconf import OmegaConf
 from benchmarks.overhead import ROOT, processor
 from benchmarks.scale_plot import draw
 from flrl.callbacks import Callback, Callbacks, RunFolder, RunInfo
+from flrl.cli.instantiation import make
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.data import FederatedData, Splits, TensorSource
-from flrl.instantiation import make
 from flrl.layout import digest
 from flrl.recipe import Recipe
 from flrl.types import RoundRecord, ServerState

@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.overhead import ROOT, processor
 from benchmarks.run import ENGINES, JOBS, BareLoop, Framework, composed
-from flrl.backends import Worker
-from flrl.trainers.graphs import runnable, with_sgd
+from flrl.trainers.steps.graphs import runnable, with_sgd
 from flrl.trainers.traced import recorded_step
 from flrl.types import Broadcast, ClientTask
+from flrl.worker import Worker
 
 LR = 1e-6
 """So small that the model stays what it is, repetition after repetition."""

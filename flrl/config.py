@@ -6,6 +6,10 @@ from typing import Any
 
 PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
 """What torch's own kernels, oneDNN and MKL are told, so that they choose alike on every x86-64 processor with AVX2."""
+CLIENT_STORE = {"_target_": "flrl.clients.ClientStore", "budget_bytes": 2**30}
+"""Where client memory is kept, unless a configuration says otherwise; those of earlier runs say nothing."""
+FROM_DATA = ("input_shape", "num_classes")
+"""Arguments of models that are read from the dataset where a model's yaml has null for them."""
 _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside of the package, a clone beside it.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -32,6 +36,7 @@ class TrainConfig:
     strategy: dict[str, Any] = field(default_factory=dict)
     backend: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    client_store: dict[str, Any] = field(default_factory=lambda: dict(CLIENT_STORE))
     callbacks: dict[str, Any] | None = None
     logger: dict[str, Any] | None = None
     paths: dict[str, Any] = field(default_factory=dict)

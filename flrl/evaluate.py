@@ -4,11 +4,12 @@ import sys
 
 from omegaconf import DictConfig
 
-from flrl.app import arranged, run_app
-from flrl.backends.launch import attend
-from flrl.backends.portable import choose, of_run
+from flrl.backends.mpi.launch import attend
+from flrl.cli.app import run_app
+from flrl.cli.arguments import arranged
+from flrl.cli.importing import uncollected
 from flrl.config import EvaluateConfig
-from flrl.importing import uncollected
+from flrl.portable import choose, of_run
 
 
 def evaluate(cfg: DictConfig) -> None:

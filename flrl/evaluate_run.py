@@ -1,6 +1,7 @@
 """Loads a finished run and evaluates its model, on the central test set and on each client's samples."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from flrl.backends.worker import prepare
-from flrl.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
+from flrl.bound_model import BoundModel
 from flrl.data import FederatedData
 from flrl.evaluation import Evaluator, summarize_clients
-from flrl.integrity import MODEL, PARTITION, check_checkpoint, check_files
-from flrl.layout import BoundModel
+from flrl.process_setup import prepare
 from flrl.recipe import Recipe
-from flrl.settings import read_config
+from flrl.runs.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
+from flrl.runs.integrity import MODEL, PARTITION, check_checkpoint, check_files
+from flrl.runs.rows import METRICS, read_rows
+from flrl.runs.saved import read_config
+from flrl.trainers.problem import PERSONAL
+from flrl.types import Tensors
 
 SHOWN_CLIENTS = 20
 
@@ -28,7 +32,7 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     folder = Path(cfg.run)
     config = saved_config(folder, cfg.data_dir)
     recipe = Recipe(config)
-    model = prepare(recipe.module(), threads=cfg.threads, device=cfg.device)
+    model = prepare(recipe.module(), threads=cfg.threads, device=cfg.device, personal=recipe.strategy().personal)
     check_files(folder, model.layout)
     data = recipe.data()
     check_partition(folder, data)
@@ -39,7 +43,8 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
         chosen = data.holding_out().tolist()
         held_out = bool(chosen)
         chosen = chosen or list(range(data.num_clients))
-        rows = [evaluator.client(model, data, client, train=not held_out) for client in chosen]
+        memory = _client_memory(model, folder, cfg.round)
+        rows = [_client(evaluator, model, data, client, memory, train=not held_out) for client in chosen]
         result["samples"] = "held out" if held_out else "training"
         result["clients"] = summarize_clients(rows)
         result["per_client"] = [
@@ -49,6 +54,36 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
     _show(result, folder)
     return result
+
+
+def _client(
+    evaluator: Evaluator,
+    model: BoundModel,
+    data: FederatedData,
+    client: int,
+    memory: Mapping[int, Tensors],
+    *,
+    train: bool,
+) -> dict[str, float]:
+    """One client's metrics, with its personal parameters where it has some."""
+    if model.layout.personal:
+        model.load(model.local_vector(model.vector.clone(), memory.get(client, {}).get(PERSONAL)))
+    return evaluator.client(model, data, client, train=train)
+
+
+def _client_memory(model: BoundModel, folder: Path, round: int | None) -> Mapping[int, Tensors]:
+    """What clients remembered when the model to be evaluated was made, as far as evaluating them needs it.
+
+    Raises:
+        FileNotFoundError: the checkpoint of that round is not there any more.
+    """
+    if not model.layout.personal:
+        return {}
+    rows = [row["round"] for row in read_rows(folder / METRICS)]
+    path = checkpoint_path(folder, max(rows, default=0) if round is None else round)
+    if not path.exists():
+        raise FileNotFoundError(f"clients=true: {path} is missing, in which the clients' personal parameters are")
+    return load_checkpoint(path, {"model": model.layout.fingerprint}).memory
 
 
 def _load(model: BoundModel, folder: Path, round: int | None) -> str:

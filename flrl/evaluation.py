@@ -11,15 +11,17 @@ import pytorch_lightning as pl
 import torch
 from torchmetrics import Metric
 
+from flrl.bound_model import BoundModel
 from flrl.data.federated import FederatedData
 from flrl.data.sources import Source
-from flrl.layout import BoundModel
-from flrl.lightning_hooks import overridden
+from flrl.lightning.hooks import overridden
+from flrl.lightning.logs import LogCollector, Logged, counts_only, joined
+from flrl.lightning.stand_in import TrainerStandIn, attached
+from flrl.lightning.steps import replaced, step_caller
+from flrl.lightning.transfer import to_device
 from flrl.seeding import SERVER, isolated_randomness, seed_for, seed_generators
+from flrl.setup import Setup
 from flrl.snapshot import Snapshot
-from flrl.trainers.base import to_device
-from flrl.trainers.modules import LogCollector, Logged, counts_only, joined, replaced, step_caller
-from flrl.trainers.stand_in import TrainerStandIn, attached
 
 log = logging.getLogger(__name__)
 WORST_SHARE = 0.1
@@ -61,10 +63,10 @@ class Evaluator:
         self.try_first = try_first
         self._kept: tuple[BoundModel, Snapshot] | None = None
 
-    def check(self, module: pl.LightningModule, data: FederatedData) -> None:
+    def check(self, setup: Setup) -> None:
         """Raise ValueError if the module or the data do not have what is to be evaluated."""
-        _step_name(module)
-        if self.clients_every and not len(data.holding_out()):
+        _step_name(setup.module)
+        if self.clients_every and not setup.num_holding_out:
             raise ValueError("evaluation.clients_every needs held-out samples: set holdout, for example holdout=0.2")
 
     def try_out(self, model: BoundModel, data: FederatedData, *, seed: int = 0) -> None:
@@ -75,7 +77,7 @@ class Evaluator:
         if not len(data.splits.test):
             log.warning("the test set is empty: no round is evaluated on it")
         elif self.try_first:
-            vector = model.vector.clone()
+            vector = model.local.clone()
             indices = np.arange(min(_TRIED_SAMPLES, self.batch_size, len(data.splits.test)))
             try:
                 with warnings.catch_warnings():  # those of so few samples; others come again
@@ -126,7 +128,7 @@ class Evaluator:
         batches: range,
         *,
         seed: int = 0,
-        again: bool = False,
+        reuse: bool = False,
     ) -> Logged:
         """What the module logs over some of the batches that `indices` fall into; all of them unless `divisible`.
 
@@ -136,11 +138,11 @@ class Evaluator:
             indices: the samples.
             batches: which batches of them.
             seed: for random numbers.
-            again: the same samples are going to be asked for again.
+            reuse: the same samples are going to be asked for again.
         """
         module: pl.LightningModule = model.module  # type: ignore[assignment]
         log, size = LogCollector(), self.batch_size
-        hook, device = f"on_{_step_name(module).removesuffix('_step')}_epoch", model.vector.device
+        hook, device = f"on_{_step_name(module).removesuffix('_step')}_epoch", model.local.device
         model.put_back()
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
@@ -148,7 +150,7 @@ class Evaluator:
         between = self._between(model) if self.divisible(module) else None
         call = step_caller(getattr(module, _step_name(module)))
         chosen = indices[batches.start * size : batches.stop * size]
-        numbered = enumerate(source.batches(chosen, size, again=again), batches.start)
+        numbered = enumerate(source.batches(chosen, size, reuse=reuse), batches.start)
         try:
             with torch.inference_mode(), isolated_randomness(seed, device), contextlib.ExitStack() as whole:
                 if between is None:

@@ -52,7 +52,7 @@ def fold(values: Tensor, weight: float, parts: Tensor, start: int, rounders: tup
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class VectorStats:
     """What has to be known of a vector before it is added to others.
 
     Attributes:
@@ -68,16 +68,16 @@ class Survey:
 _MAGNITUDE = 2**63 - 1
 
 
-def survey(vector: Tensor) -> Survey:
-    """Survey a vector in one pass over it."""
+def vector_stats(vector: Tensor) -> VectorStats:
+    """VectorStats a vector in one pass over it."""
     bits = vector.detach().to(torch.float64).contiguous().view(torch.int64)
     if not bits.numel():
-        return Survey(0.0, 0)
+        return VectorStats(0.0, 0)
     if _compiled_pays(bits):
-        largest, total = _survey()(bits.numpy())
+        largest, total = _vector_stats()(bits.numpy())
     else:
         largest, total = int((bits & _MAGNITUDE).max()), int(bits.sum())
-    return Survey(float(np.int64(largest).view(np.float64)), int(total) % 2**64)
+    return VectorStats(float(np.int64(largest).view(np.float64)), int(total) % 2**64)
 
 
 # The compiled loops.
@@ -111,17 +111,17 @@ def _split_and_add(round_high: float, round_low: float) -> Callable[[np.ndarray,
 
 
 @cache
-def _survey() -> Callable[[np.ndarray], tuple[int, int]]:
+def _vector_stats() -> Callable[[np.ndarray], tuple[int, int]]:
     mask = np.int64(_MAGNITUDE)
 
-    def survey(bits: Any) -> tuple[Any, Any]:
+    def vector_stats(bits: Any) -> tuple[Any, Any]:
         largest = total = np.int64(0)
         for index in range(bits.size):
             largest = max(largest, bits[index] & mask)
             total += bits[index]
         return largest, total
 
-    return _compiled("UniTuple(int64, 2)(int64[::1])", survey)
+    return _compiled("UniTuple(int64, 2)(int64[::1])", vector_stats)
 
 
 def _compiled(signature: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 
-from flrl.backends.worker import Worker, prepare
+from flrl.cli.instantiation import make, without_seed
+from flrl.clients import ClientStore
+from flrl.config import CLIENT_STORE
 from flrl.data import FederatedData, TensorSource
 from flrl.data.federated import Partition
-from flrl.instantiation import make, without_seed
+from flrl.process_setup import prepare
 from flrl.seeding import Seeds
+from flrl.setup import Setup
+from flrl.strategies import Strategy
+from flrl.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,16 @@ class Recipe:
             module.configure_model()
             return module
 
+    def strategy(self) -> Strategy:
+        """The algorithm."""
+        strategy: Strategy = make(self.config, "strategy")
+        return strategy
+
+    def client_store(self) -> ClientStore:
+        """Where client memory is kept: in RAM to a budget, in the run's folder beyond it."""
+        store: ClientStore = make({"client_store": self.config.get("client_store") or CLIENT_STORE}, "client_store")
+        return store
+
     def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
         """All that a worker needs; checks that its parts go together.
 
@@ -68,20 +83,17 @@ class Recipe:
             threads: intra-op threads.
             device: where the model trains.
         """
-        trainer, strategy, evaluator = (make(self.config, name) for name in ("trainer", "strategy", "evaluation"))
-        strategy.sampler.check(data.num_clients)
-        cohort = len(strategy.sampler(data.num_clients, seed=self.seeds.sampling, round=1))
-        if strategy.min_clients > cohort:
-            raise ValueError(f"strategy.min_clients={strategy.min_clients}: only {cohort} clients take part in a round")
-        model = prepare(self.module(), threads=threads, device=device)
+        trainer, strategy, evaluator = make(self.config, "trainer"), self.strategy(), make(self.config, "evaluation")
+        model = prepare(self.module(), threads=threads, device=device, personal=strategy.personal)
         if not model.layout.num_trainable:
-            raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters")
-        trainer.check(model.module)
-        strategy.check(model.module, trainer)
-        evaluator.check(model.module, data)
-        if model.vector.device.type == "cuda":
+            raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters that are sent")
+        held_out = len(data.holding_out())
+        setup = Setup.of(model.module, strategy, trainer, data.sizes, num_holding_out=held_out)  # type: ignore[arg-type]
+        setup.check()
+        evaluator.check(setup)
+        if model.local.device.type == "cuda":
             for source in (data.splits.train, data.splits.test):
                 if isinstance(source, TensorSource):
-                    source.move_to(model.vector.device)
+                    source.move_to(model.local.device)
         drop = self._on_client_failure == "drop"
         return Worker(model, data, trainer, strategy, evaluator, self.seeds.run, drop_failures=drop)

@@ -1,11 +1,13 @@
 """From a configuration to a finished run: builds the objects, resumes, fits."""
 
+import functools
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,22 +16,30 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from flrl.app import BEFORE
-from flrl.backends.worker import Worker
+from flrl.backends.base import Backend
 from flrl.callbacks import Callback, Callbacks, OptimizedMetric, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import identity_of
-from flrl.callbacks.rows import ENVIRONMENTS, read_rows
+from flrl.cli import log_file
+from flrl.cli.from_data import filled
+from flrl.cli.instantiation import check_groups, make
+from flrl.cli.pins import without_foreign
+from flrl.cli.resuming import RESUMED
+from flrl.clients import ClientStore
 from flrl.config import TrainConfig
-from flrl.environment import differences, environment
-from flrl.instantiation import check_groups, make
+from flrl.data import FederatedData
 from flrl.logging import Loggers
 from flrl.recipe import Recipe
-from flrl.resuming import Resumption, last_good, run_to_resume
-from flrl.seeding import Seeds
-from flrl.settings import continued, earlier_config
-from flrl.trainers import AutoTrainer
-from flrl.trainers.auto import fastest
+from flrl.runs.checkpoint import kept_indexes
+from flrl.runs.environment import differences, environment
+from flrl.runs.resuming import Resumption, last_good, run_to_resume
+from flrl.runs.rows import ENVIRONMENTS, read_rows
+from flrl.runs.saved import BEFORE
+from flrl.runs.settings import continued, earlier_config
+from flrl.setup import Setup
+from flrl.strategies.running import train_clients
+from flrl.trainers import auto
 from flrl.types import RoundRecord
+from flrl.worker import Worker
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -37,6 +47,8 @@ def run(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    config = without_foreign(config, hydra.runtime.choices, folders, hydra.overrides.task)
     with _lock(folder):
         return _run(config, folder, hydra.output_subdir)
 
@@ -49,12 +61,14 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
         config = continued(config, earlier, resumed_from)
     recipe = Recipe(config)
     backend = make(config, "backend")
-    data = backend.share(recipe.data())
-    worker = recipe.worker(data, threads=backend.threads, device=backend.device)
-    if isinstance(worker.trainer, AutoTrainer):
-        config = {**config, "trainer": _fastest_trainer(worker.trainer, worker, recipe.seeds)}
+    whole = recipe.data()
+    config = filled(config, whole.splits)  # a dedicated server keeps a part of the data only
+    recipe = Recipe(config)
+    data = backend.share(whole)
+    if config["trainer"]["_target_"] == auto.TARGET:
+        config = {**config, "trainer": _chosen_engine(config, data, backend)}
         recipe = Recipe(config)
-        worker = recipe.worker(data, threads=backend.threads, device=backend.device)
+    worker = recipe.worker(data, threads=backend.threads, device=backend.device)
     info = RunInfo(
         name=config["name"],
         folder=folder,
@@ -66,29 +80,32 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
         model=worker.model,
         data=data,
         resumed_from=resumed_from,
-        environment=_chosen() | environment(),
+        environment=_chosen(resumed_from) | environment(),
     )
-    start = _start(worker, info)
+    store = recipe.client_store()
+    start = _start(worker, info, store)
     callbacks = _callbacks(config)
     worker.evaluator.try_out(worker.model, worker.data, seed=worker.seed)
-    if start.state.round < worker.strategy.rounds and not (
-        worker.drop_failures or getattr(backend, "dedicated_server", False)
-    ):
-        worker.rehearse(*worker.strategy.plan(start.state, data.sizes, recipe.seeds.sampling))
+    if start.state.round < worker.strategy.rounds and backend.holds_samples and not worker.drop_failures:
+        layout = worker.model.layout
+        worker.rehearse(*worker.strategy.plan(start.state, data.sizes, recipe.seeds.sampling, layout))
     # Nothing can be refused any more: from here on the folder is this run's.
     shutil.rmtree(folder / BEFORE, ignore_errors=True)
+    log_file.begin()
     if output_subdir is not None:
         OmegaConf.save(OmegaConf.create(config), folder / output_subdir / "config.yaml")
+    store.open(folder)
     _tell(start, info)
     try:
         with terminated_gently():
             backend.start(worker, recipe, folder=folder)
             callbacks.setup(info)
             _, history = worker.strategy.fit(
-                start.state,
+                backend.keep(start.state, folder),
                 backend=backend,
                 layout=worker.model.layout,
-                seed=recipe.seeds.sampling,
+                seed=recipe.seeds.run,
+                sampling_seed=recipe.seeds.sampling,
                 callbacks=callbacks,
                 history=start.history,
             )
@@ -97,29 +114,38 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
             backend.close()
         finally:
             callbacks.close()
+            store.close(kept_indexes(folder))
     return _optimized(config["optimized_metric"], history)
 
 
-def _chosen() -> dict[str, Any]:
+def _chosen(resumed_from: Path | None) -> dict[str, Any]:
     """What was chosen in each group, and the job's own overrides."""
     hydra = HydraConfig.get()
     choices = {name: choice for name, choice in hydra.runtime.choices.items() if not name.startswith("hydra/")}
+    rows = [] if resumed_from is None else [*read_rows(resumed_from / ENVIRONMENTS)]
+    before = rows[-1].get("choices", {}) if rows else {}
+    choices = {name: before.get(name, choice) if choice == RESUMED else choice for name, choice in choices.items()}
     return {"choices": choices, "overrides": list(hydra.overrides.task)}
 
 
-def _fastest_trainer(auto: AutoTrainer, worker: Worker, seeds: Seeds) -> dict[str, Any]:
+def _chosen_engine(config: dict[str, Any], data: FederatedData, backend: Backend) -> dict[str, Any]:
     """The engine that `trainer=auto` stands for where no earlier one is to be kept."""
-    strategy, data = worker.strategy, worker.data
-    state = strategy.initialize(worker.model.vector.clone(), worker.model.layout)
-    return fastest(
-        auto,
-        worker.model,
-        data.splits.train if len(data.splits.train) else data.splits.test,  # a dedicated server has the latter only
-        check=lambda trainer: strategy.check(worker.model.module, trainer),  # type: ignore[arg-type]
-        train=strategy.train_together,
+    choose = make(config, "trainer")
+    recipe = Recipe({**config, "trainer": {"_target_": "flrl.trainers.EagerTrainer", **choose.keywords}})
+    worker = recipe.worker(data, threads=backend.threads, device=backend.device)
+    model, strategy = worker.model, worker.strategy
+    state = strategy.initialize(model.vector.clone(), model.layout)
+    cohort = len(strategy.sampler(data.num_clients, seed=recipe.seeds.sampling, round=1))
+    trial = auto.Trial(
+        model=model,
+        source=data.splits.train if len(data.splits.train) else data.splits.test,  # a server may have the latter only
+        setup=Setup.of(model.module, strategy, worker.trainer, data.sizes),  # type: ignore[arg-type]
+        train=functools.partial(train_clients, strategy),
         broadcast=strategy.broadcast(state, 1, 1.0),
-        cohort=len(strategy.sampler(data.num_clients, seed=seeds.sampling, round=1)),
+        cohort=max(1, cohort),
     )
+    chosen: dict[str, Any] = choose(trial)
+    return chosen
 
 
 def _callbacks(config: dict[str, Any]) -> Callbacks:
@@ -130,7 +156,7 @@ def _callbacks(config: dict[str, Any]) -> Callbacks:
 
 
 def _expected(metric: str | None) -> list[Callback]:
-    """Has the run say that the metric for sweepers is missing, where somebody has asked for it."""
+    """A callback that reports a missing metric for sweepers, where somebody has asked for that metric."""
     hydra = HydraConfig.get()
     chosen = metric != TrainConfig.optimized_metric or any("optimized_metric=" in o for o in hydra.overrides.task)
     swept = not OmegaConf.is_missing(hydra.job, "num")
@@ -148,12 +174,13 @@ def _lock(folder: Path) -> Iterator[None]:
         raise ValueError(f"another process is running in {folder}") from error
 
 
-def _start(worker: Worker, info: RunInfo) -> Resumption:
+def _start(worker: Worker, info: RunInfo, store: ClientStore) -> Resumption:
     """The last good state of the run to go on with, or the initial state."""
     if info.resumed_from is None:
         vector = worker.model.vector.detach().cpu().clone()
-        return Resumption(worker.strategy.initialize(vector, worker.model.layout), [], {})
-    found = last_good(info.resumed_from, identity_of(info))
+        state = worker.strategy.initialize(vector, worker.model.layout)
+        return Resumption(replace(state, memory=store.memory()), [], {})
+    found = last_good(info.resumed_from, identity_of(info), store)
     if info.rounds < found.state.round:
         raise ValueError(
             f"strategy.rounds={info.rounds}: {info.resumed_from} has {found.state.round} rounds already; "
@@ -163,7 +190,7 @@ def _start(worker: Worker, info: RunInfo) -> Resumption:
 
 
 def _tell(start: Resumption, info: RunInfo) -> None:
-    """Say what a resume leaves out, and what is otherwise than when the earlier rounds were trained."""
+    """Warn of what a resume leaves out, and of differences to where the earlier rounds were trained."""
     if info.resumed_from is None:
         return
     rows = [row for row in read_rows(info.resumed_from / ENVIRONMENTS) if row["after_round"] < start.state.round]

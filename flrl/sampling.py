@@ -5,13 +5,17 @@ from typing import Protocol
 import numpy as np
 
 from flrl.seeding import SERVER, generator_for
+from flrl.setup import Setup
 
 
 class Sampler(Protocol):
     """Chooses a round's cohort."""
 
-    def check(self, num_clients: int) -> None:
-        """Raise ValueError if no such cohort can be drawn from so many clients."""
+    def check(self, setup: Setup) -> None:
+        """Raise ValueError if no such cohort can be drawn from the setup's clients."""
+
+    def largest(self, num_clients: int) -> int:
+        """The most clients that may take part in one round."""
 
     def __call__(self, num_clients: int, *, seed: int, round: int) -> np.ndarray:
         """The cohort's client ids, ascending."""
@@ -20,8 +24,12 @@ class Sampler(Protocol):
 class AllClients:
     """Full participation: every client in every round."""
 
-    def check(self, num_clients: int) -> None:
+    def check(self, setup: Setup) -> None:
         """Any number of clients will do."""
+
+    def largest(self, num_clients: int) -> int:
+        """All clients."""
+        return num_clients
 
     def __call__(self, num_clients: int, *, seed: int, round: int) -> np.ndarray:
         """All client ids."""
@@ -46,20 +54,50 @@ class UniformSampler:
         self.num = num
         self.fraction = fraction
 
-    def check(self, num_clients: int) -> None:
+    def check(self, setup: Setup) -> None:
         """Raise ValueError if the cohort is larger than the population."""
+        self.largest(setup.num_clients)
+
+    def largest(self, num_clients: int) -> int:
+        """The size of every cohort; ValueError if it is larger than the population."""
         if self.num is not None and self.num > num_clients:
             raise ValueError(f"strategy.sampler.num={self.num}: there are only {num_clients} clients")
+        if self.num is not None:
+            return self.num
+        return num_clients if self.fraction is None else max(1, int(np.rint(self.fraction * num_clients)))
 
     def __call__(self, num_clients: int, *, seed: int, round: int) -> np.ndarray:
         """The cohort's client ids, ascending."""
-        self.check(num_clients)
-        size = num_clients
-        if self.num is not None:
-            size = self.num
-        elif self.fraction is not None:
-            size = max(1, int(np.rint(self.fraction * num_clients)))
+        size = self.largest(num_clients)
         if size == num_clients:
             return np.arange(num_clients)
         rng = generator_for(seed, round, SERVER, "cohort")
         return np.sort(rng.choice(num_clients, size, replace=False, shuffle=False))
+
+
+class PoissonSampler:
+    """Each client takes part by itself with the same probability; a cohort may be empty.
+
+    What privacy accounting of subsampled mechanisms assumes: McMahan, Ramage, Talwar, Zhang, "Learning Differentially
+    Private Recurrent Language Models", ICLR 2018, arXiv 1710.06963.
+
+    Args:
+        probability: of each client in each round, in (0, 1].
+    """
+
+    def __init__(self, *, probability: float) -> None:
+        if not 0 < probability <= 1:
+            raise ValueError(f"strategy.sampler.probability={probability}: must be above 0 and at most 1")
+        self.probability = probability
+
+    def check(self, setup: Setup) -> None:
+        """Any number of clients will do."""
+
+    def largest(self, num_clients: int) -> int:
+        """All clients may happen to take part."""
+        return num_clients
+
+    def __call__(self, num_clients: int, *, seed: int, round: int) -> np.ndarray:
+        """The cohort's client ids, ascending; perhaps none."""
+        rng = generator_for(seed, round, SERVER, "cohort")
+        return np.flatnonzero(rng.random(num_clients) < self.probability)

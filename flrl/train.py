@@ -7,15 +7,16 @@ import sys
 
 from omegaconf import DictConfig
 
-from flrl.app import arranged, run_app
-from flrl.backends.launch import attend
+from flrl.backends.mpi.launch import attend
+from flrl.cli.app import run_app
+from flrl.cli.arguments import arranged
+from flrl.cli.importing import uncollected
 from flrl.config import TrainConfig
-from flrl.importing import uncollected
 
 
 def train(cfg: DictConfig) -> float | None:
     """One run; returns the metric that `optimized_metric` names, for sweepers."""
-    from flrl.backends.launch import prepare
+    from flrl.backends.mpi.launch import prepare
 
     prepare(cfg.backend.get("_target_", ""), portable=cfg.backend.get("portable") is True)
     with uncollected():

@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-Memory = Mapping[str, Tensor]
-"""What a strategy asks one client to remember between its rounds (control variates, optimizer state, ...)."""
+from flrl.clients import ClientMemory, VersionedMemory
+
+Tensors = Mapping[str, Tensor]
+"""Tensors by name: variables of a server, the memory of a client, the vectors of an update."""
+Metrics = Mapping[str, float]
+"""Numbers to report, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +27,22 @@ class ServerState:
         optimizer: the server optimizer's state, by name (`momentum_buffer`, `exp_avg`, ...).
         variables: further server tensors of the strategy, by name.
         memory: client memory, by client id; only clients that remember something appear.
+
+    Raises:
+        ValueError: `memory` is another mapping than a client memory.
     """
 
     round: int
     vector: Tensor
-    optimizer: Memory = field(default_factory=dict)
-    variables: Memory = field(default_factory=dict)
-    memory: Mapping[int, Memory] = field(default_factory=dict)
+    optimizer: Tensors = field(default_factory=dict)
+    variables: Tensors = field(default_factory=dict)
+    memory: VersionedMemory = field(default_factory=ClientMemory)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.memory, VersionedMemory):
+            raise ValueError(
+                f"memory={type(self.memory).__name__}: must be a client memory: ClientMemory().updated(...)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +53,17 @@ class Broadcast:
         round: the round being trained, counted from 1.
         vector: the global model.
         total_weight: the sum of the cohort's weights, were every update to arrive; it scales the exact sum.
-        variables: further tensors that the strategy's client half needs.
+        variables: further tensors that the clients need.
+        cohort: ids of the clients that take part, ascending.
+        payload: bytes of each thing that a client is sent, by name.
     """
 
     round: int
     vector: Tensor
     total_weight: float
-    variables: Memory = field(default_factory=dict)
+    variables: Tensors = field(default_factory=dict)
+    cohort: Sequence[int] = ()
+    payload: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +76,20 @@ class ClientTask:
         num_samples: training samples of the client.
         weight: the client's weight in the mean, usually `num_samples`.
         memory: what the client remembered when it last took part.
-        stack: clients of the same number may train side by side; null is alone.
+        batch: index of the client batch, whose clients may train side by side; None trains alone.
     """
 
     round: int
     client_id: int
     num_samples: int
     weight: float
-    memory: Memory = field(default_factory=dict)
-    stack: int | None = None
+    memory: Tensors = field(default_factory=dict)
+    batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ClientUpdate:
-    """What one client sends back, before it is folded into the round's sum.
+    """What one client sends back, before it is added to those of the others.
 
     Attributes:
         client_id: index of the client.
@@ -80,22 +97,22 @@ class ClientUpdate:
         vectors: float64 vectors to average; `update` (local minus global model) is always there.
         metrics: numbers to report, `train/loss` among them.
         num_steps: optimizer steps taken.
-        up_bytes: bytes a real client would have sent.
-        memory: what the client remembers until it next takes part.
+        payload: bytes of each thing that it sends, by name; whoever changes what is sent changes this.
+        memory: all that the client remembers until it next takes part; empty forgets what it has remembered.
     """
 
     client_id: int
     weight: float
-    vectors: Mapping[str, Tensor]
-    metrics: Mapping[str, float]
+    vectors: Tensors
+    metrics: Metrics
     num_steps: int
-    up_bytes: int
-    memory: Memory = field(default_factory=dict)
+    payload: Mapping[str, int] = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """What remains of a client's update once its vectors have been folded.
+    """What remains of a client's update once its vectors have been added to those of the others.
 
     Attributes:
         client_id: index of the client.
@@ -105,17 +122,17 @@ class ClientReport:
         up_bytes: bytes sent to the server.
         rejected: why the update was left out of the sum, or None.
         checksum: `flrl.layout.checksum` of the vectors that the client sent; empty if it sent none.
-        memory: what the client remembers until it next takes part.
+        memory: all that the client remembers until it next takes part; None: what it remembered before.
     """
 
     client_id: int
     num_samples: int
     num_steps: int
-    metrics: Mapping[str, float]
+    metrics: Metrics
     up_bytes: int
     rejected: str | None = None
     checksum: str = ""
-    memory: Memory = field(default_factory=dict)
+    memory: Tensors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +140,14 @@ class Aggregate:
     """A round's outcome, the same on every backend.
 
     Attributes:
-        means: weighted means of the clients' float64 vectors, by name; empty if no update was accepted.
+        vectors: what the clients' float64 vectors have become, by name: their weighted means, say; zeros where the
+            cohort was empty.
         total_weight: the sum of the accepted updates' weights.
         reports: one per client of the cohort, in the order of client ids.
         share: `total_weight` over the weight of all clients, in (0, 1]; the round loop sets it, backends do not.
     """
 
-    means: Mapping[str, Tensor]
+    vectors: Tensors
     total_weight: float
     reports: Sequence[ClientReport]
     share: float = 1.0
@@ -148,6 +166,6 @@ class RoundRecord:
     """
 
     round: int
-    metrics: Mapping[str, float]
+    metrics: Metrics
     digest: str
     reports: Sequence[ClientReport] = ()

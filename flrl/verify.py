@@ -4,11 +4,12 @@ import sys
 
 from omegaconf import DictConfig, OmegaConf
 
-from flrl.app import arranged, run_app
-from flrl.backends.launch import attend, prepare
-from flrl.backends.portable import of_run
+from flrl.backends.mpi.launch import attend, prepare
+from flrl.cli.app import run_app
+from flrl.cli.arguments import arranged
+from flrl.cli.importing import uncollected
 from flrl.config import VerifyConfig
-from flrl.importing import uncollected
+from flrl.portable import of_run
 
 
 def verify(cfg: DictConfig) -> None:

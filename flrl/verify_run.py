@@ -2,6 +2,7 @@
 
 import math
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,19 +11,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from flrl.backends.worker import Worker, stacks_of
 from flrl.callbacks import Callback, Callbacks
-from flrl.callbacks.rows import DIGESTS, ENVIRONMENTS, METRICS, read_rows
 from flrl.callbacks.run_folder import digest_row
-from flrl.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
-from flrl.environment import differences, environment
+from flrl.cli.instantiation import make
+from flrl.clients import ClientStore
 from flrl.evaluate_run import check_partition, saved_config
 from flrl.evaluation import Evaluator
-from flrl.instantiation import make
-from flrl.integrity import check_files
 from flrl.layout import ParameterLayout, digest
 from flrl.recipe import Recipe
+from flrl.runs.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
+from flrl.runs.environment import differences, environment
+from flrl.runs.integrity import check_files
+from flrl.runs.rows import DIGESTS, ENVIRONMENTS, METRICS, read_rows
 from flrl.types import RoundRecord, ServerState
+from flrl.worker import Worker, client_batches
 
 Row = Mapping[str, Any]
 
@@ -34,27 +36,31 @@ def verify_run(cfg: DictConfig) -> bool:
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     backend = make(settings, "backend")
     recipe = Recipe(config)
-    check_files(folder, ParameterLayout(recipe.module()))
+    check_files(folder, ParameterLayout(recipe.module(), recipe.strategy().personal))
     recorded = Recorded.read(folder)
     rounds = recorded.chosen(cfg.rounds, cfg.client, cfg.round)
     data = backend.share(recipe.data())
     check_partition(folder, data)
     worker = recipe.worker(data, threads=backend.threads, device=backend.device)
     worker = replace(worker, evaluator=_Never())
-    start = _start(folder, worker, recorded, rounds.start)
+    store = recipe.client_store()
+    start = _start(folder, worker, recorded, rounds.start, store)
     console = Console(highlight=False, soft_wrap=True)
     _warn(console, config["backend"], backend)
     _warn_of_environment(console, folder, rounds)
     comparison = Comparison(recorded, worker, folder)
     stop = rounds.stop - 1 if cfg.client is None else rounds.start - 1
+    scratch = tempfile.TemporaryDirectory(prefix="flrl-verify-")  # the run's own folder stays as it is
+    store.open(Path(scratch.name), take_in=False)
     try:
         backend.start(worker, recipe)
+        start = backend.keep(start, folder)
         state = _advance(worker, backend, recipe.seeds.sampling, start, comparison, stop)
         if cfg.client is not None and not comparison.differences:
-            broadcast, tasks = worker.strategy.plan(state, backend.sizes, recipe.seeds.sampling)
+            broadcast, tasks = worker.strategy.plan(state, backend.sizes, recipe.seeds.sampling, worker.model.layout)
             # Those that trained side by side are trained side by side again: the last bits may depend on it.
-            stacks = stacks_of(worker.stacked(tasks))
-            chosen = [stack for stack in stacks if cfg.client in (task.client_id for task in stack)]
+            batches = client_batches(worker.batched(tasks))
+            chosen = [batch for batch in batches if cfg.client in (task.client_id for task in batch)]
             if not chosen:
                 cohort = ", ".join(str(task.client_id) for task in tasks)
                 raise ValueError(f"client={cfg.client}: takes no part in round {cfg.round}; its cohort is {cohort}")
@@ -63,6 +69,7 @@ def verify_run(cfg: DictConfig) -> bool:
             comparison.client(cfg.round, cfg.client, checksums[cfg.client])
     finally:
         backend.close()
+        scratch.cleanup()
     if comparison.differences:
         for line in comparison.differences:
             console.print(line)
@@ -191,19 +198,21 @@ def _advance(
         state,
         backend=backend,
         layout=worker.model.layout,
-        seed=sampling_seed,
+        seed=worker.seed,
+        sampling_seed=sampling_seed,
         callbacks=Callbacks([comparison, _Stop(comparison, last)]),
     )
     return state
 
 
-def _start(folder: Path, worker: Worker, recorded: Recorded, first: int) -> ServerState:
+def _start(folder: Path, worker: Worker, recorded: Recorded, first: int, store: ClientStore) -> ServerState:
     """The state after the last round before `first` that a checkpoint is kept of, or the initial state."""
     before = [path for path in list_checkpoints(folder) if int(path.name.removeprefix("round-")) < first]
     layout = worker.model.layout
     if not before:
-        return worker.strategy.initialize(worker.model.vector.detach().cpu().clone(), layout)
-    state = load_checkpoint(before[-1], {"model": layout.fingerprint, "seed": worker.seed})
+        state = worker.strategy.initialize(worker.model.vector.detach().cpu().clone(), layout)
+        return replace(state, memory=store.memory())
+    state = load_checkpoint(before[-1], {"model": layout.fingerprint, "seed": worker.seed}, store)
     if digest(state.vector) != recorded.digests.get(state.round):
         raise ValueError(f"{before[-1]} is not the state after round {state.round} that {folder / METRICS} names")
     return state
@@ -217,7 +226,7 @@ def _warn(console: Console, had: Mapping[str, Any], backend: Any) -> None:
 
 
 def _warn_of_environment(console: Console, folder: Path, rounds: range) -> None:
-    """Say what is otherwise than where and when the rounds to be verified were trained."""
+    """Warn of differences to the environment in which the rounds to be verified were trained."""
     rows = list(read_rows(folder / ENVIRONMENTS))  # none, where a run is from before there was such a file
     ends = [*(row["after_round"] for row in rows[1:]), math.inf]
     trained = [

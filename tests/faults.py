@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import flrl.checkpoint
+import flrl.runs.checkpoint
 from flrl.callbacks import Callback
-from flrl.trainers import EagerTrainer
-from flrl.trainers.base import ClientHalf, LocalProblem
-from flrl.types import ClientTask, ClientUpdate
+from flrl.trainers import ClientHooks, EagerTrainer, LocalProblem, Trained
+from flrl.types import ClientTask
 
 
 class FaultyTrainer(EagerTrainer):
@@ -36,12 +35,12 @@ class FaultyTrainer(EagerTrainer):
         if mark is not None and Path(f"{mark}.orders").exists():
             vars(self).update(json.loads(Path(f"{mark}.orders").read_text()))
 
-    def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
+    def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
         if self.fault == "slow":
             time.sleep(0.0 if self.mark is not None and Path(self.mark).exists() else 0.2)
         elif self._here(problem.task) and self._due():
             self._fail()
-        return super().fit(problem, half)
+        return super().fit(problem, hooks)
 
     def _here(self, task: ClientTask) -> bool:
         return task.client_id == self.client_id and (task.round == self.round or self.fault == "always")
@@ -73,7 +72,7 @@ class FullDisk(Callback):
     def on_round_start(self, round: int, cohort: Any) -> None:
         if round == self.round and not Path(self.mark).exists():
             Path(self.mark).write_text("")
-            flrl.checkpoint._write_synced = _no_space
+            flrl.runs.checkpoint._write_synced = _no_space
 
 
 def _no_space(path: Path, data: bytes) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-import flrl.checkpoint
 import flrl.run
+import flrl.runs.checkpoint
 from flrl.callbacks import RunFolder
-from flrl.strategies import Strategy
+from flrl.rounds import Rounds
 from flrl.train import main
 
 COMMAND = [
@@ -64,11 +64,11 @@ def arm(where: str, round: int) -> None:
         setattr(owner, name, struck)
 
     owner, name = {
-        "training": (Strategy, "_round"),
+        "training": (Rounds, "_round"),
         "metrics": (RunFolder, "on_round_end"),
-        "checkpoint": (flrl.checkpoint, "_write_synced"),  # twice a round: the tensors, then the json
-        "rename": (flrl.checkpoint.os, "rename"),
-        "pruning": (flrl.checkpoint, "_sync_folder"),
+        "checkpoint": (flrl.runs.checkpoint, "_write_synced"),  # twice a round: the tensors, then the json
+        "rename": (flrl.runs.checkpoint.os, "rename"),
+        "pruning": (flrl.runs.checkpoint, "sync_folder"),
         "summary": (RunFolder, "on_fit_end"),
     }[where]
     before(owner, name)

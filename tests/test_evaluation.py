@@ -9,14 +9,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from flrl.bound_model import BoundModel
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.evaluation import Evaluator, summarize_clients
-from flrl.layout import BoundModel
+from flrl.lightning.logs import joined
 from flrl.models import Classifier
 from flrl.models.nets import mlp_2nn
 from flrl.seeding import SERVER, isolated_randomness, seed_for
-from flrl.trainers.modules import joined
-from tests.toys import Linear, Rich, blobs, blocks
+from tests.toys import Linear, Rich, blobs, blocks, setup_of
 
 
 class Steps(pl.LightningModule):
@@ -111,17 +111,15 @@ def test_settings_are_checked(name: str, value: int, least: int) -> None:
 
 
 def test_check_wants_a_step_and_held_out_samples() -> None:
-    without, held_out = federation([3, 4]), federation([3, 4], holdout=0.2)
     for module in (TestOnly(), ValOnly()):
-        Evaluator().check(module, without)
-        Evaluator(clients_every=2).check(module, held_out)
+        Evaluator().check(setup_of(module))
+        Evaluator(clients_every=2).check(setup_of(module, num_holding_out=1))
     with pytest.raises(ValueError, match=r"^Steps has neither a test_step nor a validation_step to be evaluated with$"):
-        Evaluator().check(Steps(), without)
+        Evaluator().check(setup_of(Steps()))
     message = r"^evaluation\.clients_every needs held-out samples: set holdout, for example holdout=0\.2$"
     with pytest.raises(ValueError, match=message):
-        Evaluator(clients_every=2).check(TestOnly(), without)
-    with pytest.raises(ValueError, match=message):
-        Evaluator(clients_every=2).check(TestOnly(), federation([1, 1], holdout=0.9))
+        Evaluator(clients_every=2).check(setup_of(TestOnly()))
+    assert len(federation([1, 1], holdout=0.9).holding_out()) == 0
 
 
 def test_logs_are_reduced_over_the_batches() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flrl import kernels
 from flrl.aggregation import exact_sum
-from flrl.kernels import Survey, difference, fold, survey
+from flrl.kernels import VectorStats, difference, fold, vector_stats
 from tests.aggregation.test_exact_sum import values
 
 ROUNDERS = (exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)
@@ -53,7 +53,7 @@ def vector_of(numbers: list[float]) -> Tensor:
     ],
 )
 def test_survey(numbers: list[float], largest: float) -> None:
-    found = survey(vector_of(numbers))
+    found = vector_stats(vector_of(numbers))
     assert found.largest == largest or (math.isnan(found.largest) and math.isnan(largest))
     assert found.bits == sum(struct.unpack("<Q", struct.pack("<d", number))[0] for number in numbers) % 2**64
 
@@ -62,14 +62,14 @@ def test_survey(numbers: list[float], largest: float) -> None:
 @pytest.mark.parametrize("size", [1, 7, 64, 1001])
 def test_survey_of_many_numbers(size: int) -> None:
     vector = torch.randn(size, generator=torch.Generator().manual_seed(size))
-    found = survey(vector)
+    found = vector_stats(vector)
     assert found.largest == float(vector.abs().max())
     assert found.bits == int(vector.double().view(torch.int64).sum()) % 2**64
 
 
 @pytest.mark.usefixtures("either_way")
 def test_a_strided_vector_is_surveyed() -> None:
-    assert survey(vector_of([1.0, 9.0, -2.0, 9.0])[::2]) == Survey(2.0, (0x3FF << 52) + (0xC00 << 52))
+    assert vector_stats(vector_of([1.0, 9.0, -2.0, 9.0])[::2]) == VectorStats(2.0, (0x3FF << 52) + (0xC00 << 52))
 
 
 @pytest.mark.usefixtures("either_way")
@@ -97,11 +97,11 @@ def test_little_work_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     monkeypatch.setattr(kernels, "_worked_through", 0)
     monkeypatch.setattr(kernels, "_LITTLE_WORK", 10)
-    monkeypatch.setattr(kernels, "_survey", lambda: lambda bits: compiled.append("survey") or (0, 0))
+    monkeypatch.setattr(kernels, "_vector_stats", lambda: lambda bits: compiled.append("survey") or (0, 0))
     for count in (4, 6):
-        survey(torch.ones(count))
+        vector_stats(torch.ones(count))
     assert compiled == []
-    survey(torch.ones(1))
+    vector_stats(torch.ones(1))
     assert compiled == ["survey"]
 
 
@@ -132,7 +132,7 @@ def njit(signature, **options):
         return made[-1]
     return compiled
 numba.njit = njit
-kernels._subtract(), kernels._split_and_add(3.0, 5.0), kernels._survey()
+kernels._subtract(), kernels._split_and_add(3.0, 5.0), kernels._vector_stats()
 made.append(compile("float64(float64, float64, float64)", fastmath={"contract"})(lambda a, b, c: a * b + c))
 print([len(re.findall(r"vfn?m(?:add|sub)", "".join(loop.inspect_asm().values()))) for loop in made])
 """

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flrl.layout import BoundModel, ParameterLayout, digest
+from flrl.bound_model import BoundModel
+from flrl.layout import ParameterLayout, digest
 
 
 class Mixed(nn.Module):

@@ -183,7 +183,13 @@ def test_a_sweep_does_not_overwrite_runs(cli: Any) -> None:
 
 
 def test_early_stopping_waits_for_an_evaluation(cli: Any) -> None:
-    early = ("callbacks=early_stopping", "evaluation.every=3", "strategy.rounds=4", "hydra.run.dir=run", "logger=none")
+    early = (
+        "callbacks=[default,early_stopping]",
+        "evaluation.every=3",
+        "strategy.rounds=4",
+        "hydra.run.dir=run",
+        "logger=none",
+    )
     assert cli(*early).code == 0
     assert last("run")["round"] == 4
 
@@ -198,7 +204,7 @@ def test_a_logger_that_is_refused_does_not_stick(cli: Any, monkeypatch: pytest.M
 
 
 def test_another_backend_does_not_inherit_settings_that_it_does_not_have(cli: Any) -> None:
-    mpi = ("backend=mpi", "backend.dealing=random", "backend.threads=2")
+    mpi = ("backend=mpi", "backend.schedule=random", "backend.threads=2")
     assert cli(*RUN, *mpi, "hydra.run.dir=run").code == 0
     done = cli("resume=run", "backend=serial", "strategy.rounds=4")
     torch.set_num_threads(1)

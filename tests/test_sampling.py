@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flrl.sampling import AllClients, UniformSampler
+from tests.toys import setup_of
 
 
 def test_all_clients_take_part() -> None:
     sampler = AllClients()
-    sampler.check(1)
+    sampler.check(setup_of(sizes=(1,)))
     for round in (1, 2, 99):
         assert sampler(4, seed=round, round=round).tolist() == [0, 1, 2, 3]
 
@@ -23,7 +24,7 @@ def test_a_cohort_is_distinct_ascending_and_fixed_by_seed_and_round(
 ) -> None:
     num = data.draw(st.integers(1, num_clients))
     sampler = UniformSampler(num=num)
-    sampler.check(num_clients)
+    assert sampler.largest(num_clients) == num
     cohort = sampler(num_clients, seed=seed, round=round)
     assert len(cohort) == num
     assert np.all(np.diff(cohort) > 0)
@@ -80,14 +81,14 @@ def test_a_fraction_is_rounded_to_the_nearest_number(fraction: float, num_client
 
 @pytest.mark.parametrize("sampler", [UniformSampler(), UniformSampler(num=5), UniformSampler(fraction=1.0)])
 def test_everybody_is_everybody(sampler: UniformSampler) -> None:
-    sampler.check(5)
+    sampler.check(setup_of(sizes=[2] * 5))
     assert sampler(5, seed=3, round=8).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_cohort_larger_than_the_population_is_refused() -> None:
     message = r"^strategy\.sampler\.num=6: there are only 5 clients$"
     with pytest.raises(ValueError, match=message):
-        UniformSampler(num=6).check(5)
+        UniformSampler(num=6).check(setup_of(sizes=[2] * 5))
     with pytest.raises(ValueError, match=message):
         UniformSampler(num=6)(5, seed=0, round=1)
 

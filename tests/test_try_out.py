@@ -9,9 +9,9 @@ import torch
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from flrl.backends.worker import prepare
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.evaluation import Evaluator
+from flrl.process_setup import prepare
 from tests.toys import Linear, blobs, blocks
 
 SEEN: list[Any] = []  # outside of the module, where nothing is put back

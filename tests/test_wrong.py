@@ -43,7 +43,10 @@ TRAIN = {
     "+partition.alfa=1": (
         "partition.alfa=1: iid takes no 'alfa'; it takes num_samples, labels, rng, num_clients, min_samples"
     ),
-    "+dataset.classes=3": "dataset.classes=3: digits takes no 'classes'; did you mean num_classes?",
+    "+dataset.classes=3": "dataset.classes=3: digits takes no 'classes'; it takes nothing",
+    "dataset.num_classes=3": (
+        "dataset.num_classes=3: there is no such key; did you mean model.net.num_classes or model.num_classes?"
+    ),
     "+evaluation.evry=2": "evaluation.evry=2: Evaluator takes no 'evry'; did you mean every?",
     "+backend.workers=2": "backend.workers=2: SerialBackend takes no 'workers'; backend=process does",
     "+callbacks.checkpoint.evry=2": "callbacks.checkpoint.evry=2: Checkpoint takes no 'evry'; did you mean every?",
@@ -54,7 +57,7 @@ TRAIN = {
     "~nothing": "Could not delete from config. 'nothing' does not exist.",
     "strategy/samplr=all": "strategy/samplr=all: there is no such key; did you mean strategy/sampler?",
     "foo/bar=3": (
-        "foo/bar=3: there is no such key; the groups are: backend, callbacks, dataset, debug, "
+        "foo/bar=3: there is no such key; the groups are: backend, callbacks, dataset, debug, evaluation, "
         "experiment, hydra, logger, model, partition, paths, strategy, trainer"
     ),
     "+strategy=fedprox": "strategy has a choice already: write strategy=fedprox, without +",
@@ -131,13 +134,45 @@ TRAIN = {
     "model.optimizer=adam": "model.optimizer=adam: a choice of this group is written model/optimizer=adam",
     "model.optimizer.momentum=yes": "model.optimizer.momentum=yes: must be a number",
     "model._target_=torch.nn.Identity": "model: Identity is not a LightningModule",
-    "dataset.input_shape=[1,9,9]": "dataset.input_shape=[1, 9, 9]: digits has [1, 8, 8]",
-    "dataset.num_classes=3": "dataset.num_classes=3: digits has 10",
+    "model.net.input_shape=[1,9,9]": (
+        "model.net.input_shape=[1, 9, 9]: the dataset's samples have the shape [1, 8, 8]"
+    ),
+    "model.net.input_shape=many": "model.net.input_shape=many: must be a list",
+    "model.net.num_classes=3": "model.net.num_classes=3: the dataset has 10 classes",
+    "model.num_classes=few": "model.num_classes=few: must be a whole number",
+    "trainer=base": (
+        "In 'train': Could not find 'trainer/base'; Available options in 'trainer': auto; eager; lightning; traced; "
+        "vectorized"
+    ),
+    "base=trainer": "Could not override 'base'. No match in the defaults list.",
+    "+base=trainer": (
+        "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
+        "tags, optimized_metric, log_clients, holdout, on_client_failure, dataset, partition, model, trainer, "
+        "strategy, backend, evaluation, callbacks, logger, paths, vars; values of your own go below vars"
+    ),
+    "experiment=mnist_fedsvg": (
+        "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
+        "mnist_fedavg; did you mean 'mnist_fedavg'?"
+    ),
+    "debug=defualt": (
+        "In 'train': Could not find 'debug/defualt'; Available options in 'debug': default; did you mean 'default'?"
+    ),
+    "-m experiment=mnist_fedavg,mnist_fedsvg": (
+        "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
+        "mnist_fedavg; did you mean 'mnist_fedavg'?"
+    ),
+    "callbacks=[default,early_stoping]": (
+        "In 'train': Could not load 'callbacks/early_stoping'.; did you mean 'early_stopping'?"
+    ),
+    "evaluation=every_ten": (
+        "In 'train': Could not find 'evaluation/every_ten'; Available options in 'evaluation': clients; default; "
+        "every_10; did you mean 'every_10'?"
+    ),
     "backend.threads=0": "backend.threads=0: must be at least 1",
     "backend.device=tpu": "backend.device=tpu: must be cpu, cuda or cuda:N",
     "backend=process backend.workers=0": "backend.workers=0: must be at least 1, or null",
     "callbacks.checkpoint.keep=0": "callbacks: checkpoint.keep=0: must be at least 1",
-    "callbacks=early_stopping callbacks.early_stopping.patience=0": (
+    "callbacks=[default,early_stopping] callbacks.early_stopping.patience=0": (
         "callbacks: early_stopping.patience=0: must be at least 1"
     ),
     "+foo=3": (

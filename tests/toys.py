@@ -1,6 +1,7 @@
 """Small modules, data and federations that tests share."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,18 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from flrl.backends import SerialBackend, Worker
-from flrl.backends.worker import prepare
+from flrl.aggregation import Parcel, Reducer
+from flrl.backends import SerialBackend
 from flrl.callbacks import Callback, Callbacks
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.evaluation import Evaluator
-from flrl.strategies import Strategy
+from flrl.process_setup import prepare
+from flrl.sampling import AllClients
+from flrl.setup import Setup
+from flrl.strategies import FedAvg, Strategy
 from flrl.trainers import EagerTrainer, Trainer
 from flrl.types import RoundRecord, ServerState
+from flrl.worker import Worker
 
 
 class Linear(pl.LightningModule):
@@ -142,10 +147,39 @@ def make_worker(
         torch.manual_seed(seed)
         module = Linear()
     trainer = EagerTrainer(batch_size=8) if trainer is None else trainer
-    trainer.check(module)
-    return Worker(
-        prepare(module, threads=1, device="cpu"), data, trainer, strategy, evaluator or Evaluator(batch_size=50), seed
+    model = prepare(module, threads=1, device="cpu", personal=strategy.personal)
+    trainer.check(Setup.of(module, strategy, trainer, data.sizes))
+    return Worker(model, data, trainer, strategy, evaluator or Evaluator(batch_size=50), seed)
+
+
+def setup_of(
+    module: pl.LightningModule | None = None,
+    trainer: Trainer | None = None,
+    strategy: Strategy | None = None,
+    sizes: Sequence[int] = (20, 30, 40),
+    num_holding_out: int = 0,
+) -> Setup:
+    """The setup of these parts, and ordinary ones beside them, to be checked."""
+    average = FedAvg(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
+    return Setup.of(
+        Linear() if module is None else module,
+        average if strategy is None else strategy,
+        EagerTrainer() if trainer is None else trainer,
+        sizes,
+        num_holding_out=num_holding_out,
     )
+
+
+def merged(reducers: Sequence[Reducer]) -> tuple[dict[str, Tensor], float]:
+    """The result of the first reducer once it has what the others have sent, as a controller gives it."""
+    parcels = [reducer.parcel() for reducer in reducers[1:]]
+    sum_here = reducers[0].merge([Parcel(None, parcel.extras, parcel.numbers) for parcel in parcels])
+    for parcel in parcels:
+        if sum_here is None:
+            assert parcel.summand is None
+        else:
+            sum_here.add_(parcel.summand)
+    return reducers[0].result()
 
 
 def fit(

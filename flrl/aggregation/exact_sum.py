@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from flrl.kernels import fold, survey
+from flrl.kernels import fold, vector_stats
 
 HIGH_QUANTUM = 2.0**-24
 LOW_QUANTUM = 2.0**-64
@@ -67,7 +67,7 @@ class ExactSum:
             ValueError: a value is not finite.
             OverflowError: the sum of absolute values could pass `LIMIT`.
         """
-        largest = abs(weight) * (survey(vector).largest if largest is None else largest)
+        largest = abs(weight) * (vector_stats(vector).largest if largest is None else largest)
         if not math.isfinite(largest):
             raise ValueError("a value to be summed is not finite")
         self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")
@@ -92,11 +92,11 @@ class ExactSum:
         if (self.bound + bound) * _BOUND_UNIT > LIMIT:
             raise OverflowError(f"exact sum: adding {what} could pass the limit of {LIMIT:.3g} on absolute values")
         if self.pending + pending > _MAX_PENDING:
-            self.settle()
+            self.carry()
         self.bound += bound
         self.pending += pending
 
-    def settle(self) -> None:
+    def carry(self) -> None:
         """Carry what the low part holds into the high part; the value stays, and one addend is pending."""
         high, low = self.parts
         carry = torch.add(low, _ROUND_HIGH).sub_(_ROUND_HIGH)

@@ -6,9 +6,9 @@ What a backend needs is imported when its class is asked for, so that an entry p
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"MpiBackend": "mpi", "ProcessBackend": "process", "SerialBackend": "serial", "Worker": "worker"}
+_HOMES = {"MpiBackend": "mpi.backend", "ProcessBackend": "local.backend", "SerialBackend": "serial"}
 
-__all__ = ["MpiBackend", "ProcessBackend", "SerialBackend", "Worker"]
+__all__ = ["MpiBackend", "ProcessBackend", "SerialBackend"]
 
 
 def __getattr__(name: str) -> Any:

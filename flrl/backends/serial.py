@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from flrl.backends.portable import check, check_trainer
-from flrl.backends.worker import Worker, WorkerRecipe, check_settings
+from flrl.backends.base import WorkerRecipe
 from flrl.data import FederatedData
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask
+from flrl.portable import check, check_trainer
+from flrl.process_setup import check_settings
+from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ServerState
+from flrl.worker import Worker
 
 
 class SerialBackend:
@@ -44,6 +45,15 @@ class SerialBackend:
         check_trainer(self.portable, worker.trainer)
         self._worker = worker
 
+    @property
+    def holds_samples(self) -> bool:
+        """This process has them all."""
+        return True
+
+    def keep(self, state: ServerState, folder: Path) -> ServerState:
+        """Client memory stays in this process."""
+        return state
+
     def close(self) -> None:
         """End the workers."""
 
@@ -56,12 +66,12 @@ class SerialBackend:
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
     ) -> Aggregate:
         """Train the cohort in the order of client ids."""
-        accumulator, reports = self._worker.train(broadcast, self._worker.stacked(tasks), on_report)
-        means, total_weight = accumulator.result()
+        reducer, reports = self._worker.train(broadcast, self._worker.batched(tasks), on_report)
+        vectors, total_weight = reducer.result()
         place = {task.client_id: index for index, task in enumerate(tasks)}
         reports.sort(key=lambda report: place[report.client_id])
-        return Aggregate({name: mean.cpu() for name, mean in means.items()}, total_weight, tuple(reports))
+        return Aggregate({name: vector.cpu() for name, vector in vectors.items()}, total_weight, tuple(reports))
 
-    def evaluate(self, vector: Tensor, *, round: int, rounds: int) -> dict[str, float]:
+    def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round."""
-        return self._worker.evaluate(vector, round=round, rounds=rounds)
+        return self._worker.evaluate(state, rounds=rounds)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flrl.bound_model import BoundModel
 from flrl.data import FederatedData
-from flrl.layout import BoundModel
 from flrl.types import ClientReport, RoundRecord, ServerState
 
 
@@ -25,7 +25,7 @@ class RunInfo:
         model: the controller's model.
         data: the clients' and the central samples.
         resumed_from: the run folder that the state was loaded from, or None.
-        environment: what the bits come from besides the configuration, from `flrl.environment`; JSON can hold it.
+        environment: what the bits come from besides the configuration, from `flrl.runs.environment`; JSON can hold it.
     """
 
     name: str
@@ -83,37 +83,37 @@ class Callbacks(Callback):
         self.callbacks = tuple(callbacks)
 
     def setup(self, run: RunInfo) -> None:
-        """Set up each."""
+        """Call `setup` of every callback, in order."""
         for callback in self.callbacks:
             callback.setup(run)
 
     def on_fit_start(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Tell each."""
+        """Call `on_fit_start` of every callback, in order."""
         for callback in self.callbacks:
             callback.on_fit_start(state, history)
 
     def on_round_start(self, round: int, cohort: Sequence[int]) -> None:
-        """Tell each."""
+        """Call `on_round_start` of every callback, in order."""
         for callback in self.callbacks:
             callback.on_round_start(round, cohort)
 
     def on_client_end(self, report: ClientReport) -> None:
-        """Tell each."""
+        """Call `on_client_end` of every callback, in order."""
         for callback in self.callbacks:
             callback.on_client_end(report)
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Tell each."""
+        """Call `on_round_end` of every callback, in order."""
         for callback in self.callbacks:
             callback.on_round_end(state, history)
 
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
-        """The first reason that any of them has."""
+        """The first reason that a callback gives, in order; None if none has one."""
         reasons = [callback.should_stop(history) for callback in self.callbacks]
         return next((reason for reason in reasons if reason), None)
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
-        """Tell each; what goes wrong here is noted on the error that ended the run."""
+        """Call `on_exception` of every callback, in order; a failure there is noted on the error that ended the run."""
         for callback in self.callbacks:
             try:
                 callback.on_exception(state, history, error)
@@ -121,12 +121,12 @@ class Callbacks(Callback):
                 error.add_note(f"then {type(callback).__name__} failed: {type(second).__name__}: {second}")
 
     def on_fit_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Tell each."""
+        """Call `on_fit_end` of every callback, in order."""
         for callback in self.callbacks:
             callback.on_fit_end(state, history)
 
     def close(self) -> None:
-        """Close each, the later ones even if an earlier one fails."""
+        """Call `close` of every callback, in order, the later ones even if an earlier one fails."""
         errors = []
         for callback in self.callbacks:
             try:

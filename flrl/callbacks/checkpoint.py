@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flrl.callbacks.base import Callback, RunInfo
-from flrl.checkpoint import prune_checkpoints, save_checkpoint
+from flrl.runs.checkpoint import prune_checkpoints, save_checkpoint
 from flrl.seeding import Seeds
 from flrl.types import RoundRecord, ServerState
 
@@ -46,7 +46,7 @@ class Checkpoint(Callback):
 
     def _save(self, state: ServerState) -> None:
         save_checkpoint(self._run.folder, state, identity_of(self._run))
-        prune_checkpoints(self._run.folder, self.keep)
+        prune_checkpoints(self._run.folder, self.keep, state.memory)
 
 
 def identity_of(run: RunInfo) -> Mapping[str, Any]:

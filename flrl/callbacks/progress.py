@@ -29,7 +29,7 @@ class Progress(Callback):
         self._run: RunInfo
 
     def setup(self, run: RunInfo) -> None:
-        """Say what is about to run."""
+        """Print what is about to run."""
         self._run = run
         layout, data = run.model.layout, run.data
         self._console.print(
@@ -71,7 +71,7 @@ class Progress(Callback):
             self._bar.advance(bars.TaskID(0))
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
-        """Say where the run ended."""
+        """Print where the run ended."""
         self.close()
         self._console.print(f"[bold red]stopped[/] after round {state.round} of {self._run.rounds}: {self._run.folder}")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -12,7 +13,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from flrl.callbacks.base import Callback, RunInfo
-from flrl.callbacks.rows import (
+from flrl.layout import ParameterLayout, checksum, digest
+from flrl.runs.environment import sources
+from flrl.runs.rows import (
     CLIENTS,
     DIGESTS,
     ENVIRONMENTS,
@@ -22,12 +25,11 @@ from flrl.callbacks.rows import (
     replace_rows,
     replace_text,
 )
-from flrl.environment import sources
-from flrl.layout import ParameterLayout, checksum, digest
 from flrl.seeding import Seeds
 from flrl.types import ClientReport, RoundRecord, ServerState
 
 ERROR = "error.txt"
+log = logging.getLogger(__name__)
 _FIRST = ("test/loss", "test/accuracy", "train/loss")
 _COUNTS = ("comm/", "clients/num", "clients/rejected", "transforms/")
 
@@ -62,6 +64,7 @@ class RunFolder(Callback):
         before = [row for row in read_rows(earlier / ENVIRONMENTS) if row["after_round"] < state.round]
         now = {"after_round": state.round, "command": self._run.command, **self._run.environment}
         replace_rows(self._run.folder / ENVIRONMENTS, [*before, now])
+        log.info("%s: from round %d to round %d: %s", self._run.name, state.round, self._run.rounds, self._run.command)
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Append the round's rows."""
@@ -71,12 +74,15 @@ class RunFolder(Callback):
             if record.round == state.round:
                 append_rows(self._run.folder / DIGESTS, [digest_row(record, state, self._run.model.layout)])
             append_rows(self._run.folder / METRICS, [row_of(record)])
+            shown = (f"{name} {record.metrics[name]:.6g}" for name in sorted(record.metrics))
+            log.info("round %d: %s  digest %s", record.round, "  ".join(shown), record.digest)
             self._written += 1
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
         """Note why the run ends, and append what an interrupt has left out."""
         with (self._run.folder / ERROR).open("a") as file:
             file.write(f"after round {state.round}: {type(error).__name__}: {error}\n")
+        log.info("stopped after round %d: %s: %s", state.round, type(error).__name__, error)
         self.on_round_end(state, history)
 
     def on_fit_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
@@ -106,6 +112,7 @@ class RunFolder(Callback):
         (run.folder / "summary.json").unlink(missing_ok=True)
         os.replace(partial, run.folder / "model.safetensors")
         replace_text(run.folder / "summary.json", [json.dumps(summary, indent=2) + "\n"])
+        log.info("finished after round %d: digest %s", state.round, summary["digest"])
 
 
 def row_of(record: RoundRecord) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from flrl.data.sources import DatasetSource, Source, Splits, TensorSource
-from flrl.lightning_hooks import overridden
+from flrl.lightning.hooks import overridden
 
 
 def from_datasets(

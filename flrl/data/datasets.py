@@ -1,7 +1,4 @@
-"""The datasets that come with flrl. Each is a function that returns `Splits`, and a yaml in `conf/dataset/`.
-
-`input_shape` and `num_classes` stand in the yaml, where models interpolate them; here they are checked.
-"""
+"""The datasets that come with flrl. Each is a function that returns `Splits`, and a yaml in `conf/dataset/`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,51 +6,34 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flrl.data.clusters import gaussian_clusters
 from flrl.data.download import FASHION_MNIST, MNIST, IdxFiles, fetch
 from flrl.data.sources import Splits, TensorSource
 from flrl.seeding import SERVER, seed_for
 
 
-def mnist(
-    *,
-    data_dir: str,
-    mean: Sequence[float],
-    std: Sequence[float],
-    input_shape: Sequence[int],
-    num_classes: int,
-    download: bool = True,
-) -> Splits:
+def mnist(*, data_dir: str, download: bool = True, mean: Sequence[float], std: Sequence[float]) -> Splits:
     """MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images of handwritten digits, 28 x 28 pixels.
 
     Args:
         data_dir: files are looked for, and put, in `<data_dir>/MNIST/raw`.
+        download: whether missing files are fetched.
         mean: of the pixels in [0, 1], a channel.
         std: of the pixels in [0, 1], a channel.
-        input_shape: must be [1, 28, 28].
-        num_classes: must be 10.
-        download: whether missing files are fetched.
 
     Raises:
         ValueError: a file's SHA-256 is not the published one.
         FileNotFoundError: a file is missing and no source could be reached.
     """
-    return _idx_dataset(MNIST, data_dir, mean, std, input_shape, num_classes, download)
+    return _idx_dataset(MNIST, data_dir, download, mean, std)
 
 
-def fashion_mnist(
-    *,
-    data_dir: str,
-    mean: Sequence[float],
-    std: Sequence[float],
-    input_shape: Sequence[int],
-    num_classes: int,
-    download: bool = True,
-) -> Splits:
+def fashion_mnist(*, data_dir: str, download: bool = True, mean: Sequence[float], std: Sequence[float]) -> Splits:
     """Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017, arXiv 1708.07747); arguments and errors as for `mnist`."""
-    return _idx_dataset(FASHION_MNIST, data_dir, mean, std, input_shape, num_classes, download)
+    return _idx_dataset(FASHION_MNIST, data_dir, download, mean, std)
 
 
-def digits(*, input_shape: Sequence[int], num_classes: int) -> Splits:
+def digits() -> Splits:
     """scikit-learn's digits: 1,797 images of 8 x 8 pixels with values 0 to 16, scaled to [0, 1]; nothing to download.
 
     Every fifth image (the fifth, the tenth, ...) is a test image: 1,438 for training, 359 for testing.
@@ -64,9 +44,7 @@ def digits(*, input_shape: Sequence[int], num_classes: int) -> Splits:
     inputs = torch.from_numpy(images.astype(np.float32) / 16).view(-1, 1, 8, 8)
     targets = torch.from_numpy(labels.astype(np.int64))
     held = torch.arange(len(inputs)) % 5 == 4
-    splits = Splits(TensorSource(inputs[~held], targets[~held]), TensorSource(inputs[held], targets[held]))
-    _check_shape(splits, input_shape, num_classes, "digits")
-    return splits
+    return Splits(TensorSource(inputs[~held], targets[~held]), TensorSource(inputs[held], targets[held]))
 
 
 def synthetic_classification(
@@ -82,43 +60,36 @@ def synthetic_classification(
         separation: distance between the clusters; 1.0 overlaps a little.
         seed: of the data; the run's seed by default in the yaml.
     """
-    from sklearn.datasets import make_classification
-
     for name, value in (("num_samples", num_samples), ("test_samples", test_samples)):
         if value < 1:
             raise ValueError(f"dataset.{name}={value}: must be at least 1")
     features = int(np.prod(list(input_shape)))
-    inputs, labels = make_classification(
+    if num_classes > 2**features:
+        raise ValueError(f"dataset.num_classes={num_classes}: {features} features have room for {2**features} at most")
+    inputs, labels = gaussian_clusters(
         num_samples + test_samples,
         features,
-        n_informative=features,
-        n_redundant=0,
-        n_classes=num_classes,
-        n_clusters_per_class=1,
-        class_sep=separation,
-        random_state=seed_for(seed, 0, SERVER, "synthetic") % 2**32,
+        num_classes=num_classes,
+        separation=separation,
+        seed=seed_for(seed, 0, SERVER, "synthetic") % 2**32,
     )
-    x = torch.from_numpy(inputs.astype(np.float32)).view(-1, *input_shape)
-    y = torch.from_numpy(labels.astype(np.int64))
+    x = torch.from_numpy(inputs).view(-1, *input_shape)
+    y = torch.from_numpy(labels)
     return Splits(TensorSource(x[:num_samples], y[:num_samples]), TensorSource(x[num_samples:], y[num_samples:]))
 
 
 def _idx_dataset(
     files: IdxFiles,
     data_dir: str,
+    download: bool,
     mean: Sequence[float],
     std: Sequence[float],
-    input_shape: Sequence[int],
-    num_classes: int,
-    download: bool,
 ) -> Splits:
     arrays = [read_idx(path) for path in fetch(files, Path(data_dir), download=download)]
     images = [torch.from_numpy(array).unsqueeze(1) for array in arrays[::2]]
     labels = [torch.from_numpy(array.astype(np.int64)) for array in arrays[1::2]]
     train, test = (TensorSource(x, y, mean=mean, std=std) for x, y in zip(images, labels, strict=True))
-    splits = Splits(train, test)
-    _check_shape(splits, input_shape, num_classes, files.name)
-    return splits
+    return Splits(train, test)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -131,14 +102,3 @@ def read_idx(path: Path) -> np.ndarray:
         shape = tuple(np.frombuffer(file.read(4 * dimensions), dtype=">i4").tolist())
     # Copy on write: all processes that read the file share its memory, and none can change it.
     return np.memmap(path, dtype=np.uint8, mode="c", offset=4 + 4 * dimensions, shape=shape)
-
-
-def _check_shape(splits: Splits, input_shape: Sequence[int], num_classes: int, name: str) -> None:
-    train = splits.train
-    assert isinstance(train, TensorSource)
-    found = tuple(train.inputs.shape[1:])
-    if tuple(input_shape) != found:
-        raise ValueError(f"dataset.input_shape={list(input_shape)}: {name} has {list(found)}")
-    classes = int(train.targets.max()) + 1
-    if num_classes != classes:
-        raise ValueError(f"dataset.num_classes={num_classes}: {name} has {classes}")

@@ -33,10 +33,10 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def batches(self, indices: np.ndarray, batch_size: int, *, again: bool = False) -> Iterator[Any]:
+    def batches(self, indices: np.ndarray, batch_size: int, *, reuse: bool = False) -> Iterator[Any]:
         """The samples of `indices`, in that order, in batches; the last one may be smaller.
 
-        `again` says that the same indices are going to be asked for again, so what is prepared may be kept.
+        `reuse` says that the same indices are going to be asked for again, so what is prepared may be kept.
         """
 
     def subset(self, indices: np.ndarray) -> "Source":
@@ -82,10 +82,11 @@ class TensorSource:
             _check_normalisation(inputs, list(mean), list(std))
         self.inputs = inputs
         self.targets = targets
-        self.labels = targets.numpy() if targets.dtype == torch.int64 and targets.ndim == 1 else None
+        self.labels = targets.cpu().numpy() if targets.dtype == torch.int64 and targets.ndim == 1 else None
         channels = (-1,) + (1,) * (inputs.ndim - 2)
         self._mean = None if mean is None else torch.tensor(list(mean), dtype=torch.float32).view(channels)
         self._std = None if std is None else torch.tensor(list(std), dtype=torch.float32).view(channels)
+        self._white = torch.tensor([255.0])
         self.kept_limit = _KEPT_BYTES
         self._device: torch.device | None = None
         self._forget()
@@ -100,6 +101,7 @@ class TensorSource:
             return
         with torch.inference_mode(False):  # whoever asks next may need tensors that autograd takes
             self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
+            self._white = self._white.to(device)
             if self._mean is not None and self._std is not None:
                 self._mean, self._std = self._mean.to(device), self._std.to(device)
 
@@ -124,17 +126,18 @@ class TensorSource:
         """A source of its own with copies of the given samples."""
         chosen = torch.from_numpy(np.array(indices)).to(self.inputs.device)
         other = TensorSource(self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen))
-        other._mean, other._std, other.kept_limit = self._mean, self._std, self.kept_limit
+        other._mean, other._std, other._white = self._mean, self._std, self._white
+        other.kept_limit = self.kept_limit
         return other
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.inputs)
 
-    def batches(self, indices: np.ndarray, batch_size: int, *, again: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, indices: np.ndarray, batch_size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (inputs, targets); inputs that were pixels or that have a mean come as float32."""
         self._settle()
-        kept = self._keep(indices) if again else None
+        kept = self._keep(indices) if reuse else None
         if kept is not None:
             yield from zip(torch.split(kept[0], batch_size), torch.split(kept[1], batch_size), strict=True)
             return
@@ -173,7 +176,8 @@ class TensorSource:
 
     def _prepare(self, inputs: Tensor) -> Tensor:
         if inputs.dtype == torch.uint8:
-            inputs = inputs.to(torch.float32).div_(255)
+            # By a tensor there: CUDA multiplies by the inverse of a number, and images would not be those of a CPU.
+            inputs = inputs.to(torch.float32).div_(self._white)
         if self._mean is not None and self._std is not None:
             inputs = inputs.to(torch.float32).sub_(self._mean).div_(self._std)
         return inputs
@@ -218,7 +222,7 @@ class DatasetSource:
         """Number of samples."""
         return len(self.dataset)  # type: ignore[arg-type]  # a map-style dataset is sized
 
-    def batches(self, indices: np.ndarray, batch_size: int, *, again: bool = False) -> Iterator[Any]:
+    def batches(self, indices: np.ndarray, batch_size: int, *, reuse: bool = False) -> Iterator[Any]:
         """Batches as the dataset's samples collate; nothing is kept, since samples may be random."""
         # The generator keeps the loader from drawing a base seed from the global one, which belongs to the client.
         seed = int(torch.initial_seed() % 2**63) if self._num_workers else 0

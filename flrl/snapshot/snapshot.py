@@ -244,3 +244,13 @@ def _slots_of(kind: type) -> tuple[str, ...]:
     slots = vars(kind).get("__slots__", ())
     names = (slots,) if isinstance(slots, str) else tuple(slots)
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def refuse_changes(strategy: object, before: Snapshot, when: str) -> None:
+    """Raise ValueError, by name, if a strategy is not what it was: a resume and other workers would not know of it."""
+    changed = before.changed()
+    if changed:
+        raise ValueError(
+            f"strategy: {type(strategy).__name__} changes {', '.join(changed[:3])} {when}: what lasts from client to "
+            "client or from round to round belongs into client memory (ClientUpdate.memory) or ServerState.variables"
+        )

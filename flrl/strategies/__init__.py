@@ -1,9 +1,9 @@
-"""Federated algorithms: each one class with both halves, the server's and the client's."""
+"""Federated algorithms: each one class, with what the server does and what a client does. A new one is a file here."""
 
-from flrl.strategies.base import Backend, Strategy
+from flrl.strategies.base import Strategy
 from flrl.strategies.fedavg import FedAvg
 from flrl.strategies.fedprox import FedProx
 from flrl.strategies.fedsgd import FedSGD
 from flrl.strategies.scaffold import Scaffold
 
-__all__ = ["Backend", "FedAvg", "FedProx", "FedSGD", "Scaffold", "Strategy"]
+__all__ = ["FedAvg", "FedProx", "FedSGD", "Scaffold", "Strategy"]

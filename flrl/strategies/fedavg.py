@@ -5,17 +5,16 @@ Data", AISTATS 2017, arXiv 1602.05629. With another server optimizer than SGD at
 Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan, "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from flrl.layout import ParameterLayout
-from flrl.sampling import Sampler
+from flrl.lightning.optimizers import optimizer_tensors, restore_optimizer
 from flrl.strategies.base import Strategy
-from flrl.trainers.optimizers import optimizer_tensors, restore_optimizer
-from flrl.transforms import Transform
 from flrl.types import Aggregate, ServerState
 
 
@@ -26,30 +25,19 @@ class FedAvg(Strategy):
     rounded to the model's dtype once a round.
 
     Args:
-        rounds: rounds of a whole run.
-        sampler: chooses each round's cohort.
         server_optimizer: called with a list of one tensor; `torch.optim.SGD` with `lr=1.0` is plain averaging.
-        min_clients: fewest usable updates a round can be aggregated from.
-        transforms: applied to every update before it is summed.
+        options: as for `Strategy`.
     """
 
-    def __init__(
-        self,
-        *,
-        rounds: int,
-        sampler: Sampler,
-        server_optimizer: Callable[[list[torch.Tensor]], Optimizer],
-        min_clients: int = 1,
-        transforms: Sequence[Transform] = (),
-    ) -> None:
-        super().__init__(rounds=rounds, sampler=sampler, min_clients=min_clients, transforms=transforms)
+    def __init__(self, *, server_optimizer: Callable[[list[torch.Tensor]], Optimizer], **options: Any) -> None:
+        super().__init__(**options)
         self.server_optimizer = server_optimizer
         self.server_optimizer([torch.zeros(1, requires_grad=True)])  # a wrong setting shows before the first round
 
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
         """One optimizer step on the pseudo-gradient."""
         stepped, averaged = slice(layout.num_trainable), slice(layout.num_trainable, None)
-        mean, vector = aggregate.means["update"], state.vector.to(torch.float64, copy=True)
+        mean, vector = aggregate.vectors["update"], state.vector.to(torch.float64, copy=True)
         trainable = vector[stepped].requires_grad_()  # a view: the optimizer steps the vector itself
         trainable.grad = -mean[stepped]
         optimizer = self.server_optimizer([trainable])

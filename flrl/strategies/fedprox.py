@@ -5,12 +5,15 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heteroge
 part of it.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from flrl.strategies.base import Local
 from flrl.strategies.fedavg import FedAvg
 from flrl.trainers import LocalProblem
+from flrl.types import Tensors
 
 
 class FedProx(FedAvg):
@@ -22,6 +25,11 @@ class FedProx(FedAvg):
             raise ValueError(f"strategy.mu={mu}: must be at least 0")
         self.mu = mu
 
-    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, problem: LocalProblem) -> None:
+    def local(self, problem: LocalProblem) -> Local:
+        """Train near the global model."""
+        values = {"global": problem.broadcast.vector[: problem.num_trainable]}
+        return super().local(replace(problem, values=values))
+
+    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
         """Add `mu * (w - w_global)`."""
-        gradient.add_(parameters - problem.broadcast.vector[: len(parameters)], alpha=self.mu)
+        gradient.add_(parameters - values["global"], alpha=self.mu)

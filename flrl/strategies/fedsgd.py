@@ -3,10 +3,12 @@
 McMahan et al., AISTATS 2017, arXiv 1602.05629, section 2: `w <- w - lr * sum_c (n_c / N) * grad_c(w)`.
 """
 
+from dataclasses import replace
+
+from flrl.setup import Setup
+from flrl.strategies.base import Local
 from flrl.strategies.fedavg import FedAvg
-from flrl.trainers import LocalProblem, Trainer
-from flrl.trainers.full_gradient import full_gradient
-from flrl.types import ClientUpdate
+from flrl.trainers import LocalProblem
 
 
 class FedSGD(FedAvg):
@@ -16,6 +18,12 @@ class FedSGD(FedAvg):
     used. Arguments as for `FedAvg`.
     """
 
-    def train(self, problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
-        """Minus the gradient of the client's whole loss at the global model."""
-        return self.finish(full_gradient(problem, trainer), problem)
+    def check(self, setup: Setup) -> None:
+        """Refuse personal parameters: nobody would step them."""
+        super().check(setup)
+        if self.personal:
+            raise ValueError(f"strategy.personal={list(self.personal)}: must be [], clients of FedSGD take no steps")
+
+    def local(self, problem: LocalProblem) -> Local:
+        """Ask for the gradient of the client's whole loss at the global model."""
+        return super().local(replace(problem, only_gradient=True))

@@ -5,19 +5,19 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled
 hold throughout, so that c is the weighted mean of the c_i of all clients after every round.
 """
 
-from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor
 
+from flrl.aggregation import Mean
 from flrl.layout import ParameterLayout
+from flrl.lightning.plain_sgd import check_plain_sgd, require_plain_sgd
+from flrl.setup import Setup
+from flrl.strategies.base import Local
 from flrl.strategies.fedavg import FedAvg
-from flrl.trainers import LocalProblem, Trainer
-from flrl.trainers.full_gradient import full_gradient
-from flrl.trainers.plain_sgd import check_plain_sgd, recorded_rates
-from flrl.types import Aggregate, Broadcast, ClientUpdate, ServerState
+from flrl.trainers import LocalProblem
+from flrl.types import Aggregate, Broadcast, ServerState, Tensors
 
 
 class Scaffold(FedAvg):
@@ -37,9 +37,15 @@ class Scaffold(FedAvg):
             raise ValueError(f"strategy.option={option}: must be 1 or 2")
         self.option = option
 
-    def check(self, module: pl.LightningModule, trainer: Trainer) -> None:
-        """Refuse all local steps but those of plain SGD: of others, the variates would not be gradients."""
-        check_plain_sgd(module, trainer)
+    def check(self, setup: Setup) -> None:
+        """Refuse local steps but those of plain SGD, of which the variates are gradients, and rules but the mean."""
+        super().check(setup)
+        check_plain_sgd(setup.module, setup.trainer)
+        if not isinstance(setup.aggregator, Mean):
+            found = type(setup.aggregator).__name__
+            raise ValueError(
+                f"strategy.aggregator={found}: SCAFFOLD's variates need the mean, strategy/aggregator=mean"
+            )
 
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
         """The update, and the change of the client's variate."""
@@ -47,34 +53,36 @@ class Scaffold(FedAvg):
 
     def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
         """The model, and c in the model's dtype; before anybody has trained there is no c to send."""
-        sent = {name: variable.to(state.vector.dtype) for name, variable in state.variables.items()}
+        sent = {"control": state.variables["control"].to(state.vector.dtype)} if "control" in state.variables else {}
         return replace(super().broadcast(state, round, total_weight), variables=sent)
 
-    def local(self, problem: LocalProblem, trainer: Trainer) -> Generator[LocalProblem, ClientUpdate, ClientUpdate]:
+    def local(self, problem: LocalProblem) -> Local:
         """Train along corrected gradients, and renew the client's variate."""
-        task, sent, size = problem.task, problem.broadcast.variables, problem.model.layout.num_trainable
+        sent, size = problem.broadcast.variables, problem.num_trainable
         zeros = problem.broadcast.vector.new_zeros(size)
-        control, own = sent.get("control", zeros), task.memory.get("control", zeros).to(zeros.device)
-        new = -full_gradient(problem, trainer).vectors["update"][:size] if self.option == 1 else own
-        if sent:
-            task = replace(task, memory={**task.memory, "correction": control - own})
-        with recorded_rates() as rates:
-            update = yield from super().local(replace(problem, task=task), trainer)
-        if len(rates) < update.num_steps:
-            raise ValueError(f"SCAFFOLD saw {len(rates)} of {update.num_steps} steps: they must be a torch optimizer's")
-        total = sum(rates[: update.num_steps])  # clients beside this one may have taken more steps
-        if self.option == 2 and total > 0:  # without a step there is nothing to learn from
-            new = own.double() - control - update.vectors["update"][:size] / total
+        control, own = sent.get("control", zeros), problem.task.memory.get("control", zeros).to(zeros.device)
+        new = own
+        if self.option == 1:
+            gradient = yield replace(problem, only_gradient=True)
+            new = -gradient.difference[:size]
+        trained = yield replace(problem, values={"correction": control - own} if sent else {})
+        require_plain_sgd(trained.not_plain_sgd)
+        if self.option == 2 and trained.lr_sum > 0:  # without a step there is nothing to learn from
+            new = own.double() - control - trained.difference[:size] / trained.lr_sum
         new = new.to(own.dtype)
-        vectors, memory = {**update.vectors, "control": new.double() - own}, {**update.memory, "control": new.cpu()}
-        return replace(update, vectors=vectors, memory=memory, up_bytes=update.up_bytes + new.nbytes)
+        return trained.update(
+            problem,
+            vectors={"control": new.double() - own},
+            memory={"control": new.cpu()},
+            payload={"control": new.nbytes},
+        )
 
-    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, problem: LocalProblem) -> None:
+    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
         """Add `c - c_i`; nothing in the first round, where adding zeros would turn -0.0 into 0.0."""
-        if "correction" in problem.task.memory:
-            gradient.add_(problem.task.memory["correction"])
+        if "correction" in values:
+            gradient.add_(values["correction"])
 
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
         """FedAvg's step; c moves by the mean change over all clients, of which the cohort made its share."""
-        control = state.variables.get("control", 0.0) + aggregate.share * aggregate.means["control"]
+        control = state.variables.get("control", 0.0) + aggregate.share * aggregate.vectors["control"]
         return replace(super().aggregate(state, aggregate, layout), variables={**state.variables, "control": control})

@@ -1,77 +1,32 @@
-"""What every training engine is given, and what it returns."""
+"""How one client trains: the settings that all engines share, and what each engine must do."""
 
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from flrl.data.sources import Source
-from flrl.kernels import difference
-from flrl.layout import BoundModel
-from flrl.lightning_hooks import overridden
-from flrl.seeding import generator_for, seed_for, seeded_for_client
-from flrl.types import Broadcast, ClientTask, ClientUpdate, Memory
+from flrl.bound_model import BoundModel
+from flrl.seeding import generator_for
+from flrl.trainers.full_gradient import full_gradient
+from flrl.trainers.problem import ClientHooks, LocalProblem, Trained
 
-
-@dataclass(frozen=True, slots=True)
-class LocalProblem:
-    """One client's training in one round.
-
-    Attributes:
-        model: the worker's model; the trainer loads the broadcast vector into it.
-        source: the training samples of all clients.
-        indices: those of this client, in their fixed order.
-        task: who trains, and what it remembers.
-        broadcast: what the server sent.
-        seed: the run's seed.
-    """
-
-    model: BoundModel
-    source: Source
-    indices: np.ndarray
-    task: ClientTask
-    broadcast: Broadcast
-    seed: int
-
-    @property
-    def module(self) -> pl.LightningModule:
-        """The LightningModule behind the model."""
-        module = self.model.module
-        assert hasattr(module, "training_step")
-        return module  # type: ignore[return-value]
-
-
-class ClientHalf(Protocol):
-    """The part of a strategy that runs where the client is; see `flrl.strategies.base.Strategy`."""
-
-    @property
-    def adjusts_loss(self) -> bool:
-        """Whether `adjust_loss` does anything."""
-
-    @property
-    def adjusts_gradient(self) -> bool:
-        """Whether `adjust_gradient` does anything."""
-
-    def adjust_loss(self, loss: Tensor, problem: LocalProblem) -> Tensor:
-        """The loss to minimise, given that of the module."""
-
-    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, problem: LocalProblem) -> None:
-        """Change the gradient in place."""
+if TYPE_CHECKING:
+    from flrl.setup import Setup
 
 
 class Trainer(ABC):
     """Trains one client; holds how, and nothing of any client.
 
     Args:
-        local_epochs: passes over the client's samples in a round.
+        local_epochs: passes over the client's samples in a round, unless `local_steps` is given.
+        local_steps: steps in a round instead of epochs. In the partition's order they go on where the client's last
+            round ended, which clients remember; with `shuffle` each round has an order of its own.
         batch_size: samples of a minibatch; the last one of an epoch may be smaller.
         shuffle: draw a new order for every epoch, from (seed, round, client); otherwise the partition's order.
         lr_decay: the learning rate of round r is the module's times `lr_decay ** (r - 1)`.
@@ -86,6 +41,7 @@ class Trainer(ABC):
         self,
         *,
         local_epochs: int = 1,
+        local_steps: int | None = None,
         batch_size: int = 64,
         shuffle: bool = False,
         lr_decay: float = 1.0,
@@ -98,6 +54,8 @@ class Trainer(ABC):
         for name, value in (("local_epochs", local_epochs), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"trainer.{name}={value}: must be at least 1")
+        if local_steps is not None and local_steps < 1:
+            raise ValueError(f"trainer.local_steps={local_steps}: must be at least 1, or null for local_epochs")
         if not lr_decay > 0:
             raise ValueError(f"trainer.lr_decay={lr_decay}: must be positive")
         if gradient_clip_val is not None and not gradient_clip_val > 0:
@@ -109,6 +67,7 @@ class Trainer(ABC):
         if memory_format not in ("contiguous", "channels_last"):
             raise ValueError(f"trainer.memory_format={memory_format!r}: must be 'contiguous' or 'channels_last'")
         self.local_epochs = local_epochs
+        self.local_steps = local_steps
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.lr_decay = lr_decay
@@ -119,23 +78,23 @@ class Trainer(ABC):
         self.keep_optimizer_state = keep_optimizer_state
 
     @abstractmethod
-    def check(self, module: pl.LightningModule) -> None:
-        """Raise ValueError, by name, for anything in the module that this engine cannot honour."""
+    def check(self, setup: "Setup") -> None:
+        """Raise ValueError, by name, for anything in the setup that this engine cannot honour."""
 
     @abstractmethod
-    def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
-        """Train the client from the broadcast vector on; the difference of parameters is its update."""
+    def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
+        """Train the client from `problem.start` on; a problem that asks for its gradient alone goes to `fit_batch`."""
 
-    def fit_together(self, problems: Sequence[LocalProblem], half: ClientHalf) -> list[ClientUpdate]:
-        """Train several clients; an engine that trains them side by side has its own version."""
-        return [self.fit(problem, half) for problem in problems]
+    def fit_batch(self, problems: Sequence[LocalProblem], hooks: ClientHooks) -> list[Trained]:
+        """Train a client batch; an engine that trains its clients side by side has its own version."""
+        return [full_gradient(p, self) if p.only_gradient else self.fit(p, hooks) for p in problems]
 
     def groups(self, problems: Sequence[LocalProblem]) -> list[list[LocalProblem]]:
-        """The clients of a stack in parts, each for one call of `fit_together`."""
+        """The problems of a client batch in parts, each for one call of `fit_batch`."""
         return [list(problems)]
 
     def clients_at_once(self, model: BoundModel, cohort: int) -> int:
-        """How many clients of a cohort of so many `fit_together` is to be given."""
+        """How many clients of a cohort of so many `fit_batch` is to be given."""
         return 1
 
     @property
@@ -144,8 +103,8 @@ class Trainer(ABC):
         return f"trainer={type(self).__name__.removesuffix('Trainer').lower()}"
 
     def load(self, problem: LocalProblem) -> None:
-        """Set the worker's model to the broadcast vector, in this engine's memory format."""
-        problem.model.load(problem.broadcast.vector, channels_last=self.memory_format == "channels_last")
+        """Set the worker's model to the vector to start from, in this engine's memory format."""
+        problem.model.load(problem.start, channels_last=self.memory_format == "channels_last")
 
     def formatted(self, batch: Any) -> Any:
         """A batch in this engine's memory format."""
@@ -157,6 +116,47 @@ class Trainer(ABC):
         """What this round's learning rates are multiplied by."""
         return float(self.lr_decay ** (problem.broadcast.round - 1))
 
+    # Which batches a client trains on: epochs of some batches each; steps instead of epochs are one epoch of so many.
+
+    def num_steps(self, problem: LocalProblem) -> int | None:
+        """The number of steps where those are asked for; None for whole epochs."""
+        return self.local_steps if problem.steps is None and problem.epochs is None else problem.steps
+
+    def num_epochs(self, problem: LocalProblem) -> int:
+        """Local epochs."""
+        if self.num_steps(problem) is not None:
+            return 1
+        return self.local_epochs if problem.epochs is None else problem.epochs
+
+    def num_batches(self, problem: LocalProblem) -> int:
+        """Batches of one local epoch."""
+        steps = self.num_steps(problem)
+        return ceil(len(problem.indices) / self.batch_size) if steps is None else steps
+
+    def batches(self, problem: LocalProblem, epoch: int) -> Iterator[tuple[Any, int]]:
+        """One local epoch's batches, each with its number of samples."""
+        steps = self.num_steps(problem)
+        if steps is None:
+            yield from self._batches_of(problem, self.epoch_indices(problem, epoch), reuse=not self.shuffle)
+            return
+        if not len(problem.indices):
+            return
+        start = 0 if self.shuffle else problem.position
+        epoch, first = divmod(start, ceil(len(problem.indices) / self.batch_size))
+        while steps > 0:
+            indices = self.epoch_indices(problem, epoch)[first * self.batch_size :][: steps * self.batch_size]
+            yield from self._batches_of(problem, indices, reuse=False)
+            steps -= ceil(len(indices) / self.batch_size)
+            epoch, first = epoch + 1, 0
+
+    def whole(self, problem: LocalProblem) -> Iterator[tuple[Any, int]]:
+        """All samples of a client once, in batches with their numbers of samples."""
+        return self._batches_of(problem, self.epoch_indices(problem, 0), reuse=not self.shuffle)
+
+    def _batches_of(self, problem: LocalProblem, indices: np.ndarray, *, reuse: bool) -> Iterator[tuple[Any, int]]:
+        for number, batch in enumerate(problem.source.batches(indices, self.batch_size, reuse=reuse)):
+            yield self.formatted(batch), min(self.batch_size, len(indices) - number * self.batch_size)
+
     def epoch_indices(self, problem: LocalProblem, epoch: int) -> np.ndarray:
         """The client's samples in the order of one local epoch, counted from 0."""
         if not self.shuffle:
@@ -165,15 +165,13 @@ class Trainer(ABC):
         rng = generator_for(problem.seed, task.round, task.client_id, f"shuffle/{epoch}")
         return rng.permutation(problem.indices)
 
-    def batches(self, problem: LocalProblem, epoch: int) -> Iterator[tuple[Any, int]]:
-        """One local epoch's batches, each with its number of samples."""
-        indices = self.epoch_indices(problem, epoch)
-        for start, batch in enumerate(problem.source.batches(indices, self.batch_size, again=not self.shuffle)):
-            yield self.formatted(batch), min(self.batch_size, len(indices) - start * self.batch_size)
-
-    def num_batches(self, problem: LocalProblem) -> int:
-        """Batches of one local epoch."""
-        return ceil(len(problem.indices) / self.batch_size)
+    def position(self, problem: LocalProblem) -> dict[str, Tensor]:
+        """What a client remembers of where its batches go on: nothing, where each round begins anew."""
+        steps = self.num_steps(problem)
+        if steps is None or self.shuffle or not len(problem.indices):
+            return {}
+        batches = ceil(len(problem.indices) / self.batch_size)
+        return {"position": torch.tensor((problem.position + steps) % batches)}
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """The context that `precision` asks for."""
@@ -182,72 +180,5 @@ class Trainer(ABC):
         return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
-def update_of(
-    problem: LocalProblem, *, metrics: dict[str, float], num_steps: int, memory: Memory | None = None
-) -> ClientUpdate:
-    """The client's update: its model minus the broadcast one."""
-    return trained(problem, problem.model.read(), metrics=metrics, num_steps=num_steps, memory=memory)
-
-
-def trained(
-    problem: LocalProblem, local: Tensor, *, metrics: dict[str, float], num_steps: int, memory: Memory | None = None
-) -> ClientUpdate:
-    """The client's update: the given vector minus the broadcast one, in float64, where that difference is exact.
-
-    A buffer that did not change has the update 0, even where its value is infinite.
-    """
-    broadcast = problem.broadcast.vector
-    update = difference(local, broadcast)
-    tail = slice(problem.model.layout.num_trainable, None)
-    update[tail].masked_fill_(local[tail] == broadcast[tail], 0.0)
-    return ClientUpdate(
-        client_id=problem.task.client_id,
-        weight=problem.task.weight,
-        vectors={"update": update},
-        metrics=metrics,
-        num_steps=num_steps,
-        up_bytes=problem.model.layout.nbytes,
-        memory={} if memory is None else memory,
-    )
-
-
-def apply_adjustment(problem: LocalProblem, half: ClientHalf) -> None:
-    """Let the strategy change the gradients, gathered into one vector in the layout's order."""
-    parameters = problem.model.trainable()
-    gradient = torch.cat([_gradient_of(parameter).reshape(-1) for parameter in parameters])
-    half.adjust_gradient(gradient, problem.model.read()[: problem.model.layout.num_trainable], problem)
-    for parameter, part in zip(parameters, torch.split(gradient, [p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter).to(parameter.dtype)
-
-
-def _gradient_of(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def client_randomness(problem: LocalProblem) -> contextlib.AbstractContextManager[None]:
-    """Seed the global generators for this client: dropout and random transforms follow (seed, round, client)."""
-    task = problem.task
-    return seeded_for_client(seed_for(problem.seed, task.round, task.client_id, "train"), problem.model.vector.device)
-
-
 def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-
-
-def transfers(module: pl.LightningModule, device: torch.device) -> bool:
-    """Whether `to_device` would do anything."""
-    return device.type != "cpu" or any(overridden(module, hook) for hook in TRANSFER_HOOKS)
-
-
-def to_device(module: pl.LightningModule, batch: Any, device: torch.device) -> Any:
-    """Move a batch as the module's own transfer hooks say."""
-    if overridden(module, "on_before_batch_transfer"):
-        batch = module.on_before_batch_transfer(batch, 0)
-    if device.type != "cpu" or overridden(module, "transfer_batch_to_device"):
-        batch = module.transfer_batch_to_device(batch, device, 0)
-    if overridden(module, "on_after_batch_transfer"):
-        batch = module.on_after_batch_transfer(batch, 0)
-    return batch

@@ -4,52 +4,42 @@ It takes the same steps in the same order as `lightning.Trainer.fit` and ends in
 overhead per client. What it does not do, it refuses by name.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from flrl.lightning_hooks import overridden
-from flrl.trainers.base import (
-    ClientHalf,
-    LocalProblem,
-    Trainer,
-    apply_adjustment,
-    client_randomness,
-    to_device,
-    transfers,
-    update_of,
-)
-from flrl.trainers.modules import LogCollector, check_automatic, loss_of, replaced, require_losses, step_caller
-from flrl.trainers.optimizers import (
+from flrl.lightning.hooks import BATCH_HOOKS, overridden
+from flrl.lightning.local_step import LocalStep, observed
+from flrl.lightning.logs import LogCollector
+from flrl.lightning.optimizers import (
     SchedulerStep,
     check_stepped,
     optimizer_tensors,
     restore_optimizer,
     scale_learning_rates,
 )
-from flrl.trainers.stand_in import TrainerStandIn, attached, configure
-from flrl.types import ClientUpdate
+from flrl.lightning.plain_sgd import not_plain_sgd
+from flrl.lightning.stand_in import TrainerStandIn, attached, configure
+from flrl.lightning.steps import check_automatic, loss_of, replaced, require_losses, step_caller
+from flrl.lightning.transfer import to_device, transfers
+from flrl.setup import Setup
+from flrl.trainers.adjusting import adjust_gradients, drop_frozen
+from flrl.trainers.base import Trainer
+from flrl.trainers.problem import ClientHooks, LocalProblem, Trained, client_randomness, trained
 
-BATCH_HOOKS = (
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_before_zero_grad",
-    "optimizer_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "lr_scheduler_step",
-)
 REFUSED_HOOKS = ("backward", "optimizer_step", "configure_gradient_clipping", "configure_callbacks")
 
 
 class EagerTrainer(Trainer):
     """Trains with a plain PyTorch loop; arguments as for `flrl.trainers.base.Trainer`."""
 
-    def check(self, module: pl.LightningModule) -> None:
+    def check(self, setup: Setup) -> None:
         """Refuse manual optimization, the hooks this loop does not call, and optimizers it cannot step."""
+        module = setup.module
         check_automatic(module)
         refused = [hook for hook in REFUSED_HOOKS if overridden(module, hook)]
         if refused:
@@ -66,17 +56,25 @@ class EagerTrainer(Trainer):
         if isinstance(optimizer, LBFGS):
             raise ValueError("trainer=eager does not pass closures, which LBFGS needs: use trainer=lightning")
 
-    def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
-        """Train the client from the broadcast vector on."""
+    def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
+        """Train the client from `problem.start` on."""
         self.load(problem)
         log = LogCollector()
-        stand_in = TrainerStandIn(self.local_epochs, self.num_batches(problem), engine=self.engine)
+        stand_in = TrainerStandIn(self.num_epochs(problem), self.num_batches(problem), engine=self.engine)
         logging = replaced(problem.module, log=log.log, log_dict=log.log_dict)
         with client_randomness(problem), logging, attached(problem.module, stand_in):
-            optimizer = self._train(problem, half, log, stand_in)
+            loop = self._train(problem, hooks, log, stand_in)
         require_losses(log.num_losses, log.num_skipped)
-        memory = optimizer_tensors(optimizer) if self.keep_optimizer_state else None
-        return update_of(problem, metrics=log.result(), num_steps=stand_in.global_step, memory=memory)
+        memory = optimizer_tensors(loop.optimizer) if self.keep_optimizer_state else {}
+        return trained(
+            problem,
+            problem.model.read(),
+            metrics=log.result(),
+            num_steps=stand_in.global_step,
+            lr_sum=loop.lr_sum,
+            not_plain_sgd=not_plain_sgd(loop.optimizer),
+            memory=memory | self.position(problem),
+        )
 
     def configured(self, problem: LocalProblem, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
         """The module's optimizer, as it is before a step, and its schedulers."""
@@ -86,7 +84,7 @@ class EagerTrainer(Trainer):
         """What takes the steps."""
         return Loop(self, problem, *rest)
 
-    def _train(self, problem: LocalProblem, half: ClientHalf, log: LogCollector, stand_in: TrainerStandIn) -> Optimizer:
+    def _train(self, problem: LocalProblem, hooks: ClientHooks, log: Any, stand_in: TrainerStandIn) -> "Loop":
         module = problem.module
         _call(module, "setup", "fit")
         _call(module, "on_fit_start")
@@ -94,8 +92,8 @@ class EagerTrainer(Trainer):
         scale_learning_rates(optimizer, schedulers, self.lr_factor(problem))
         restore_optimizer(optimizer, problem.task.memory)
         _call(module, "on_train_start")
-        loop = self.loop(problem, half, log, stand_in, optimizer, schedulers)
-        for epoch in range(self.local_epochs):
+        loop = self.loop(problem, hooks, log, stand_in, optimizer, schedulers)
+        for epoch in range(stand_in.max_epochs):
             stand_in.current_epoch = epoch
             _call(module, "on_train_epoch_start")
             loop.epoch(epoch)
@@ -104,7 +102,7 @@ class EagerTrainer(Trainer):
         _call(module, "on_train_end")
         _call(module, "on_fit_end")
         _call(module, "teardown", "fit")
-        return optimizer
+        return loop
 
 
 class Loop:
@@ -114,21 +112,22 @@ class Loop:
         self,
         trainer: Trainer,
         problem: LocalProblem,
-        half: ClientHalf,
+        hooks: ClientHooks,
         log: LogCollector,
         stand_in: TrainerStandIn,
         optimizer: Optimizer,
         schedulers: list[SchedulerStep],
     ) -> None:
-        self.trainer, self.problem, self.half, self.log = trainer, problem, half, log
+        self.trainer, self.problem, self.hooks, self.log = trainer, problem, hooks, log
         self.stand_in, self.optimizer, self.schedulers = stand_in, optimizer, schedulers
         self.module = problem.module
-        self.device = problem.model.vector.device
+        self.device = problem.model.local.device
+        self.lr_sum = 0.0
         self.step = step_caller(self.module.training_step)
         self.parameters = problem.model.trainable()
-        self.hooks = {name for name in BATCH_HOOKS if overridden(self.module, name)}
+        self.overridden = {name for name in BATCH_HOOKS if overridden(self.module, name)}
         self.transfers = transfers(self.module, self.device)
-        self.adjusts_loss, self.adjusts_gradient = half.adjusts_loss, half.adjusts_gradient
+        self.adjusts_loss, self.adjusts_gradient = hooks.adjusts_loss, hooks.adjusts_gradient
         self.plain_zero_grad = type(optimizer).zero_grad is Optimizer.zero_grad
 
     def epoch(self, epoch: int) -> None:
@@ -138,16 +137,16 @@ class Loop:
             if self.transfers:
                 batch = to_device(self.module, batch, self.device)
             self.log.batch_size = size
-            if "on_train_batch_start" in self.hooks and self.module.on_train_batch_start(batch, batch_idx) == -1:
+            if "on_train_batch_start" in self.overridden and self.module.on_train_batch_start(batch, batch_idx) == -1:
                 break
             output = self.batch(batch, batch_idx, epoch)
             self.step_schedulers(batch_idx, is_last=batch_idx == last)
-            if "on_train_batch_end" in self.hooks:
+            if "on_train_batch_end" in self.overridden:
                 self.module.on_train_batch_end(_outputs(output), batch, batch_idx)
 
     def batch(self, batch: Any, batch_idx: int, epoch: int) -> Any:
         """One optimizer step; what `training_step` returned."""
-        with self.trainer.autocast(self.device):
+        with self.trainer.autocast(self.device), self._observed() as outputs:
             output = self.step(batch, batch_idx)
         loss = loss_of(output)
         self.zero_grad(epoch, batch_idx)
@@ -156,23 +155,32 @@ class Loop:
             return None
         self.log.add_loss(loss)
         if self.adjusts_loss:
-            loss = self.half.adjust_loss(loss, self.problem)
-        if "on_before_backward" in self.hooks:
+            with self.trainer.autocast(self.device):
+                step = LocalStep(self.module, self.problem.model.layout, batch, self.problem.values, outputs)
+                loss = self.hooks.adjust_loss(loss, step)
+        if "on_before_backward" in self.overridden:
             self.module.on_before_backward(loss)
         loss.backward()  # type: ignore[no-untyped-call]
-        if "on_after_backward" in self.hooks:
+        if "on_after_backward" in self.overridden:
             self.module.on_after_backward()
         self.step_along_gradients()
         self.stand_in.global_step += 1
         return output
 
+    def _observed(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Notes what `adjust_loss` needs of the layers' outputs."""
+        return observed(self.module, self.hooks.observes) if self.adjusts_loss else nullcontext({})
+
     def step_along_gradients(self) -> None:
         """Let the strategy change the gradients, clip them, and step."""
         if self.adjusts_gradient:
-            apply_adjustment(self.problem, self.half)
-        if "on_before_optimizer_step" in self.hooks:
+            adjust_gradients(self.problem, self.hooks)
+        if self.problem.trainable is not None:
+            drop_frozen(self.problem)
+        if "on_before_optimizer_step" in self.overridden:
             self.module.on_before_optimizer_step(self.optimizer)
         self._clip()
+        self.lr_sum += float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
 
     def step_schedulers(self, batch_idx: int, *, is_last: bool) -> None:
@@ -182,16 +190,16 @@ class Loop:
                 continue
             count = batch_idx if config.interval == "step" else self.stand_in.current_epoch
             if (count + 1) % config.frequency == 0:
-                if "lr_scheduler_step" in self.hooks:
+                if "lr_scheduler_step" in self.overridden:
                     self.module.lr_scheduler_step(config.scheduler, None)
                 else:
                     config.scheduler.step()
 
     def zero_grad(self, epoch: int, batch_idx: int) -> None:
         """Drop the last batch's gradients."""
-        if "on_before_zero_grad" in self.hooks:
+        if "on_before_zero_grad" in self.overridden:
             self.module.on_before_zero_grad(self.optimizer)
-        if "optimizer_zero_grad" in self.hooks:
+        if "optimizer_zero_grad" in self.overridden:
             self.module.optimizer_zero_grad(epoch, batch_idx, self.optimizer)
         elif self.plain_zero_grad:  # the same without the profiler's ranges, which cost more than the work
             for group in self.optimizer.param_groups:

@@ -1,19 +1,27 @@
-"""The gradient of a client's whole local loss at the global model, batch by batch: the client half of FedSGD."""
+"""The gradient of a client's whole local loss at a vector, batch by batch."""
 
-from flrl.trainers.base import LocalProblem, Trainer, client_randomness, to_device, update_of
-from flrl.trainers.modules import LogCollector, loss_of, replaced, step_caller
-from flrl.trainers.stand_in import TrainerStandIn, attached, configure
-from flrl.types import ClientUpdate
+from typing import TYPE_CHECKING
+
+import torch
+
+from flrl.lightning.logs import LogCollector
+from flrl.lightning.stand_in import TrainerStandIn, attached, configure
+from flrl.lightning.steps import loss_of, replaced, step_caller
+from flrl.lightning.transfer import to_device
+from flrl.trainers.problem import LocalProblem, Trained, client_randomness, trained
+
+if TYPE_CHECKING:
+    from flrl.trainers.base import Trainer
 
 
-def full_gradient(problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
-    """Minus the gradient of the mean loss over all samples of the client, as its update.
+def full_gradient(problem: LocalProblem, trainer: "Trainer") -> Trained:
+    """Minus the gradient of the mean loss over all samples of the client at `problem.start`, as its difference.
 
     Batches only bound the memory: each batch's mean loss enters with its share of the samples. Buffers that the forward
-    pass changes (BatchNorm's statistics) are in the update as their difference.
+    pass changes (BatchNorm's statistics) are in the difference as it is.
 
     Args:
-        problem: the client.
+        problem: the client; its numbers of epochs and steps do not matter.
         trainer: gives batches and precision.
 
     Raises:
@@ -28,18 +36,18 @@ def full_gradient(problem: LocalProblem, trainer: Trainer) -> ClientUpdate:
     logging = replaced(module, log=log.log, log_dict=log.log_dict)
     with client_randomness(problem), logging, attached(module, stand_in):
         configure(module, stand_in)  # only for modules that look at their learning rate while they train
-        for batch_idx, (batch, size) in enumerate(trainer.batches(problem, 0)):
+        for batch_idx, (batch, size) in enumerate(trainer.whole(problem)):
             log.batch_size = size
-            batch = to_device(module, batch, model.vector.device)
-            with trainer.autocast(model.vector.device):
+            batch = to_device(module, batch, model.local.device)
+            with trainer.autocast(model.local.device):
                 loss = loss_of(call(batch, batch_idx))
             if loss is None:
                 raise ValueError("the full gradient needs a loss for every batch, training_step returned None")
             log.add_loss(loss)
             (loss * (size / num_samples)).backward()  # type: ignore[no-untyped-call]
         log.end_epoch(reset=True)
-    update = update_of(problem, metrics=log.result(), num_steps=1)
-    for entry, parameter in zip(model.layout.entries, model.trainable(), strict=False):
-        if parameter.grad is not None:
-            update.vectors["update"][entry.slice] = -parameter.grad.detach().reshape(-1).double()
-    return update
+    result = trained(problem, model.read(), metrics=log.result(), num_steps=1)
+    for entry, parameter in zip(model.layout.trained, model.trainable(), strict=True):
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        result.difference[entry.slice] = -gradient.detach().reshape(-1).double()
+    return result

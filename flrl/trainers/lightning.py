@@ -11,18 +11,23 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from flrl.snapshot import Snapshot
-from flrl.trainers.base import ClientHalf, LocalProblem, Trainer, apply_adjustment, client_randomness, update_of
-from flrl.trainers.modules import LogCollector, check_automatic, loss_of, replaced, require_losses
-from flrl.trainers.optimizers import (
+from flrl.lightning.local_step import LocalStep, observed
+from flrl.lightning.logs import LogCollector
+from flrl.lightning.optimizers import (
     check_stepped,
     optimizer_tensors,
     parse_optimizers,
     restore_optimizer,
     scale_learning_rates,
 )
-from flrl.trainers.stand_in import OnlyRealTrainerError, TrainerStandIn, attached, configure
-from flrl.types import ClientUpdate
+from flrl.lightning.plain_sgd import not_plain_sgd
+from flrl.lightning.stand_in import OnlyRealTrainerError, TrainerStandIn, attached, configure
+from flrl.lightning.steps import check_automatic, loss_of, replaced, require_losses
+from flrl.setup import Setup
+from flrl.snapshot import Snapshot
+from flrl.trainers.adjusting import adjust_gradients, drop_frozen
+from flrl.trainers.base import Trainer
+from flrl.trainers.problem import ClientHooks, LocalProblem, Trained, client_randomness, trained
 
 
 class LightningTrainer(Trainer):
@@ -42,8 +47,9 @@ class LightningTrainer(Trainer):
         self.trainer_options = dict(trainer_options or {})
         self._before = Snapshot([self.callbacks, self.trainer_options], "trainer.callbacks")
 
-    def check(self, module: pl.LightningModule) -> None:
+    def check(self, setup: Setup) -> None:
         """Refuse manual optimization, and callbacks that cannot be put back; everything else is Lightning's."""
+        module = setup.module
         check_automatic(module)
         stand_in = TrainerStandIn(self.local_epochs, 1, engine=self.engine)
         with attached(module, stand_in), contextlib.suppress(OnlyRealTrainerError):
@@ -51,28 +57,36 @@ class LightningTrainer(Trainer):
         if self._before.stuck:
             raise ValueError(f"what cannot be put back between clients: {', '.join(self._before.stuck)}")
 
-    def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
-        """Train the client from the broadcast vector on."""
+    def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
+        """Train the client from `problem.start` on."""
         self.load(problem)
         self._before.restore()
         module = problem.module
-        bridge = _Bridge(self, problem, half, LogCollector())
-        loader = _Loader(self, problem)
+        bridge = _Bridge(self, problem, hooks, LogCollector())
+        loader = _Loader(self, problem, bridge.sizes)
         with client_randomness(problem), replaced(module, **bridge.replacements()), _quiet():
             trainer = self._trainer(problem, bridge)
             trainer.fit(module, train_dataloaders=loader)
             if trainer.interrupted:
                 raise KeyboardInterrupt
         require_losses(bridge.collected.num_losses, bridge.collected.num_skipped)
-        memory = optimizer_tensors(bridge.optimizer) if self.keep_optimizer_state else None
-        return update_of(problem, metrics=bridge.collected.result(), num_steps=trainer.global_step, memory=memory)
+        memory = optimizer_tensors(bridge.optimizer) if self.keep_optimizer_state else {}
+        return trained(
+            problem,
+            problem.model.read(),
+            metrics=bridge.collected.result(),
+            num_steps=trainer.global_step,
+            lr_sum=bridge.lr_sum,
+            not_plain_sgd=not_plain_sgd(bridge.optimizer),
+            memory=memory | self.position(problem),
+        )
 
     def _trainer(self, problem: LocalProblem, bridge: "_Bridge") -> Any:
         bases = {base.__module__.split(".")[0] for base in type(problem.module).__mro__}
         package = "lightning.pytorch" if "lightning" in bases else "pytorch_lightning"
-        device = problem.model.vector.device
+        device = problem.model.local.device
         options: dict[str, Any] = {
-            "max_epochs": self.local_epochs,
+            "max_epochs": self.num_epochs(problem),
             "accelerator": "gpu" if device.type == "cuda" else device.type,
             "devices": [device.index or 0] if device.type == "cuda" else 1,
             "precision": self.precision,
@@ -95,8 +109,8 @@ class LightningTrainer(Trainer):
 class _Loader:
     """The client's batches as a sized iterable: a new local epoch each time it is iterated."""
 
-    def __init__(self, trainer: Trainer, problem: LocalProblem) -> None:
-        self._trainer, self._problem = trainer, problem
+    def __init__(self, trainer: Trainer, problem: LocalProblem, sizes: dict[int, int]) -> None:
+        self._trainer, self._problem, self._sizes = trainer, problem, sizes
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -104,17 +118,20 @@ class _Loader:
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self._epoch = self._epoch, self._epoch + 1
-        for batch, _ in self._trainer.batches(self._problem, epoch):
+        for batch_idx, (batch, size) in enumerate(self._trainer.batches(self._problem, epoch)):
+            self._sizes[batch_idx] = size  # Lightning fetches a batch before it trains on the one before
             yield batch
 
 
 class _Bridge(pl.Callback):
-    """Carries the strategy's client half into a Trainer, and the losses and logs out of it."""
+    """Carries the strategy's client hooks into a Trainer, and the losses and logs out of it."""
 
-    def __init__(self, trainer: Trainer, problem: LocalProblem, half: ClientHalf, log: LogCollector) -> None:
+    def __init__(self, trainer: Trainer, problem: LocalProblem, hooks: ClientHooks, log: LogCollector) -> None:
         self.collected = log
+        self.sizes: dict[int, int] = {}
+        self.lr_sum = 0.0
         self.optimizer: torch.optim.Optimizer
-        self._settings, self._problem, self._half = trainer, problem, half
+        self._settings, self._problem, self._hooks = trainer, problem, hooks
 
     def replacements(self) -> dict[str, Callable[..., Any]]:
         """The module's methods to be replaced while it trains, each calling the original."""
@@ -125,17 +142,20 @@ class _Bridge(pl.Callback):
             "training_step": self._training_step(module.training_step),
             "configure_optimizers": self._configure_optimizers(module.configure_optimizers),
             "prepare_data": lambda: None,  # the samples are not the module's own
+            "cpu": lambda: module,  # where the Trainer would leave it: what is not in the vector stays on the device
         }
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note the size of the batch, which weights what is logged."""
-        size = self._settings.batch_size
-        self.collected.batch_size = min(size, len(self._problem.indices) - batch_idx * size)
+        self.collected.batch_size = self.sizes[batch_idx]
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Let the strategy change the gradient."""
-        if self._half.adjusts_gradient:
-            apply_adjustment(self._problem, self._half)
+        """Let the strategy change the gradient, and note the learning rate."""
+        if self._hooks.adjusts_gradient:
+            adjust_gradients(self._problem, self._hooks)
+        if self._problem.trainable is not None:
+            drop_frozen(self._problem)
+        self.lr_sum += float(optimizer.param_groups[0]["lr"])
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Read the logged metrics before Lightning resets them."""
@@ -150,16 +170,22 @@ class _Bridge(pl.Callback):
         return log
 
     def _training_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        module = self._problem.module
+
         @functools.wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
+            with observed(module, self._hooks.observes if self._hooks.adjusts_loss else ()) as outputs:
+                output = original(*args, **kwargs)
             loss = loss_of(output)
             if loss is None:
                 self.collected.num_skipped += 1
                 return output
             self.collected.add_loss(loss)
-            if self._half.adjusts_loss:
-                loss = self._half.adjust_loss(loss, self._problem)
+            if self._hooks.adjusts_loss:
+                batch = kwargs["batch"] if "batch" in kwargs else args[0]
+                layout, values = self._problem.model.layout, self._problem.values
+                step = LocalStep(module, layout, batch, values, outputs, training_step=original)
+                loss = self._hooks.adjust_loss(loss, step)
             return {**output, "loss": loss} if isinstance(output, dict) else loss
 
         return training_step

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flrl.backends.job import Heard
-from flrl.backends.messages import Ready, Started
-from flrl.backends.pool import PoolBackend
-from flrl.backends.saying import Collected
-from flrl.backends.serving import serve
-from flrl.backends.worker import Worker, WorkerRecipe
+from flrl.backends.base import WorkerRecipe
+from flrl.backends.pool.controller import PoolBackend
+from flrl.backends.pool.job import Received
+from flrl.backends.pool.messages import Ready, Started
+from flrl.backends.pool.worker_loop import serve
+from flrl.backends.pool.worker_warnings import Collected
 from flrl.data import FederatedData
 from flrl.types import ClientReport, ClientTask
+from flrl.worker import Worker
 
 Tensors = Mapping[str, Tensor]
 
@@ -42,9 +43,9 @@ class InsideLink:
         if self.talkative:
             self.send(Started(client_id, reports()), {})
 
-    def finish(self, message: Any, tensors: Tensors, parts: Tensor) -> None:
+    def finish(self, message: Any, tensors: Tensors, summand: Tensor | None) -> None:
         self.send(message, tensors)
-        self.parts = parts.clone()
+        self.parts = None if summand is None else summand.clone()
 
 
 class InsideHub:
@@ -53,7 +54,7 @@ class InsideHub:
     def __init__(self, workers: Mapping[int, Worker]) -> None:
         self.workers = dict(workers)
         self.others: Sequence[int] = list(workers)
-        self.heard: deque[Heard] = deque((index, Ready(0, "here"), {}) for index in workers)
+        self.heard: deque[Received] = deque((index, Ready(0, "here"), {}) for index in workers)
         self.parts: list[Tensor] = []
         self.sent: list[Tensor] = []
         self.asked: list[dict[int, Any]] = []
@@ -72,7 +73,7 @@ class InsideHub:
             self.sent += [tensor for _, tensors in link.said for tensor in tensors.values()]
             self.parts += [] if link.parts is None else [link.parts]
 
-    def hear(self, timeout: float | None) -> list[Heard]:
+    def receive(self, timeout: float | None) -> list[Received]:
         return [self.heard.popleft()] if self.heard else []
 
     def reduce(self, parts: Tensor) -> None:

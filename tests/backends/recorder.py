@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import flrl.recipe
-from flrl.backends import world
+from flrl.backends.mpi import world
 from flrl.train import main
 
 

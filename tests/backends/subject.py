@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flrl.checkpoint import list_checkpoints, load_checkpoint
+from flrl.runs.checkpoint import list_checkpoints, load_checkpoint
 from tests.backends.launch import Launcher, Started
 
 ROUNDS = 60

@@ -23,7 +23,7 @@ ENGINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name to overr
     "traced, fused": (("trainer=traced", "trainer.fuse=true"), ("mnist", "scaffold", "dropout_batchnorm")),
 }
 MPIEXEC = shutil.which("mpiexec") or str(Path(sys.executable).with_name("mpiexec"))
-RANDOM = "backend.dealing=random"
+RANDOM = "backend.schedule=random"
 BACKENDS: dict[str, tuple[int, tuple[str, ...]]] = {  # name to MPI processes (0: no mpiexec) and overrides
     "process x 2": (0, ("backend=process", "backend.workers=2", RANDOM)),
     "process x 3, dealt by size": (0, ("backend=process", "backend.workers=3")),

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from flrl.checkpoint import list_checkpoints, load_checkpoint
+from flrl.runs.checkpoint import list_checkpoints, load_checkpoint
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
-from flrl.trainers import EagerTrainer
-from flrl.trainers.base import ClientHalf, LocalProblem
-from flrl.types import Broadcast, ClientTask, ClientUpdate
+from flrl.trainers import ClientHooks, EagerTrainer, LocalProblem, Trained
+from flrl.types import Broadcast, ClientTask
 from tests.backends.launch import Launcher
 from tests.backends.subject import BACKENDS, RUN, WHAT_RAISES, causes, rows
 from tests.toys import make_worker
@@ -64,10 +63,10 @@ def test_a_dropped_client_is_named_and_counted_and_too_few_end_the_run(
 class OneRaises(EagerTrainer):
     """Client 1's training raises."""
 
-    def fit(self, problem: LocalProblem, half: ClientHalf) -> ClientUpdate:
+    def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
         if problem.task.client_id == 1:
             raise RuntimeError("no")
-        return super().fit(problem, half)
+        return super().fit(problem, hooks)
 
 
 def test_the_weights_of_the_others_are_renormalised() -> None:

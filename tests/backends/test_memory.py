@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from flrl.backends.worker import prepare
+from flrl.process_setup import prepare
 from tests.toys import Linear
 prepare(Linear(), threads=1, device="cpu")
 def faults():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flrl.backends import world
+from flrl.backends.mpi import world
 from tests.backends.test_digest_table import ROOT, outcome
 
 

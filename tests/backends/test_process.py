@@ -16,20 +16,22 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from flrl.backends import ProcessBackend, SerialBackend, Worker, process
-from flrl.backends.job import WorkerLostError
-from flrl.backends.messages import Started
-from flrl.backends.shared import Segment
-from flrl.backends.worker import prepare
+from flrl.backends import ProcessBackend, SerialBackend
+from flrl.backends.local import backend as process
+from flrl.backends.pool.job import WorkerLostError
+from flrl.backends.pool.messages import Started
+from flrl.backends.pool.shared_memory import Segment
 from flrl.callbacks import Callback, Callbacks
 from flrl.data import DatasetSource, FederatedData, Splits
 from flrl.errors import ClientError, WorkerError
 from flrl.evaluation import Evaluator
 from flrl.layout import digest
+from flrl.process_setup import prepare
 from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg, Scaffold
 from flrl.trainers import EagerTrainer, Trainer, VectorizedTrainer
 from flrl.types import RoundRecord, ServerState
+from flrl.worker import Worker
 from tests.toys import Convolved, Linear, Rich, blobs, blocks
 
 SIZES = (20, 30, 40, 5, 15)
@@ -136,7 +138,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
 def test_the_same_bits_as_serial(toy: Toy) -> None:
     expected = run(SerialBackend(), toy)
     assert len(expected["metrics"][0]) >= 6
-    assert run(ProcessBackend(workers=2, dealing="random"), toy) == expected
+    assert run(ProcessBackend(workers=2, schedule="random"), toy) == expected
 
 
 @pytest.fixture
@@ -205,7 +207,7 @@ def test_a_failing_client_has_its_traceback() -> None:
         ({"workers": 0}, r"backend\.workers=0: must be at least 1, or null"),
         ({"timeout_s": 0.0}, r"backend\.timeout_s=0\.0: must be positive, or null"),
         ({"threads": 0}, r"backend\.threads=0: must be at least 1"),
-        ({"dealing": "fair"}, r"backend\.dealing='fair': must be 'longest_first' or 'random'"),
+        ({"schedule": "fair"}, r"backend\.schedule='fair': must be 'longest_first' or 'random'"),
     ],
 )
 def test_settings_are_checked(options: Any, message: str) -> None:
@@ -215,8 +217,8 @@ def test_settings_are_checked(options: Any, message: str) -> None:
 
 def test_workers_are_no_more_than_a_cohort_has_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    monkeypatch.setattr("flrl.backends.process._cores", lambda: 64)
-    monkeypatch.setattr("flrl.backends.process._ProcessHub", lambda starts, slots: started.append(starts))
+    monkeypatch.setattr("flrl.backends.local.backend._cores", lambda: 64)
+    monkeypatch.setattr("flrl.backends.local.backend._ProcessHub", lambda starts, slots: started.append(starts))
     toy = Toy()
     ProcessBackend().connect(toy.worker(toy.data(), threads=1, device="cpu"), toy, None)
     assert len(started[0]) == 3
@@ -230,12 +232,12 @@ def test_a_late_message_does_not_hide_who_trains_now() -> None:
     here, there = multiprocessing.Pipe()
     hub._lines, hub.others, hub._begun = [here], range(1), [0]
     hub._slots = np.array([[5, 7]])
-    assert [message.client_id for _, message, _ in hub.hear(0)] == [7]
-    assert hub.hear(0) == []
+    assert [message.client_id for _, message, _ in hub.receive(0)] == [7]
+    assert hub.receive(0) == []
     there.send((Started(3, ()), None))
-    assert [message.client_id for _, message, _ in hub.hear(0)] == [3, 7]
+    assert [message.client_id for _, message, _ in hub.receive(0)] == [3, 7]
     hub._slots[0] = 6, process._NOBODY
-    assert hub.hear(0) == []
+    assert hub.receive(0) == []
     hub.close(busy=False)
 
 
@@ -248,9 +250,9 @@ def test_what_a_lost_worker_has_said_is_heard_first() -> None:
     hub._end_of = lambda index: "was killed"  # type: ignore[method-assign]
     there.send((Started(3, ()), None))
     there.close()
-    assert [message.client_id for _, message, _ in hub.hear(0)] == [3]
+    assert [message.client_id for _, message, _ in hub.receive(0)] == [3]
     with pytest.raises(WorkerLostError) as lost:
-        hub.hear(0)
+        hub.receive(0)
     assert (lost.value.worker, lost.value.how) == (0, "was killed")
     hub.close(busy=False)
 

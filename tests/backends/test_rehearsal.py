@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from flrl.backends import Worker
 from flrl.data.sources import DatasetSource
 from flrl.errors import ClientError
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
+from flrl.strategies.base import Local
 from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem, Trainer, VectorizedTrainer
-from flrl.transforms import ClipNorm
+from flrl.transforms import ClipNorm, Context
 from flrl.types import Broadcast, ClientUpdate
-from tests.toys import Linear, blobs, fit, make_worker
+from flrl.worker import Worker
+from tests.toys import Linear, blobs, fit, make_worker, setup_of
 from tests.zoo import stateful
 
 OPTIONS: dict[str, Any] = {
@@ -29,7 +30,7 @@ OPTIONS: dict[str, Any] = {
 
 def rehearsed(worker: Worker) -> None:
     state = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
-    worker.rehearse(*worker.strategy.plan(state, worker.data.sizes, worker.seed))
+    worker.rehearse(*worker.strategy.plan(state, worker.data.sizes, worker.seed, worker.model.layout))
 
 
 class Batches(Linear):
@@ -115,15 +116,16 @@ def test_two_optimizers_are_refused_by_both(kind: type[Trainer]) -> None:
             return [torch.optim.SGD([self.net.weight], 0.1), torch.optim.SGD([self.net.bias], 0.1)]
 
     with pytest.raises(ValueError, match=r"must return one torch optimizer, got \['SGD', 'SGD'\]"):
-        kind().check(Two())
+        kind().check(setup_of(Two()))
 
 
-class InFinish(FedAvg):
+class InLocal(FedAvg):
     clients = 0
 
-    def finish(self, update: ClientUpdate, problem: LocalProblem) -> ClientUpdate:
+    def local(self, problem: LocalProblem) -> Local:
+        trained = yield problem
         self.clients += 1
-        return update
+        return trained.update(problem)
 
 
 class InBroadcast(FedAvg):
@@ -137,19 +139,19 @@ class InBroadcast(FedAvg):
 
 
 class Learning(ClipNorm):
-    def encode(self, update: ClientUpdate, broadcast: Broadcast, seed: int) -> Any:
+    def client(self, update: ClientUpdate, memory: Any, context: Context) -> Any:
         self.max_norm *= 0.9
-        return super().encode(update, broadcast, seed)
+        return super().client(update, memory, context)
 
 
 @pytest.mark.parametrize(
     ("strategy", "said"),
     [
-        (lambda: InFinish(**OPTIONS), r"InFinish changes strategy\.clients while client 0 trains"),
+        (lambda: InLocal(**OPTIONS), r"InLocal changes strategy\.clients while client 0 trains"),
         (lambda: InBroadcast(**OPTIONS), r"InBroadcast changes strategy\.sent in round 1"),
         (
-            lambda: FedAvg(**OPTIONS, transforms=[Learning(max_norm=1.0)]),
-            r"FedAvg changes strategy\.transforms\[0\]\.max_norm while client 0 trains",
+            lambda: FedAvg(**OPTIONS, transforms={"own": Learning(max_norm=1.0)}),
+            r"FedAvg changes strategy\.transforms\['own'\]\.max_norm while client 0 trains",
         ),
     ],
 )
@@ -163,7 +165,7 @@ def checksums(order: list[int], module: type[pl.LightningModule], trainer: Train
     torch.manual_seed(0)
     worker = make_worker(FedAvg(**OPTIONS), module=module(), trainer=trainer)
     state = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
-    broadcast, tasks = worker.strategy.plan(state, worker.data.sizes, 0)
+    broadcast, tasks = worker.strategy.plan(state, worker.data.sizes, 0, worker.model.layout)
     _, reports = worker.train(broadcast, [tasks[index] for index in order], lambda report: None)
     return {report.client_id: report.checksum for report in reports}
 

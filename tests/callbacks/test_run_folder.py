@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from flrl.backends import Worker
 from flrl.callbacks import Callback, Checkpoint, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import identity_of
-from flrl.callbacks.rows import read_rows
-from flrl.checkpoint import list_checkpoints, load_checkpoint
-from flrl.resuming import _records, _until
+from flrl.runs.checkpoint import list_checkpoints, load_checkpoint
+from flrl.runs.resuming import _records, _until
+from flrl.runs.rows import read_rows
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.types import RoundRecord, ServerState
+from flrl.worker import Worker
 from tests.toys import fit, make_worker
 
 

@@ -44,11 +44,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         folder.mkdir(parents=True)
         for file, data in zip(NAMES, CONTENTS, strict=True):
             (folder / file).write_bytes(data)
-    return {"data_dir": str(tmp_path), "mean": [0.5], "std": [0.25], "input_shape": [1, 2, 3], "num_classes": 3}
+    return {"data_dir": str(tmp_path), "mean": [0.5], "std": [0.25]}
 
 
 def test_digits() -> None:
-    splits = digits(input_shape=[1, 8, 8], num_classes=10)
+    splits = digits()
     (train, train_labels), (test, test_labels) = tensors(splits.train), tensors(splits.test)
     assert (train.shape, test.shape) == ((1438, 1, 8, 8), (359, 1, 8, 8))
     assert (train.dtype, train_labels.dtype) == (torch.float32, torch.int64)
@@ -60,13 +60,6 @@ def test_digits() -> None:
     assert train_labels[:6].tolist() == labels[[0, 1, 2, 3, 5, 6]].tolist()
     assert torch.bincount(train_labels).sum() == 1438
     assert next(splits.train.batches(np.array([0]), 1))[0].equal(train[:1])
-
-
-def test_digits_checks_the_yaml() -> None:
-    with pytest.raises(ValueError, match=r"^dataset\.input_shape=\[64\]: digits has \[1, 8, 8\]$"):
-        digits(input_shape=[64], num_classes=10)
-    with pytest.raises(ValueError, match=r"^dataset\.num_classes=9: digits has 10$"):
-        digits(input_shape=[1, 8, 8], num_classes=9)
 
 
 def test_synthetic_data_is_a_function_of_the_seed() -> None:
@@ -138,14 +131,6 @@ def test_idx_files_become_normalised_images(tiny: dict[str, Any], dataset: Any) 
     images, labels = next(splits.test.batches(np.array([0]), 1))
     assert images.flatten().tolist() == pytest.approx([(9 / 255 - 0.5) / 0.25] * 6)
     assert labels.tolist() == [1]
-
-
-@pytest.mark.parametrize(("dataset", "name"), [(mnist, "MNIST"), (fashion_mnist, "FashionMNIST")])
-def test_idx_datasets_check_the_yaml(tiny: dict[str, Any], dataset: Any, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^dataset\.input_shape=\[1, 28, 28\]: {name} has \[1, 2, 3\]$"):
-        dataset(**tiny | {"input_shape": [1, 28, 28]})
-    with pytest.raises(ValueError, match=rf"^dataset\.num_classes=10: {name} has 3$"):
-        dataset(**tiny | {"num_classes": 10})
 
 
 def test_idx_datasets_refuse_other_files(tiny: dict[str, Any]) -> None:

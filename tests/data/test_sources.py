@@ -198,7 +198,7 @@ def test_a_part_is_prepared_as_the_whole_is() -> None:
 def test_a_copy_starts_without_prepared_samples() -> None:
     source = kept_source()
     before = len(pickle.dumps(source))
-    list(source.batches(np.arange(5), 2, again=True))
+    list(source.batches(np.arange(5), 2, reuse=True))
     assert len(pickle.dumps(source)) == before
     other = pickle.loads(pickle.dumps(source))
     assert (len(source._kept), len(other._kept), other._kept_bytes) == (1, 0, 0)
@@ -321,18 +321,18 @@ def flat(batches: Any) -> list[Any]:
 def test_what_is_kept_is_what_is_made_anew() -> None:
     source, indices = kept_source(), np.array([3, 1, 4, 1, 5])
     fresh = flat(source.batches(indices, 2))
-    assert [flat(source.batches(indices, 2, again=True)) for _ in range(2)] == [fresh, fresh]
-    assert flat(source.batches(indices, 3, again=True)) == flat(source.batches(indices, 3))
-    assert flat(source.batches(indices[::-1], 2, again=True)) == flat(source.batches(indices[::-1], 2))
+    assert [flat(source.batches(indices, 2, reuse=True)) for _ in range(2)] == [fresh, fresh]
+    assert flat(source.batches(indices, 3, reuse=True)) == flat(source.batches(indices, 3))
+    assert flat(source.batches(indices[::-1], 2, reuse=True)) == flat(source.batches(indices[::-1], 2))
 
 
 def test_a_batch_changed_in_place_does_not_change_what_is_kept() -> None:
     source, indices = kept_source(), np.arange(5)
     fresh = flat(source.batches(indices, 2))
-    for inputs, targets in source.batches(indices, 2, again=True):
+    for inputs, targets in source.batches(indices, 2, reuse=True):
         inputs.mul_(7)
         targets.zero_()
-    assert flat(source.batches(indices, 2, again=True)) == fresh
+    assert flat(source.batches(indices, 2, reuse=True)) == fresh
 
 
 def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,8 +341,8 @@ def test_no_more_is_kept_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     source = kept_source()
     first, second = np.arange(5), np.arange(5, 10)
     for _ in range(2):
-        assert flat(source.batches(first, 2, again=True)) == flat(source.batches(first, 2))
-        assert flat(source.batches(second, 2, again=True)) == flat(source.batches(second, 2))
+        assert flat(source.batches(first, 2, reuse=True)) == flat(source.batches(first, 2))
+        assert flat(source.batches(second, 2, reuse=True)) == flat(source.batches(second, 2))
     assert source._kept_bytes == kept
     assert len(source._kept) == 1
 
@@ -351,16 +351,16 @@ def test_what_is_less_than_its_keeping_takes_is_not_kept() -> None:
     source = TensorSource(torch.arange(320, dtype=torch.uint8).view(10, 32), torch.arange(10))
     least = -(-sources._KEPT_ENTRY_BYTES // (4 * 32 + 8))
     for size in (least - 1, least):
-        assert flat(source.batches(np.arange(size), 4, again=True)) == flat(source.batches(np.arange(size), 4))
+        assert flat(source.batches(np.arange(size), 4, reuse=True)) == flat(source.batches(np.arange(size), 4))
     assert [len(inputs) for inputs, _, _ in source._kept.values()] == [least]
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_samples_move_to_a_device_with_the_first_batch(again: bool) -> None:
+@pytest.mark.parametrize("reuse", [False, True])
+def test_samples_move_to_a_device_with_the_first_batch(reuse: bool) -> None:
     source = TensorSource(torch.zeros(600, 1, 4, 4, dtype=torch.uint8), torch.zeros(600).long(), mean=[0.1], std=[0.3])
     source.move_to(torch.device("meta"))
     assert source.inputs.device.type == "cpu"
-    batches = list(source.batches(np.arange(50, 600), 100, again=again))
+    batches = list(source.batches(np.arange(50, 600), 100, reuse=reuse))
     assert source.inputs.device.type == "meta"
     assert [(x.shape[0], x.dtype, x.device.type, y.device.type) for x, y in batches] == [
         (size, torch.float32, "meta", "meta") for size in (100, 100, 100, 100, 100, 50)

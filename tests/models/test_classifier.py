@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from flrl.bound_model import BoundModel
 from flrl.data import TensorSource
 from flrl.evaluation import Evaluator
-from flrl.layout import BoundModel
 from flrl.models import Classifier
 
 SGD = partial(torch.optim.SGD, lr=0.1)

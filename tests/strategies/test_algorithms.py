@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flrl.callbacks import Callback
+from flrl.backends import SerialBackend
+from flrl.bound_model import BoundModel
+from flrl.callbacks import Callback, Callbacks
 from flrl.errors import ClientError, TooFewUpdatesError
-from flrl.layout import BoundModel, ParameterLayout, digest
+from flrl.layout import ParameterLayout, digest
 from flrl.sampling import AllClients, UniformSampler
 from flrl.strategies import FedAvg, FedProx, FedSGD
+from flrl.strategies.base import Local
 from flrl.strategies.server_optimizers import Yogi
 from flrl.trainers import EagerTrainer, LocalProblem
-from flrl.transforms import ClipNorm
-from flrl.types import Aggregate, ClientUpdate, ServerState
+from flrl.transforms.clip_norm import ClipNorm
+from flrl.types import Aggregate, ServerState
 from tests.toys import Linear, Rich, fit, make_worker
 
 SGD = partial(torch.optim.SGD, lr=1.0)
@@ -106,11 +109,12 @@ def test_fedsgd_is_one_full_batch_step_of_the_union(batch_size: int) -> None:
     assert history[0].metrics["train/loss"] == pytest.approx(float(loss.detach()), abs=1e-6)
 
 
-def test_finish_is_called_for_fedsgd_too() -> None:
-    """A subclass adds to what clients send: here, it doubles their gradients."""
+def test_a_subclass_adds_to_what_clients_of_fedsgd_send() -> None:
+    """Here, it doubles their gradients."""
 
     class Doubled(FedSGD):
-        def finish(self, update: ClientUpdate, problem: LocalProblem) -> ClientUpdate:
+        def local(self, problem: LocalProblem) -> Local:
+            update = yield from super().local(problem)
             return replace(update, vectors={"update": 2 * update.vectors["update"]}, metrics={"train/own": 1.0})
 
     options: dict[str, Any] = {"rounds": 1, "sampler": AllClients()}
@@ -235,32 +239,21 @@ def test_an_error_in_a_client_names_it_and_keeps_its_cause() -> None:
 
 
 def test_transforms_run_and_are_counted() -> None:
-    _, history = fit(make_worker(average(transforms=[ClipNorm(max_norm=1e-3)])))
+    transforms = {"bound": ClipNorm(max_norm=1e-3)}
+    state, history = fit(make_worker(average(transforms=transforms)))
     counts = {k: v for k, v in history[0].metrics.items() if k.startswith("transforms/")}
-    assert counts == {"transforms/clip_norm/clients": 3.0, "transforms/clip_norm/clipped": 3.0}
-    start, end = (
-        make_worker(average()).model.vector,
-        fit(make_worker(average(transforms=[ClipNorm(max_norm=1e-3)])))[0].vector,
-    )
-    assert float((end - start).norm()) <= 1.001e-3
+    assert counts == {"transforms/bound/clients": 3.0, "transforms/bound/clipped": 3.0}
+    assert float((state.vector - make_worker(average()).model.vector).norm()) <= 1.001e-3
 
 
 def test_a_transform_that_never_ran_fails_the_run() -> None:
-    readings: list[int] = []
-
-    class Elsewhere(FedAvg):
-        @property
-        def transforms(self) -> Any:
-            readings.append(0)
-            return self._transforms if len(readings) > 3 else ()
-
-        @transforms.setter
-        def transforms(self, value: Any) -> None:
-            self._transforms = value
-
-    strategy = Elsewhere(rounds=1, sampler=AllClients(), server_optimizer=SGD, transforms=[ClipNorm(max_norm=1.0)])
-    with pytest.raises(RuntimeError, match="transform clip_norm was asked for but never ran"):
-        fit(make_worker(strategy))
+    """The backend's workers have been made with a strategy that has none."""
+    worker, backend = make_worker(average()), SerialBackend()
+    backend.start(worker)
+    strategy, layout = average(transforms={"bound": ClipNorm(max_norm=1.0)}), worker.model.layout
+    state = strategy.initialize(worker.model.vector.clone(), layout)
+    with pytest.raises(RuntimeError, match="transform bound was asked for but never ran"):
+        strategy.fit(state, backend=backend, layout=layout, seed=0, callbacks=Callbacks())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What a round costs: nothing for clients that do not take part, a small record for one that does."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from torch import Tensor
 from flrl.callbacks import Callback, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import Checkpoint
 from flrl.evaluation import Evaluator
+from flrl.layout import ParameterLayout
 from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg, Scaffold
-from flrl.types import Broadcast, ClientReport, ClientUpdate, RoundRecord, ServerState
+from flrl.transforms import Context, Transform
+from flrl.types import ClientReport, ClientUpdate, Metrics, RoundRecord, ServerState, Tensors
 from tests.counting import calls, peak_bytes
-from tests.toys import fit, make_worker
+from tests.toys import Linear, fit, make_worker
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 
@@ -42,8 +44,8 @@ def test_the_weight_of_all_clients_is_summed_once_a_run() -> None:
 
 
 def test_a_plan_takes_as_many_calls_and_bytes_in_any_population() -> None:
-    strategy, state = fedavg(1, 100), ServerState(0, torch.zeros(3))
-    plans = [partial(strategy.plan, state, np.full(population, 2), 0) for population in (10_001, 10_001, 10**6)]
+    strategy, state, layout = fedavg(1, 100), ServerState(0, torch.zeros(18)), ParameterLayout(Linear())
+    plans = [partial(strategy.plan, state, np.full(size, 2), 0, layout) for size in (10_001, 10_001, 10**6)]
     counts = [calls(plan) for plan in plans]
     assert counts[2] == counts[1]
     assert peak_bytes(plans[2]) < peak_bytes(plans[1]) + 4096 < 100_000
@@ -80,26 +82,21 @@ class Counted(Callback):
         self.most_updates = max(self.most_updates, alive(self.updates))
 
     def on_client_end(self, report: ClientReport) -> None:
-        self.memories += [weakref.ref(tensor) for tensor in report.memory.values()]
+        self.memories += [weakref.ref(tensor) for tensor in (report.memory or {}).values()]
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         self.reports.append([len(record.reports) for record in history])
 
 
-class Noting:
-    """A transform that tells of each update; a strategy and what it holds may not change themselves."""
-
-    name = "noting"
+class Noting(Transform):
+    """Tells of each update; a strategy and what it holds may not change themselves."""
 
     def __init__(self, note: Callable[[ClientUpdate], None]) -> None:
         self.note = note
 
-    def encode(self, update: ClientUpdate, broadcast: Broadcast, seed: int) -> tuple[ClientUpdate, dict[str, float]]:
+    def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
         self.note(update)
-        return update, {}
-
-    def decode(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return means
+        return update, memory, {}
 
 
 def alive(references: list[weakref.ref[Tensor]]) -> int:
@@ -109,7 +106,7 @@ def alive(references: list[weakref.ref[Tensor]]) -> int:
 def test_no_more_than_two_updates_are_held_at_a_time() -> None:
     counted = Counted()
     fit(
-        make_worker(fedavg(2, 40, transforms=[Noting(lambda update: counted.note(update))]), sizes=[2] * 50),
+        make_worker(fedavg(2, 40, transforms={"noting": Noting(lambda update: counted.note(update))}), sizes=[2] * 50),
         callbacks=[counted],
     )
     assert len(counted.updates) == 80
@@ -153,12 +150,13 @@ def test_the_rounds_have_the_samplers_cohorts() -> None:
     worker = make_worker(strategy, sizes=(10, 11, 12, 13))
     for done in (0, 1, 2):
         state = ServerState(done, worker.model.vector)
-        broadcast, tasks = strategy.plan(state, worker.data.sizes, seed=7)
+        broadcast, tasks = strategy.plan(state, worker.data.sizes, 7, worker.model.layout)
         cohort = UniformSampler(num=2)(4, seed=7, round=done + 1).tolist()
         assert [task.client_id for task in tasks] == cohort
         assert {broadcast.round, *(task.round for task in tasks)} == {done + 1}
         assert [(task.num_samples, task.weight) for task in tasks] == [(10 + c, 10.0 + c) for c in cohort]
         assert broadcast.total_weight == sum(10.0 + c for c in cohort)
+        assert (broadcast.cohort, broadcast.payload) == (tuple(cohort), {"vector": 18 * 4})
 
 
 def test_the_evaluation_before_training_is_not_repeated() -> None:

@@ -10,18 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flrl.aggregation import Median
 from flrl.callbacks import Callback
-from flrl.checkpoint import load_checkpoint, save_checkpoint
 from flrl.data import TensorSource
-from flrl.errors import ClientError
 from flrl.evaluation import Evaluator
 from flrl.layout import digest
+from flrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from flrl.sampling import AllClients, UniformSampler
 from flrl.strategies import FedAvg, Scaffold
-from flrl.trainers import EagerTrainer, LightningTrainer
-from flrl.transforms import ClipNorm
+from flrl.strategies.base import Local
+from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem
+from flrl.transforms.clip_norm import ClipNorm
 from flrl.types import ServerState
-from tests.toys import Linear, Rich, fit, make_worker
+from tests.toys import Linear, Rich, fit, make_worker, setup_of
 
 SIZES = (20, 30, 40)
 options = pytest.mark.parametrize("option", [1, 2])
@@ -300,11 +301,12 @@ def test_a_client_that_takes_no_step_keeps_its_variate() -> None:
     assert torch.equal(second.memory[0]["control"], first.memory[0]["control"])
 
 
-def test_memory_and_vectors_of_others_stay() -> None:
-    """What `finish` adds below this class is kept beside the variate."""
+def test_memory_of_others_stays() -> None:
+    """What a subclass adds is kept beside the variate."""
 
     class Counting(Scaffold):
-        def finish(self, update: Any, problem: Any) -> Any:
+        def local(self, problem: LocalProblem) -> Local:
+            update = yield from super().local(problem)
             return replace(update, memory={**update.memory, "steps": torch.tensor(update.num_steps)})
 
     state, _ = fit(make_worker(Counting(**averaging(1)), sizes=SIZES))
@@ -338,7 +340,7 @@ def test_the_trainers_agree_to_the_bit() -> None:
 
 
 def test_bytes_are_counted_and_transforms_leave_the_variate_alone() -> None:
-    strategy = Scaffold(**averaging(2, 2, transforms=[ClipNorm(max_norm=1e-3)]))
+    strategy = Scaffold(**averaging(2, 2, transforms={"bound": ClipNorm(max_norm=1e-3)}))
     worker = make_worker(strategy, module=seeded(Plain))
     layout = worker.model.layout
     variate = layout.num_trainable * 4
@@ -353,83 +355,13 @@ def test_bytes_are_counted_and_transforms_leave_the_variate_alone() -> None:
 # What it refuses.
 
 
-def groups(module: Linear) -> Any:
-    return torch.optim.SGD([{"params": module.net.weight}, {"params": module.net.bias, "lr": 0.2}], lr=0.1)
-
-
-@options
-@pytest.mark.parametrize(
-    ("optimizer", "message"),
-    [
-        (
-            lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9),
-            r"plain torch\.optim\.SGD with one lr, got SGD, momentum=0\.9, lr=0\.1",
-        ),
-        (lambda m: torch.optim.SGD(m.parameters(), lr=0.1, dampening=0.5), r"dampening=0\.5"),
-        (lambda m: torch.optim.SGD(m.parameters(), lr=0.1, weight_decay=0.01), r"weight_decay=0\.01"),
-        (
-            lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, nesterov=True),
-            r"momentum=0\.9, nesterov=True",
-        ),
-        (lambda m: torch.optim.SGD(m.parameters(), lr=0.1, maximize=True), r"maximize=True"),
-        (lambda m: torch.optim.Adam(m.parameters(), lr=0.1), r"got Adam, lr=0\.1"),
-        (lambda m: type("Mine", (torch.optim.SGD,), {})(m.parameters(), lr=0.1), r"got Mine, lr=0\.1"),
-        (groups, r"one lr, got SGD, lr=0\.1, lr=0\.2"),
-    ],
-)
-def test_all_but_plain_sgd_is_refused_by_name(option: int, optimizer: Any, message: str) -> None:
-    class Other(Linear):
-        def configure_optimizers(self) -> Any:
-            return optimizer(self)
-
-    strategy = Scaffold(option=option, **averaging(1))
-    with pytest.raises(ValueError, match=message):
-        strategy.check(Other(), EagerTrainer())
-    with pytest.raises(ClientError, match=message):  # also where nobody has called `check`
-        fit(make_worker(strategy, module=Other()))
-
-
-@options
-@pytest.mark.parametrize(
-    "trainer",
-    [
-        EagerTrainer(gradient_clip_val=1.0),
-        EagerTrainer(gradient_clip_val=1.0, gradient_clip_algorithm="value"),
-        LightningTrainer(trainer_options={"gradient_clip_val": 1.0}),
-    ],
-)
-def test_gradient_clipping_is_refused_by_name(option: int, trainer: Any) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.gradient_clip_val=1\.0: must be null"):
-        Scaffold(option=option, **averaging(1)).check(Linear(), trainer)
-
-
-@pytest.mark.parametrize("module", [Linear, Double, Plain])
-def test_plain_sgd_with_or_without_a_schedule_is_accepted(module: Any) -> None:
-    for trainer in (EagerTrainer(keep_optimizer_state=True, lr_decay=0.9), LightningTrainer()):
-        Scaffold(**averaging(1)).check(module(), trainer)
-
-
-def test_an_optimizer_that_needs_a_real_trainer_is_looked_at_when_it_steps() -> None:
-    class Needs(Linear):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.1 * bool(self.trainer.strategy))
-
-    strategy, trainer = Scaffold(**averaging(1)), LightningTrainer(batch_size=8)
-    strategy.check(Needs(), trainer)
-    with pytest.raises(ClientError, match=r"got SGD, momentum=0\.1"):
-        fit(make_worker(strategy, module=Needs(), trainer=trainer))
-
-
 @pytest.mark.parametrize("option", [0, 3, "2"])
 def test_options_are_1_and_2(option: Any) -> None:
     with pytest.raises(ValueError, match=rf"strategy\.option={option}: must be 1 or 2"):
         Scaffold(option=option, **averaging(1))
 
 
-def test_steps_that_are_no_optimizer_steps_are_refused() -> None:
-    class Other(EagerTrainer):
-        def fit(self, problem: Any, half: Any) -> Any:
-            return replace(super().fit(problem, half), num_steps=99)
-
-    with pytest.raises(ClientError, match="SCAFFOLD saw 3 of 99 steps"):
-        fit(make_worker(Scaffold(**averaging(1)), sizes=SIZES, trainer=Other(batch_size=8)))
+def test_other_rules_than_the_mean_are_refused() -> None:
+    strategy = Scaffold(**averaging(1, aggregator=Median()))
+    with pytest.raises(ValueError, match=r"^strategy\.aggregator=Median: SCAFFOLD's variates need the mean, "):
+        strategy.check(setup_of(strategy=strategy))

@@ -12,8 +12,9 @@ from torch import nn
 
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg, FedSGD, Strategy
-from flrl.trainers import AutoTrainer, auto
-from tests.toys import Linear, make_worker
+from flrl.strategies.running import train_clients
+from flrl.trainers import auto, choose_engine
+from tests.toys import Linear, make_worker, setup_of
 
 SECONDS = {"VectorizedTrainer": 1.0, "TracedTrainer": 2.0, "EagerTrainer": 3.0}
 OPTIONS: dict[str, Any] = {
@@ -32,25 +33,23 @@ class Normed(Linear):
 
 
 def choice(strategy: Strategy, module: Any = None, cohort: int = 3) -> tuple[dict[str, Any], bool]:
-    worker = make_worker(strategy, module=module, trainer=AutoTrainer(batch_size=8, local_epochs=2))
+    worker = make_worker(strategy, module=module)
     before = worker.model.vector.clone()
-    assert isinstance(worker.trainer, AutoTrainer)
-    state = strategy.initialize(before, worker.model.layout)
-    config = auto.fastest(
-        worker.trainer,
-        worker.model,
-        worker.data.splits.train,
-        check=lambda trainer: strategy.check(worker.model.module, trainer),  # type: ignore[arg-type]
-        train=strategy.train_together,
-        broadcast=strategy.broadcast(state, 1, 1.0),
+    trial = auto.Trial(
+        model=worker.model,
+        source=worker.data.splits.train,
+        setup=setup_of(worker.model.module, strategy=strategy),  # type: ignore[arg-type]
+        train=partial(train_clients, strategy),
+        broadcast=strategy.broadcast(strategy.initialize(before, worker.model.layout), 1, 1.0),
         cohort=cohort,
     )
+    config = choose_engine(trial, batch_size=8, local_epochs=2)
     return config, torch.equal(worker.model.vector, before)
 
 
 @pytest.mark.parametrize(
     ("strategy", "module", "expected"),
-    [(FedAvg, Linear, "VectorizedTrainer"), (FedSGD, Linear, "TracedTrainer"), (FedAvg, Normed, "TracedTrainer")],
+    [(FedAvg, Linear, "VectorizedTrainer"), (FedSGD, Linear, "VectorizedTrainer"), (FedAvg, Normed, "TracedTrainer")],
 )
 def test_the_fastest_that_can_is_taken(
     strategy: Callable[..., Strategy],
@@ -66,7 +65,7 @@ def test_the_fastest_that_can_is_taken(
     assert f"takes {expected.removesuffix('Trainer').lower()}" in caplog.text
 
 
-def test_narrower_stacks_are_tried_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_narrower_batches_are_tried_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """As wide as without a given width (here half of the cohort), a quarter and a sixteenth of that."""
     tried = []
 
@@ -98,9 +97,9 @@ class Varying(FedAvg):
     def broadcast(self, state: Any, round: int, total_weight: float) -> Any:
         return replace(super().broadcast(state, round, total_weight), variables={"own": torch.ones(1)})
 
-    def finish(self, update: Any, problem: Any) -> Any:
+    def local(self, problem: Any) -> Any:
         assert float(problem.broadcast.variables["own"]) == 1.0
-        return update
+        return super().local(problem)
 
 
 def test_a_strategys_own_variables_are_sent() -> None:
@@ -118,7 +117,7 @@ def test_a_resumed_run_keeps_the_engine_and_its_options(cli: Any) -> None:
     done = cli("trainer=auto", "strategy.rounds=1", *common)
     assert done.code == 0, done.err
     first = OmegaConf.to_container(OmegaConf.load("run/.hydra/config.yaml"))["trainer"]
-    assert first["_target_"] != "flrl.trainers.AutoTrainer"
+    assert first["_target_"] != "flrl.trainers.choose_engine"
     done = cli("resume=run", "strategy.rounds=2", "trainer.local_epochs=2")
     assert "trainer.local_epochs was 1, is 2" in done.err
     done = cli("resume=run", "strategy.rounds=2")

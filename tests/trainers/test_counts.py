@@ -45,7 +45,7 @@ def counted(trainer: Any, sizes: tuple[int, ...], features: int = 5) -> Counting
     torch.manual_seed(0)
     source = blobs(sum(sizes), features=features)
     worker = make_worker(strategy, module=Linear(features=features), trainer=trainer, sizes=sizes, source=source)
-    tasks = worker.stacked([ClientTask(1, client, size, float(size)) for client, size in enumerate(sizes)])
+    tasks = worker.batched([ClientTask(1, client, size, float(size)) for client, size in enumerate(sizes)])
     broadcast = Broadcast(1, worker.model.vector.clone(), float(sum(sizes)))
     worker.train(broadcast, tasks, lambda report: None)
     with Counting() as counting:

@@ -11,12 +11,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from flrl.layout import BoundModel
+from flrl.bound_model import BoundModel
 from flrl.sampling import AllClients
 from flrl.seeding import generator_for, isolated_randomness, seed_for
 from flrl.strategies import FedAvg, FedProx
-from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem, TracedTrainer, VectorizedTrainer
-from flrl.types import Broadcast, ClientTask, ClientUpdate
+from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem, TracedTrainer, Trained, VectorizedTrainer
+from flrl.types import Broadcast, ClientTask
 from tests.toys import Linear, Rich, blobs, fit, make_worker
 
 AVERAGE = partial(FedAvg, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
@@ -24,16 +24,22 @@ AVERAGE = partial(FedAvg, sampler=AllClients(), server_optimizer=partial(torch.o
 
 def problem(module: pl.LightningModule, *, round: int = 1, memory: Any = None, samples: int = 21) -> LocalProblem:
     model = BoundModel(module)
-    start = torch.sin(torch.arange(model.layout.size).float()) / 3
+    start = (torch.sin(torch.arange(model.layout.size).float()) / 3).to(model.layout.dtype)
     start[model.layout.num_trainable :] = model.vector[model.layout.num_trainable :]
     task = ClientTask(round, 4, samples, float(samples), memory or {})
-    return LocalProblem(model, blobs(), np.arange(samples)[::-1].copy(), task, Broadcast(round, start, 21.0), seed=3)
+    indices = np.arange(samples)[::-1].copy()
+    return LocalProblem.of(model, blobs(), indices, task, Broadcast(round, start, 21.0), seed=3)
 
 
-def same(a: ClientUpdate, b: ClientUpdate) -> None:
-    assert a.vectors["update"].numpy().tobytes() == b.vectors["update"].numpy().tobytes()
+def asked(strategy: FedAvg, given: LocalProblem) -> LocalProblem:
+    """What the strategy asks an engine to train."""
+    return next(strategy.local(given))
+
+
+def same(a: Trained, b: Trained) -> None:
+    assert a.difference.numpy().tobytes() == b.difference.numpy().tobytes()
     assert a.metrics == b.metrics
-    assert (a.num_steps, a.up_bytes) == (b.num_steps, b.up_bytes)
+    assert (a.num_steps, a.lr_sum, a.not_plain_sgd) == (b.num_steps, b.lr_sum, b.not_plain_sgd)
     assert {k: v.tolist() for k, v in a.memory.items()} == {k: v.tolist() for k, v in b.memory.items()}
 
 
@@ -60,11 +66,11 @@ def test_eager_and_lightning_end_in_the_same_bits(
     for trainer in (EagerTrainer, LightningTrainer):
         torch.manual_seed(0)
         instance = module()
-        updates.append(trainer(batch_size=8, **settings).fit(problem(instance, round=3), half))
+        updates.append(trainer(batch_size=8, **settings).fit(asked(half, problem(instance, round=3)), half))
         calls.append(getattr(instance, "calls", []))
     same(*updates)
     assert calls[0] == calls[1]
-    assert float(updates[0].vectors["update"].abs().max()) > 1e-3
+    assert float(updates[0].difference.abs().max()) > 1e-3
 
 
 class InGroups(Linear):
@@ -90,7 +96,7 @@ def test_what_the_optimizer_steps_is_clipped(alone: bool, algorithm: Any) -> Non
         updates.append(trainer(**options, local_epochs=3).fit(problem(InGroups(alone=alone)), AVERAGE(rounds=1)))
     same(updates[0], updates[1])
     same(updates[0], updates[2])
-    exact, stacked = updates[0].vectors["update"], updates[3].vectors["update"]
+    exact, stacked = updates[0].difference, updates[3].difference
     assert float((stacked - exact).norm()) <= 1e-5 * float(exact.norm())
 
 
@@ -99,8 +105,9 @@ def test_settings_and_hooks_matter() -> None:
 
     def update(half: FedAvg | None = None, **settings: Any) -> bytes:
         torch.manual_seed(0)
-        trainer = EagerTrainer(batch_size=8, **settings)
-        return trainer.fit(problem(Rich(), round=3), half or AVERAGE(rounds=1)).vectors["update"].numpy().tobytes()
+        trainer, strategy = EagerTrainer(batch_size=8, **settings), half or AVERAGE(rounds=1)
+        given = asked(strategy, problem(Rich(), round=3))
+        return trainer.fit(given, strategy).difference.numpy().tobytes()
 
     outcomes = {update(**settings) for name, settings in SETTINGS.items() if "keeping" not in name}
     outcomes.add(update(FedProx(mu=0.3, **AVERAGE.keywords, rounds=1)))
@@ -205,7 +212,7 @@ def test_learning_rate_decay_multiplies_each_round(trainer: Any) -> None:
     updates = [
         trainer(batch_size=21, lr_decay=0.5).fit(problem(Linear().double(), round=r), AVERAGE(rounds=4)) for r in (1, 3)
     ]
-    torch.testing.assert_close(updates[0].vectors["update"], 4 * updates[1].vectors["update"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(updates[0].difference, 4 * updates[1].difference, rtol=1e-9, atol=1e-12)
 
 
 def test_the_first_round_has_the_modules_own_rate() -> None:
@@ -280,7 +287,7 @@ def test_schedulers_of_stacks_step_as_often(interval: str) -> None:
         trainer(batch_size=8, local_epochs=3).fit(problem(seeded(lambda: Quiet(interval, 2))), AVERAGE(rounds=1))
         for trainer in (EagerTrainer, VectorizedTrainer)
     )
-    exact, found = eager.vectors["update"], stacked.vectors["update"]
+    exact, found = eager.difference, stacked.difference
     assert float((found - exact).norm()) <= 1e-5 * float(exact.norm())
 
 
@@ -299,11 +306,9 @@ def test_kept_momentum_goes_on_where_it_stopped(trainer: Any) -> None:
     first = problem(module)
     half_way = keeping.fit(first, half)
     assert sorted(half_way.memory) == ["optimizer/0/momentum_buffer", "optimizer/1/momentum_buffer"]
-    second = problem(module, memory=half_way.memory)
-    middle = Broadcast(1, first.broadcast.vector + half_way.vectors["update"], 21.0)
-    end = keeping.fit(LocalProblem(second.model, second.source, second.indices, second.task, middle, 3), half)
-    moved = half_way.vectors["update"] + end.vectors["update"]
-    torch.testing.assert_close(moved, whole.vectors["update"], rtol=1e-9, atol=1e-12)
+    end = keeping.fit(half_way.next(first), half)
+    moved = half_way.difference + end.difference
+    torch.testing.assert_close(moved, whole.difference, rtol=1e-9, atol=1e-12)
 
 
 def test_bytes_are_those_of_each_parameters_own_dtype() -> None:
@@ -317,8 +322,9 @@ def test_bytes_are_those_of_each_parameters_own_dtype() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return nn.functional.cross_entropy(batch[0] @ self.net.weight.T + self.net.bias, batch[1])
 
-    update = EagerTrainer(batch_size=8).fit(problem(Mixed()), AVERAGE(rounds=1))
-    assert update.up_bytes == 15 * 4 + 3 * 8
+    given = problem(Mixed())
+    update = EagerTrainer(batch_size=8).fit(given, AVERAGE(rounds=1)).update(given)
+    assert update.payload == {"update": 15 * 4 + 3 * 8}
 
 
 @pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer, TracedTrainer, VectorizedTrainer])
@@ -331,7 +337,8 @@ def test_a_parameter_without_a_gradient_is_pulled_but_not_pushed(trainer: Any) -
             self.unused = nn.Parameter(torch.ones(3))
 
     given = problem(Unused())
-    update = trainer(batch_size=8).fit(given, FedProx(mu=0.3, **AVERAGE.keywords, rounds=1)).vectors["update"]
+    strategy = FedProx(mu=0.3, **AVERAGE.keywords, rounds=1)
+    update = trainer(batch_size=8).fit(asked(strategy, given), strategy).difference
     unused = next(entry.slice for entry in given.model.layout.entries if entry.name == "unused")
     assert update[unused].tolist() == [0.0, 0.0, 0.0]
     assert float(update.norm()) > 0.01
@@ -340,7 +347,7 @@ def test_a_parameter_without_a_gradient_is_pulled_but_not_pushed(trainer: Any) -
 def test_infinite_buffers_do_not_spoil_the_update() -> None:
     module = Linear()
     module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
-    update = EagerTrainer(batch_size=8).fit(problem(module), AVERAGE(rounds=1)).vectors["update"]
+    update = EagerTrainer(batch_size=8).fit(problem(module), AVERAGE(rounds=1)).difference
     assert update[-2:].tolist() == [0.0, 0.0]
     assert torch.isfinite(update).all()
 
@@ -357,7 +364,7 @@ def test_a_skipped_batch_is_no_step() -> None:
     given.model.load(given.broadcast.vector)
     kept = np.concatenate([given.indices[:8], given.indices[16:]])
     plain_sgd(reference, given.source, kept, epochs=1, lr=0.1, batch_size=8)
-    assert torch.equal(update.vectors["update"], given.model.read().double() - given.broadcast.vector)
+    assert torch.equal(update.difference, given.model.read().double() - given.broadcast.vector)
 
 
 def test_metrics_objects_are_logged_at_their_last_epochs_value() -> None:

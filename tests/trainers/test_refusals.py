@@ -6,11 +6,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from flrl.lightning_hooks import overridden
+from flrl.lightning.hooks import overridden
+from flrl.lightning.optimizers import parse_optimizers, scale_learning_rates
+from flrl.lightning.stand_in import TrainerStandIn
 from flrl.trainers import EagerTrainer, LightningTrainer
-from flrl.trainers.optimizers import parse_optimizers, scale_learning_rates
-from flrl.trainers.stand_in import TrainerStandIn
-from tests.toys import Linear
+from tests.toys import Linear, setup_of
 
 
 class Manual(Linear):
@@ -75,14 +75,14 @@ class Idle(pl.LightningModule):
 )
 def test_eager_refuses(module: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EagerTrainer().check(module())
+        EagerTrainer().check(setup_of(module()))
 
 
 def test_lightning_honours_what_eager_cannot() -> None:
     for module in (OwnBackward(), OwnStep(), Newton()):
-        LightningTrainer().check(module)
+        LightningTrainer().check(setup_of(module))
     with pytest.raises(ValueError, match="manual optimization"):
-        LightningTrainer().check(Manual())
+        LightningTrainer().check(setup_of(Manual()))
 
 
 def test_overridden_knows_the_modules_own_hooks() -> None:

@@ -15,16 +15,17 @@ import torch
 from pytorch_lightning.demos import boring_classes, lstm
 from torch import Tensor, nn
 
-from flrl.backends import Worker
-from flrl.backends.worker import prepare
 from flrl.callbacks import Callbacks
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.data.sources import DatasetSource, Source
 from flrl.evaluation import Evaluator
+from flrl.process_setup import prepare
 from flrl.sampling import AllClients
+from flrl.setup import Setup
 from flrl.strategies import FedAvg
 from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, Trainer, VectorizedTrainer
 from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ServerState
+from flrl.worker import Worker, client_batches
 from tests.toys import Linear, Rich, blobs, blocks
 from tests.zoo import shapes, stateful
 
@@ -196,11 +197,11 @@ def worker_of(animal: Animal, engine: str) -> Worker:
     trainer = ENGINES[engine](batch_size=4, shuffle=True, lr_decay=0.9)
     strategy = FedAvg(rounds=2, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
     model = prepare(module, threads=1, device="cpu")
-    trainer.check(module)
-    strategy.check(module, trainer)
+    setup = Setup.of(module, strategy, trainer, data.sizes)
+    setup.check()
     evaluator = _Central(batch_size=6)
     try:
-        evaluator.check(module, data)
+        evaluator.check(setup)
     except ValueError:
         evaluator.evaluates = False
     return Worker(model, data, trainer, strategy, evaluator, seed=0)
@@ -218,37 +219,37 @@ class Workers:
         return self.workers[0].data.sizes
 
     def train(self, broadcast: Broadcast, tasks: list[ClientTask], on_report: Callable[..., None]) -> Aggregate:
-        """The stacks by turns, the last ones first."""
-        from flrl.backends.worker import stacks_of
-
-        stacks = stacks_of(self.workers[0].stacked(tasks))
+        """The client batches by turns, the last ones first."""
+        batches = client_batches(self.workers[0].batched(tasks))
         if len(self.workers) > 1:
-            stacks.reverse()
+            batches.reverse()
         reports: list[ClientReport] = []
-        accumulators = []
+        reducers = []
         for index, worker in enumerate(self.workers):
-            own = [task for stack in stacks[index :: len(self.workers)] for task in stack]
-            accumulator, found = worker.train(broadcast, own, on_report)
-            accumulators.append(accumulator)
+            own = [task for batch in batches[index :: len(self.workers)] for task in batch]
+            reducer, found = worker.train(broadcast, own, on_report)
+            reducers.append(reducer)
             reports += found
-        for other in accumulators[1:]:
-            accumulators[0].merge(other)
-        means, total_weight = accumulators[0].result()
-        return Aggregate(means, total_weight, tuple(sorted(reports, key=lambda report: report.client_id)))
+        parcels = [reducer.parcel() for reducer in reducers[1:]]
+        total = reducers[0].merge(parcels)
+        for parcel in parcels:
+            total.add_(parcel.summand)
+        vectors, total_weight = reducers[0].result()
+        return Aggregate(vectors, total_weight, tuple(sorted(reports, key=lambda report: report.client_id)))
 
-    def evaluate(self, vector: Tensor, *, round: int, rounds: int) -> dict[str, float]:
+    def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """Batches by turns, where they can be."""
-        share = self.workers[0].due(round, rounds)
+        share = self.workers[0].due(state.round, rounds)
         if share is None:
             return {}
         if not self.workers[0].divisible or len(self.workers) == 1:
-            return self.workers[0].evaluate(vector, round=round, rounds=rounds)
+            return self.workers[0].evaluate(state, rounds=rounds)
         middle = len(share.batches) // 2
         parts = [range(middle), range(middle, len(share.batches))]
         shares = zip(self.workers, parts, strict=True)
         return self.workers[0].combine(
             [
-                worker.evaluate_share(vector, round, replace(share, batches=part))
+                worker.evaluate_share(state.vector, state.round, replace(share, batches=part), {})
                 for worker, part in reversed(list(shares))
             ]
         )
@@ -259,7 +260,7 @@ def rounds_of(worker: Worker, backend: Workers, state: ServerState | None, round
     layout, strategy = worker.model.layout, worker.strategy
     strategy.rounds = rounds
     first = strategy.initialize(worker.model.vector.clone(), layout) if state is None else state
-    worker.rehearse(*strategy.plan(first, worker.data.sizes, worker.seed))
+    worker.rehearse(*strategy.plan(first, worker.data.sizes, worker.seed, worker.model.layout))
     state, history = strategy.fit(first, backend=backend, layout=layout, seed=0, callbacks=Callbacks())  # type: ignore[arg-type]
     numbers = [{k: v for k, v in record.metrics.items() if not k.startswith("time/")} for record in history]
     return state, numbers
@@ -291,7 +292,7 @@ def outcome(animal: Animal, engine: str, reference: Outcome | None = None) -> Ou
     try:
         worker = worker_of(animal, engine)
         start = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
-        worker.rehearse(*worker.strategy.plan(start, worker.data.sizes, 0))
+        worker.rehearse(*worker.strategy.plan(start, worker.data.sizes, 0, worker.model.layout))
     except ValueError as error:
         return Outcome(str(error))
     if reference is None or reference.vector is None or engine == "vectorized":

@@ -1,0 +1,100 @@
+"""Rules that need every client's update: rows of a matrix, in the order of client ids."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flrl.aggregation.base import Aggregator, Parcel, Stats, check_sizes, not_usable
+from flrl.types import ClientUpdate
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+_COLUMNS = 2**14
+"""Columns of all rows that a coordinatewise rule is given at once: what fits the caches."""
+
+
+class RowRule(Aggregator):
+    """Base of the rules: a rule of one's own is a subclass with `rule`, and `coordinatewise` where that holds."""
+
+    coordinatewise = False
+    """Whether each column's result depends on that column alone: such a rule is given some columns at a time."""
+
+    @abstractmethod
+    def rule(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """What the rows become, `[d]`.
+
+        Args:
+            rows: the clients' vectors, float64 `[n, d]`, in the order of client ids; n is at least 1.
+            weights: of the clients, float64 `[n]`.
+        """
+
+    def reducer(
+        self, sizes: Mapping[str, int], *, total_weight: float, device: torch.device | str = "cpu"
+    ) -> "RowsReducer":
+        """Keeps rows; the rule is applied to each vector by itself."""
+        return RowsReducer(sizes, self._by_columns if self.coordinatewise else self.rule, device=device)
+
+    def _by_columns(self, rows: Tensor, weights: Tensor) -> Tensor:
+        parts = [self.rule(part, weights) for part in torch.split(rows, _COLUMNS, dim=1)]
+        return torch.cat(parts) if parts else rows.new_zeros(0)
+
+
+def sorted_columns(rows: Tensor) -> Tensor:
+    """Each column of `[n, d]` in ascending order."""
+    if rows.device.type != "cpu":
+        return rows.sort(dim=0).values
+    return torch.from_numpy(np.sort(rows.t().contiguous().numpy(), axis=1)).t()  # seven times faster than torch's
+
+
+class RowsReducer:
+    """Keeps every update, and applies a rule to them in the order of client ids.
+
+    Args:
+        sizes: elements of each vector that the updates carry, by name.
+        rule: `(rows [n, d], weights [n]) -> [d]`.
+        device: where the rule is computed.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], rule: Rule, *, device: torch.device | str = "cpu") -> None:
+        self.sizes, self.device = dict(sizes), device
+        self._rule = rule
+        self._rows: dict[int, Tensor] = {}
+
+    def rejection(self, update: ClientUpdate, stats: Stats) -> str | None:
+        """Why an update cannot be used, or None."""
+        return not_usable(update, stats)
+
+    def add(self, update: ClientUpdate, stats: Stats) -> None:
+        """Keep one update.
+
+        Raises:
+            ValueError: its vectors are not those announced, or the client has sent another one.
+        """
+        check_sizes(update, self.sizes)
+        if update.client_id in self._rows:
+            raise ValueError(f"client {update.client_id} has sent two updates in one round")
+        weight = torch.tensor([update.weight], dtype=torch.float64)
+        vectors = [update.vectors[name].to("cpu", torch.float64) for name in self.sizes]
+        self._rows[update.client_id] = torch.cat([*vectors, weight])
+
+    def parcel(self) -> Parcel:
+        """All rows, under their clients' ids."""
+        return Parcel(None, {str(client_id): row for client_id, row in self._rows.items()})
+
+    def merge(self, others: list[Parcel]) -> Tensor | None:
+        """Take the rows of the others."""
+        for parcel in others:
+            self._rows |= {int(client_id): row.clone() for client_id, row in parcel.extras.items()}
+        return None
+
+    def result(self) -> tuple[dict[str, Tensor], float]:
+        """What the rule makes of each vector, and the sum of weights; no vectors if nothing was added."""
+        if not self._rows:
+            return {}, 0.0
+        rows = torch.stack([self._rows[client_id] for client_id in sorted(self._rows)]).to(self.device)
+        *vectors, weights = torch.split(rows, [*self.sizes.values(), 1], dim=1)
+        found = {name: self._rule(v, weights[:, 0]) for name, v in zip(self.sizes, vectors, strict=True)}
+        return found, math.fsum(weights[:, 0].tolist())

@@ -1,0 +1,1 @@
+"""The processes of an MPI job as workers."""

@@ -1,0 +1,124 @@
+"""How an entry point runs under MPI.
+
+Process 0 runs the entry point: Hydra, files, loggers. The others wait until it asks for them and serve until it ends;
+whatever happens, none is left waiting. Imports nothing heavy, so that `--help` is as fast as without MPI.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flrl.backends.mpi.world import DATA, DOWN, UP, Content, Pause, Prepare, World, wait_for_message, world
+from flrl.backends.pool.termination import answer_sigterm
+from flrl.backends.pool.watch import die_with_parent
+from flrl.cli.importing import uncollected
+from flrl.errors import FlrlError
+from flrl.portable import choose, inherit
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_GOODBYE_S = 3.0
+
+
+def attend(app: Callable[[], None]) -> None:
+    """Run an entry point: as it is in a process that is alone, in process 0 of several, while the others serve it."""
+    try:
+        here = world()
+    except FlrlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    if here is None:
+        app()
+    elif here.comm.rank == 0:
+        _lead(here.comm, app)
+    else:
+        _follow(here)
+
+
+def prepare(backend: str, *, portable: bool = False) -> None:
+    """Make ready for importing torch, here and in other processes; says so if those will not be needed.
+
+    Args:
+        backend: the `_target_` of the backend's configuration.
+        portable: its `portable`.
+
+    Raises:
+        ValueError: `portable` cannot hold in this process.
+    """
+    choose(portable)
+    here = world()
+    if here is None:
+        return
+    if backend.endswith(".MpiBackend"):
+        for rank in range(1, here.comm.size):
+            here.comm.send(Content(Prepare(portable)), rank, DOWN)
+    else:
+        idle = f"{here.comm.size - 1} of {here.comm.size} MPI processes"
+        print(f"{idle} have nothing to do: backend=mpi would use them", file=sys.stderr)
+
+
+def _lead(comm: "MPI.Comm", app: Callable[[], None]) -> None:
+    # Launchers put a terminal of their own between us and the user's, which may be a file: no live bars for rich.
+    os.environ.setdefault("TTY_COMPATIBLE", "0")
+    code: Any = 1
+    try:
+        app()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    code = code if isinstance(code, int) else int(code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not _dismiss(comm, _GOODBYE_S if code else 20 * _GOODBYE_S):
+        comm.Abort(code or 1)
+    sys.exit(code)
+
+
+def _dismiss(comm: "MPI.Comm", seconds: float) -> bool:
+    """Send the others the message to end; whether all of them have answered in time."""
+    requests = [comm.isend(Content(None), rank, DOWN) for rank in range(1, comm.size)]
+    left, until = set(range(1, comm.size)), time.monotonic() + seconds
+    pause = Pause()
+    while left and time.monotonic() < until:
+        if not comm.iprobe(tag=UP):
+            pause()
+            continue
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        message = comm.recv(tag=UP, status=status)
+        if message is None:
+            left.discard(status.source)
+        elif message[1].nbytes:  # its sender waits until the tensors that belong to it have been taken
+            requests.append(comm.Irecv(bytearray(message[1].nbytes), status.source, DATA))
+    for request in requests:
+        if not left:
+            request.Wait()
+    return not left
+
+
+def _follow(here: World) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 0 answers it for all
+    answer_sigterm()
+    die_with_parent()
+    try:
+        content = wait_for_message(here.comm)
+        if content.message is not None:
+            if isinstance(content.message, Prepare):
+                inherit(content.message.portable)
+            with uncollected():
+                from flrl.backends.mpi.rank import follow
+
+            follow(here, content)
+        here.comm.send(None, 0, UP)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        here.comm.Abort(1)

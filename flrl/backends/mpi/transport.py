@@ -1,0 +1,243 @@
+"""How messages and tensors travel under MPI.
+
+A process that waits polls with short sleeps: MPI's own waiting keeps a core busy and can neither be interrupted nor
+given up. Collective calls are made only when all processes have reported that they are ready.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flrl.backends.mpi.world import (
+    DATA,
+    DOWN,
+    UP,
+    Content,
+    Pause,
+    World,
+    launchers_stderr,
+    wait_for_message,
+    wait_until_sent,
+)
+from flrl.backends.pool.job import Received, WorkerLostError
+from flrl.backends.pool.messages import Ready, Specs, Started
+from flrl.backends.pool.shared_memory import Segment
+from flrl.backends.pool.worker_loop import Tensors
+from flrl.types import ClientReport, ClientTask
+
+_HERE, _REDUCE, _OVER = "here", "reduce", "over"
+LOOK_EVERY_S = 0.05
+"""Seconds between two looks whether a process still lives."""
+
+
+class MpiHub:
+    """The lines of process 0 to the others."""
+
+    def __init__(self, here: World | None, timeout_s: float | None) -> None:
+        self.others: Sequence[int] = range(1, 1 if here is None else here.comm.size)
+        self._timeout_s = timeout_s
+        self._known: dict[str, tuple[Tensor, int]] = {}
+        self._backlog: list[Received] = []
+        self._processes = {0: Ready(os.getpid(), socket.gethostname())}
+        self._sent: list[Any] = []
+        self._looked = 0.0
+        self._segment = Segment()
+        self._status = self._segment.buffer(16).view(torch.int64)
+        self._status.fill_(-1)
+        if here is not None:
+            self._comm = here.comm
+
+    @property
+    def status(self) -> str:
+        """Where `trains` notes what process 0 is training."""
+        return self._segment.path
+
+    def trains(self, task: ClientTask | None) -> None:
+        """Note it where another process can see it."""
+        self._status.copy_(torch.tensor([-1, -1] if task is None else [task.client_id, task.round]))
+
+    def send(self, message: Any) -> None:
+        """Send a message alone to every other process."""
+        for rank in self.others:
+            self._send(rank, Content(message))
+
+    def dispatch(self, messages: Mapping[int, Any], common: Tensors, own: Mapping[int, Tensors]) -> None:
+        """Messages by Isend, tensors for all by Bcast unless they are there from an earlier message, others by Send."""
+        if not self.others:
+            return
+        fresh = {name: tensor for name, tensor in common.items() if not self._has(name, tensor)}
+        heads = tuple((name, tensor.dtype, tuple(tensor.shape), name in fresh) for name, tensor in common.items())
+        specs = {rank: Specs.of(own.get(rank, {})) for rank in self.others}
+        wait = bool(fresh) or any(spec.nbytes for spec in specs.values())
+        for rank, message in messages.items():
+            self._send(rank, Content(message, heads, specs[rank], wait))
+        if wait:
+            self._wait_until_all_are_here()
+        for name, tensor in fresh.items():
+            self._comm.Bcast(_bytes(tensor.detach().cpu().contiguous()))
+            self._known[name] = tensor, tensor._version
+        for rank, spec in specs.items():
+            if spec.nbytes:
+                buffer = torch.empty(spec.nbytes, dtype=torch.uint8)
+                spec.fill(buffer, own[rank])
+                self._comm.Send(_bytes(buffer), rank, DATA)
+
+    def receive(self, timeout: float | None) -> list[Received]:
+        """Poll for messages."""
+        until = None if timeout is None else time.monotonic() + timeout
+        pause = Pause()
+        while self.others:
+            self._take_what_has_come()
+            if self._backlog or (until is not None and time.monotonic() >= until):
+                break
+            pause()
+        heard, self._backlog = self._backlog, []
+        return heard
+
+    def reduce(self, parts: Tensor) -> None:
+        """Reduce, in place; a sum of exact parts does not depend on MPI's order of additions."""
+        if self.others:  # alone, MPI is not even started: it would leave its shared memory behind
+            from mpi4py import MPI
+
+            self.send(_REDUCE)
+            self._comm.Reduce(MPI.IN_PLACE, parts.numpy())
+
+    def name(self, worker: int) -> str:
+        """Its rank, and where it runs."""
+        ready = self._processes.get(worker)
+        return f"rank {worker}" + ("" if ready is None else f" (process {ready.process} on {ready.host})")
+
+    def gone(self) -> list[int]:
+        """The processes of this machine that are no more."""
+        self._looked = time.monotonic()
+        here = socket.gethostname()
+        return [rank for rank, ready in self._processes.items() if ready.host == here and not alive(ready.process)]
+
+    def close(self, *, busy: bool) -> None:
+        """Send the others back to waiting for the next run; those that are busy are ended with the entry point."""
+        self._segment.close()
+        if not busy:
+            self.send(_OVER)
+
+    def _has(self, name: str, tensor: Tensor) -> bool:
+        known, version = self._known.get(name, (None, 0))
+        return known is tensor and version == tensor._version
+
+    def _send(self, rank: int, content: Any) -> None:
+        self._sent = [request for request in self._sent if not request.Test()]
+        self._sent.append(self._comm.isend(content, rank, DOWN))
+
+    def _wait_until_all_are_here(self) -> None:
+        """Wait without a collective call, which could be neither interrupted nor given up."""
+        missing, pause = set(self.others), Pause()
+        until = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        while missing:
+            self._take_what_has_come()
+            missing -= {rank for rank, message, _ in self._backlog if message == _HERE}
+            if until is not None and time.monotonic() > until:
+                raise WorkerLostError(min(missing), f"has not answered for {self._timeout_s:g} s (backend.timeout_s)")
+            if missing:
+                pause()
+        self._backlog = [heard for heard in self._backlog if heard[1] != _HERE]
+
+    def _take_what_has_come(self) -> None:
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        while self._comm.iprobe(tag=UP, status=status):
+            rank = status.source
+            message, specs = self._comm.recv(source=rank, tag=UP)
+            buffer = torch.empty(specs.nbytes, dtype=torch.uint8)
+            if specs.nbytes:
+                self._comm.Recv(_bytes(buffer), rank, DATA)
+            if isinstance(message, Ready):
+                self._processes[rank] = message
+            self._backlog.append((rank, message, specs.views(buffer)))
+        # The launcher sees a death as well, and ends all processes a moment later without saying over which client.
+        if not self._backlog and time.monotonic() - self._looked > LOOK_EVERY_S:
+            for rank in self.gone():
+                os.dup2(launchers_stderr(), 2)
+                raise WorkerLostError(rank, "has ended")
+
+
+class MpiLink:
+    """The line of another process to process 0."""
+
+    def __init__(self, here: World, first: Content) -> None:
+        self._comm = here.comm
+        self._common: dict[str, Tensor] = {}
+        self._next: Content | None = first
+        self.ended = False
+
+    def wait(self) -> None:
+        """Poll until there is a message."""
+        if self._next is None:
+            wait_until_sent(self._comm)
+
+    def receive(self) -> tuple[Any, Tensors, Tensors]:
+        """Poll for a message, then take part in its Bcasts."""
+        content, self._next = self._next or wait_for_message(self._comm), None
+        if content.message is None or content.message == _OVER:
+            self.ended = content.message is None
+            self._common.clear()
+            return None, {}, {}
+        if content.wait:
+            self._comm.send((_HERE, Specs()), 0, UP)
+        for name, dtype, shape, fresh in content.heads:
+            known = self._common.get(name)
+            if known is None or known.dtype != dtype or known.shape != shape:
+                self._common[name] = torch.empty(shape, dtype=dtype)
+            if fresh:
+                self._comm.Bcast(_bytes(self._common[name]))
+        specs = Specs() if content.own is None else content.own
+        own = torch.empty(specs.nbytes, dtype=torch.uint8)
+        if specs.nbytes:
+            self._comm.Recv(_bytes(own), 0, DATA)
+        common = {name: self._common[name] for name, *_ in content.heads}
+        return content.message, common, specs.views(own)
+
+    def send(self, message: Any, tensors: Tensors) -> None:
+        """Send a message, and its tensors as one buffer."""
+        specs = Specs.of(tensors)
+        self._comm.send((message, specs), 0, UP)
+        if specs.nbytes:
+            buffer = torch.empty(specs.nbytes, dtype=torch.uint8)
+            specs.fill(buffer, tensors)
+            request, pause = self._comm.Isend(_bytes(buffer), 0, DATA), Pause()
+            while not request.Test():
+                pause()
+
+    def starts(self, client_id: int, reports: Callable[[], Sequence[ClientReport]]) -> None:
+        """Send both at once."""
+        self.send(Started(client_id, reports()), {})
+
+    def finish(self, message: Any, tensors: Tensors, summand: Tensor | None) -> None:
+        """Send a round's last message; with a summand wait until all have done so, and take part in the Reduce."""
+        self.send(message, tensors)
+        if summand is None:
+            return
+        content = wait_for_message(self._comm)
+        if content.message == _REDUCE:
+            self._comm.Reduce(summand.numpy(), None)
+        else:  # the round came to nothing
+            self._next = content
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """A contiguous tensor's memory."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this machine still exists."""
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,261 @@
+"""The controller of every backend with several workers: assigns clients, collects results, reports failures.
+
+A `Hub` carries messages and tensors to the workers; what a worker does with them is in `worker_loop.py`.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from flrl.aggregation import Reducer
+from flrl.backends.base import WorkerRecipe
+from flrl.backends.pool.home import MemoryElsewhere
+from flrl.backends.pool.job import LOOK_EVERY_S, Hub, Job
+from flrl.backends.pool.messages import VECTOR, Evaluate, Restore, Train, by_name, of_broadcast
+from flrl.backends.pool.schedule import at_random, contiguous, longest_first
+from flrl.backends.pool.shared_memory import SharedObject
+from flrl.backends.pool.watch import watching
+from flrl.backends.pool.worker_warnings import Repeated, said_here
+from flrl.clients import ClientIndex
+from flrl.data import FederatedData
+from flrl.portable import check, check_trainer
+from flrl.process_setup import check_settings
+from flrl.seeding import SERVER, generator_for
+from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ServerState
+from flrl.worker import EvaluationShare, Worker, client_batches
+
+log = logging.getLogger(__name__)
+
+
+class PoolBackend(ABC):
+    """A backend whose clients train in several processes.
+
+    Args:
+        threads: intra-op threads of torch in each process. Another number gives other bits.
+        device: where the models train; the workers of "cuda" share out the devices there are.
+        portable: hold libraries to what all x86-64 processors can do, for the same bits on all of them.
+        timeout_s: longest time in seconds that a worker may take over one client, or over its part of an evaluation;
+            null waits for ever.
+        schedule: who trains whom: "longest_first" gives the clients with most samples first, each to the worker that
+            has least to do; "random" is there to show that no result depends on it.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        device: str = "cpu",
+        portable: bool = False,
+        timeout_s: float | None = None,
+        schedule: Literal["longest_first", "random"] = "longest_first",
+    ) -> None:
+        check_settings(threads, device)
+        check(portable, device=device)
+        if timeout_s is not None and not timeout_s > 0:
+            raise ValueError(f"backend.timeout_s={timeout_s}: must be positive, or null")
+        if schedule not in ("longest_first", "random"):
+            raise ValueError(f"backend.schedule={schedule!r}: must be 'longest_first' or 'random'")
+        self.threads = threads
+        self.device = device
+        self.portable = portable
+        self.timeout_s = timeout_s
+        self.schedule = schedule
+        self.shared: SharedObject | None = None
+        self._worker: Worker
+        self._hub: Hub | None = None
+        self._job: Job | None = None
+        self._folder: Path | None = None
+        self._latest: dict[int, ClientIndex] = {}
+        self._warned = False
+        self._say = Repeated(said_here())
+
+    # What differs from backend to backend.
+
+    @property
+    @abstractmethod
+    def workers_here(self) -> Sequence[int]:
+        """The controller's own number as a worker that trains, alone, or nothing."""
+
+    @abstractmethod
+    def share(self, data: FederatedData) -> FederatedData:
+        """The data as the controller is to hold it; called once, before `start`."""
+
+    @abstractmethod
+    def connect(self, worker: Worker, recipe: WorkerRecipe, folder: Path | None) -> Hub:
+        """Begin to make the workers."""
+
+    def assign(self, tasks: Sequence[ClientTask], round: int) -> dict[int, list[ClientTask]]:
+        """Each worker's part of a cohort."""
+        batches = client_batches(tasks)
+        sizes = [sum(task.num_samples for task in batch) for batch in batches]
+        if self.schedule == "random":
+            rng = generator_for(self._worker.seed, round, SERVER, "schedule")
+            jobs = at_random(sizes, len(self._all), rng)
+        else:
+            jobs = longest_first(sizes, len(self._all))
+        return {w: [task for i in own for task in batches[i]] for w, own in zip(self._all, jobs, strict=True)}
+
+    def divide(self, due: EvaluationShare) -> dict[int, EvaluationShare]:
+        """Each worker's part of an evaluation."""
+        jobs = longest_first([self._worker.data.holdout_size(client) for client in due.clients], len(self._all))
+        batches = [due.batches] + [range(0)] * (len(self._all) - 1)
+        if self._worker.divisible:
+            batches = contiguous(len(due.batches), len(self._all))
+        clients = [[due.clients[index] for index in own] for own in jobs]
+        return {w: EvaluationShare(b, c) for w, b, c in zip(self._all, batches, clients, strict=True)}
+
+    @property
+    def owners(self) -> Mapping[int, Sequence[int]] | None:
+        """The clients whose samples and memory stay with each worker; None: any worker trains any client."""
+        return None
+
+    # What a run and a strategy see.
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Training samples of every client."""
+        return self._worker.data.sizes
+
+    def start(self, worker: Worker, recipe: WorkerRecipe, *, folder: Path | None = None) -> None:
+        """Make the workers, and wait until all are ready.
+
+        Args:
+            worker: the controller's own.
+            recipe: makes the others.
+            folder: where they write their logs, if anywhere.
+
+        Raises:
+            WorkerError: one could not be made.
+        """
+        check_trainer(self.portable, worker.trainer)
+        self._worker, self._folder = worker, folder
+        self._hub = self.connect(worker, recipe, folder)
+        self._new_job("start", timeout_s=None).finish()  # imports take their time
+
+    @property
+    def holds_samples(self) -> bool:
+        """Whether the controller's process has training samples."""
+        return True
+
+    def keep(self, state: ServerState, folder: Path) -> ServerState:
+        """Client memory stays here, and is sent to whoever trains the client; or it goes to its clients' workers."""
+        if self.owners is None:
+            return state
+        self._latest = {}
+        if len(state.memory):
+            index = state.memory.save()
+            parts = {worker: index.only(clients) for worker, clients in self.owners.items()}
+            job = self._new_job("start", self.timeout_s)
+            messages = {worker: Restore(state.round, folder, part.described()) for worker, part in parts.items()}
+            job.dispatch(messages, {}, {worker: part.tensors() for worker, part in parts.items()})
+            job.finish()
+            self._latest |= parts
+        return replace(state, memory=MemoryElsewhere(self._folder, self._latest))
+
+    def close(self) -> None:
+        """End the workers."""
+        hub, self._hub = self._hub, None
+        if hub is not None:
+            hub.close(busy=self._job is not None and bool(self._job.waiting))
+        if self.shared is not None:
+            self.shared.segment.close()
+            self.shared = None
+
+    def train(
+        self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
+    ) -> Aggregate:
+        """Train the cohort.
+
+        Raises:
+            ClientError: a client's training raised.
+            WorkerError: a worker has ended, or has not answered for `timeout_s`.
+        """
+        batched = self._worker.batched(tasks)
+        self._warn_of_idle_workers(len(client_batches(batched)), len(tasks))
+        assignment = self.assign(batched, broadcast.round)
+        job = self._new_job(f"round {broadcast.round}", self.timeout_s, on_report)
+        self._send_tasks(job, broadcast, assignment)
+        own = [self._train_here(job, worker, broadcast, assignment[worker]) for worker in self.workers_here]
+        reducer = own[0] if own else self._worker.reducer(broadcast)
+        job.finish()
+        self._latest |= job.indexes
+        sum_here = reducer.merge(job.parcels)
+        if sum_here is not None:
+            self._hub_now.reduce(sum_here)
+        vectors, total_weight = reducer.result()
+        reports = tuple(job.reports[task.client_id] for task in tasks)
+        return Aggregate({name: vector.cpu() for name, vector in vectors.items()}, total_weight, reports)
+
+    def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
+        """The metrics that are due after a round."""
+        due = self._worker.due(state.round, rounds)
+        if due is None:
+            return {}
+        shares = self.divide(due)
+        job = self._new_job(f"evaluation after round {state.round}", self.timeout_s)
+        messages = {index: Evaluate(state.round, shares[index]) for index in self._hub_now.others}
+        personal = {index: by_name(self._worker.personal(state, shares[index])) for index in messages}
+        job.dispatch(messages, {VECTOR: state.vector}, personal)
+        for own in set(shares) - set(messages):
+            with watching(job.look, every_s=LOOK_EVERY_S):
+                kept = self._worker.personal(state, shares[own])
+                job.parts.append(self._worker.evaluate_share(state.vector, state.round, shares[own], kept))
+        job.finish()
+        return self._worker.combine(job.parts)
+
+    def _train_here(self, job: Job, own: int, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> Reducer:
+        def on_report(report: ClientReport) -> None:
+            job.reported_here(own, report)
+
+        def on_start(task: ClientTask) -> None:
+            job.started(own, task)
+            self._hub_now.trains(task)
+
+        with watching(job.look, every_s=LOOK_EVERY_S):
+            reducer, reports = self._worker.train(broadcast, tasks, on_report, on_start)
+        self._hub_now.trains(None)
+        job.clients.pop(own, None)
+        job.reports |= {report.client_id: report for report in reports}
+        return reducer
+
+    def _warn_of_idle_workers(self, batches: int, clients: int) -> None:
+        workers = len(self._all)
+        if batches < min(workers, clients) and not self._warned:
+            self._warned = True
+            width = max(1, clients // workers)
+            log.warning(
+                "%d workers have nothing to train: %d clients in %d batches; with trainer.width=%d all of them would",
+                workers - batches,
+                clients,
+                batches,
+                width,
+            )
+
+    @property
+    def _hub_now(self) -> Hub:
+        assert self._hub is not None, "the backend has not been started"
+        return self._hub
+
+    @property
+    def _all(self) -> list[int]:
+        return [*self.workers_here, *self._hub_now.others]
+
+    def _new_job(
+        self, what: str, timeout_s: float | None, on_report: Callable[[ClientReport], None] = lambda report: None
+    ) -> Job:
+        self._job = Job(self._hub_now, what, timeout_s, on_report, self._say)
+        return self._job
+
+    def _send_tasks(self, job: Job, broadcast: Broadcast, assignment: Mapping[int, Sequence[ClientTask]]) -> None:
+        messages, memory = {}, {}
+        for index in self._hub_now.others:
+            tasks = tuple(replace(task, memory={}) for task in assignment[index])
+            messages[index] = Train(broadcast.round, broadcast.total_weight, tasks, broadcast.cohort)
+            if self.owners is None:
+                memory[index] = by_name({task.client_id: task.memory for task in assignment[index]})
+        job.dispatch(messages, of_broadcast(broadcast), memory)

@@ -1,0 +1,104 @@
+"""Client memory that stays with its client's worker; the controller knows only where it lies on disk."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from flrl.clients import FOLDER, ClientIndex, ClientMemory, ClientStore, VersionedMemory
+from flrl.types import ClientReport, ClientTask, Tensors
+
+
+class Home:
+    """A worker's part: the memory of its own clients, after each of the last two rounds.
+
+    Two, because a round may fail elsewhere after it has ended here. What changes is written at the end of every round.
+
+    Args:
+        store: keeps it.
+    """
+
+    def __init__(self, store: ClientStore) -> None:
+        self._store = store
+        self._after: dict[int, ClientMemory] = {0: store.memory()}
+        self._writes = False
+
+    def open(self, folder: Path, writer: str) -> None:
+        """Have files written below a run's folder from now on."""
+        self._store.open(folder, writer=writer, take_in=False)
+        self._writes = True
+
+    def restore(self, round: int, index: ClientIndex, folder: Path) -> None:
+        """Begin with what clients remembered after a round, from the files in a run's folder."""
+        self._after = {round: self._store.restored(index, folder)}
+
+    def after(self, round: int) -> ClientMemory:
+        """What the clients remember after a round."""
+        return self._after[max(known for known in self._after if known <= round)]
+
+    def tasks(self, tasks: Sequence[ClientTask], round: int) -> dict[int, Tensors]:
+        """What the clients of a round's tasks remember."""
+        memory = self.after(round - 1)
+        return {task.client_id: memory[task.client_id] for task in tasks if task.client_id in memory}
+
+    def update(self, reports: Iterable[ClientReport], round: int) -> ClientIndex | None:
+        """Take what clients remember after a round; where all of it lies, if files are written."""
+        before = self.after(round - 1)
+        changes = {report.client_id: report.memory for report in reports if report.memory is not None}
+        self._after = {round - 1: before, round: before.updated(changes)}
+        return self._after[round].save() if self._writes else None
+
+
+class MemoryElsewhere(VersionedMemory):
+    """The controller's part: what is known of the memory that stays with workers.
+
+    As a mapping it is empty: nobody but a client's worker sees what it remembers.
+
+    Args:
+        folder: the run's folder, which all workers write into; None where nothing is written.
+        latest: where each worker's memory lies after the last round, by worker; the backend keeps it up to date.
+    """
+
+    def __init__(self, folder: Path | None, latest: Mapping[int, ClientIndex]) -> None:
+        self._folder, self._latest, self._parts = folder, latest, dict(latest)
+
+    def __getitem__(self, client_id: int) -> Mapping[str, Tensor]:
+        """Not here."""
+        raise KeyError(client_id)
+
+    def __iter__(self) -> Iterator[int]:
+        """None."""
+        return iter(())
+
+    def __len__(self) -> int:
+        """None."""
+        return 0
+
+    def updated(self, changes: Mapping[int, Mapping[str, Tensor]]) -> "MemoryElsewhere":
+        """The version after the last round; this one still says where all of it lay before.
+
+        Raises:
+            ValueError: there are changes, which should have stayed with a worker.
+        """
+        if changes:
+            raise ValueError(f"the memory of client {min(changes)} should have stayed with its worker")
+        return MemoryElsewhere(self._folder, self._latest)
+
+    def save(self) -> ClientIndex:
+        """Where all of it lies: it has been written already.
+
+        Raises:
+            ValueError: nothing is written.
+        """
+        if self._folder is None:
+            raise ValueError("client memory that stays with workers cannot be saved without the run's folder")
+        return ClientIndex.joined(list(self._parts.values()))
+
+    def prune(self, kept: Iterable[ClientIndex]) -> None:
+        """Delete files that neither a kept index nor the newest version refers to; workers are idle meanwhile."""
+        if self._folder is None:
+            return
+        names = {segment.name for index in (*kept, *self._parts.values()) for segment in index.segments}
+        for path in (self._folder / FOLDER).glob("*segment-*.safetensors"):
+            if path.name not in names:
+                path.unlink(missing_ok=True)

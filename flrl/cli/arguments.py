@@ -1,0 +1,67 @@
+"""Command-line arguments in the order and the spelling that Hydra takes."""
+
+from collections.abc import Iterator, Sequence
+
+ADDED_GROUPS = ("experiment", "debug", "hparams_search")
+"""Groups of which nothing is chosen by default: Hydra wants a + before them."""
+_OPTIONS_WITH_VALUE = (
+    "-cp",
+    "--config-path",
+    "-cn",
+    "--config-name",
+    "-cd",
+    "--config-dir",
+    "-p",
+    "--package",
+    "-c",
+    "--cfg",
+)
+
+
+def arranged(arguments: Sequence[str]) -> list[str]:
+    """Arguments with options before overrides; `experiment=x` is understood as `+experiment=x`.
+
+    Example:
+        >>> arranged(["experiment=mnist_fedavg", "seed=1", "--cfg", "job"])
+        ['--cfg', 'job', '+experiment=mnist_fedavg', 'seed=1']
+    """
+    options, overrides = parted(arguments)
+    return options + [f"+{given}" if given.partition("=")[0] in ADDED_GROUPS else given for given in overrides]
+
+
+def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and overrides."""
+    options, overrides = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        options.append(argument)
+        if argument in _OPTIONS_WITH_VALUE:
+            options.append(next(remaining, ""))
+    return options, overrides
+
+
+def config_dirs(arguments: Sequence[str]) -> Iterator[str]:
+    """The folders of a user's own yamls that arguments name."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        option, equals, value = argument.partition("=")
+        if option in ("--config-dir", "-cd"):
+            yield value if equals else following
+
+
+def key_of(override: str) -> str:
+    """The key or group that an override is of.
+
+    Example:
+        >>> [key_of(override) for override in ("+a.b=1", "~c", "strategy/sampler=all")]
+        ['a.b', 'c', 'strategy/sampler']
+    """
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def value_of(key: str, overrides: Sequence[str]) -> str | None:
+    """The last value that overrides give a key, without quotes; None where there is none."""
+    values = [override.partition("=")[2] for override in overrides if key_of(override) == key]
+    return values[-1].strip("'\"") if values else None

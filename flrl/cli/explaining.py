@@ -1,0 +1,126 @@
+"""What a user is told of an error: one clear line, with the place in the user's own code where there is one."""
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
+
+from flrl.cli.keys import meant, unknown
+from flrl.cli.tracebacks import Place, culprit, described, place_in
+from flrl.config import CONF_DIR
+from flrl.errors import ClientError, FlrlError, WorkerError
+
+# Errors with a message for users, unless they come from a user's own code.
+_DELIBERATE = (FlrlError, ValueError, OSError, ArithmeticError)
+_COMPOSING = (HydraException, OmegaConfBaseException)
+_MORE = "HYDRA_FULL_ERROR=1 shows the whole traceback"
+Known = Callable[[], Mapping[str, Any]]
+
+
+class TerminalFormatter(logging.Formatter):
+    """A log record as the terminal shows it: "warning: ...", as errors are "error: ..."."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The level in small letters, and the message."""
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
+@contextlib.contextmanager
+def explained(full_error: bool, known: Known = dict) -> Iterator[None]:
+    """End the process with code 1 and one line for an error.
+
+    Args:
+        full_error: raise it as it is instead.
+        known: gives the configuration, without what is wrong with it, to look for keys in.
+    """
+    try:
+        yield
+    except Exception as error:
+        if full_error:
+            if isinstance(error, ClientError | WorkerError) and error.__cause__ is None:
+                print(error.traceback, end="", file=sys.stderr)  # of another process
+            raise
+        print(f"error: {one_line(error, known)}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(f"  {note}", file=sys.stderr)
+        sys.exit(1)
+
+
+def one_line(error: BaseException, known: Known = dict) -> str:
+    """What a user needs to know of an error; only lists that an error of ours makes stay on lines of their own."""
+    if isinstance(error, ExceptionGroup):
+        return one_line(error.exceptions[0], known)
+    if isinstance(error, ClientError | WorkerError):
+        return _of_worker(error)
+    found, place = culprit(error, causes=not isinstance(error, _DELIBERATE))
+    if place is not None and place.own:
+        return f"{described(found)}{_at(place)}"
+    if isinstance(error, InstantiationException):
+        return _of_instantiation(error)
+    if isinstance(error, _COMPOSING):
+        return _of_composition(error, known)
+    return str(error) if isinstance(error, _DELIBERATE) else f"{described(error)}{_at(place)}"
+
+
+def _of_worker(error: ClientError | WorkerError) -> str:
+    place = place_in(error.traceback)
+    raised = error.traceback.strip().rpartition("\n")[2]
+    if place is None or (not place.own and raised.startswith(("ValueError:", "flrl.errors."))):
+        return str(error)
+    return described(error).partition(": ")[2] + _at(place)
+
+
+def _at(place: Place | None) -> str:
+    return f"; {_MORE}" if place is None else f" ({place}); {_MORE}"
+
+
+def _of_instantiation(error: InstantiationException) -> str:
+    cause = error.__cause__
+    key = re.search(r"full_key: (\S+)", str(error))
+    where = f"{key.group(1)}: " if key else ""
+    if cause is not None and not isinstance(cause, HydraException):
+        return str(cause) if isinstance(cause, ValueError | OSError) else where + _folded(str(cause))
+    return where + _folded(str(error))
+
+
+def _of_composition(error: BaseException, known: Known) -> str:
+    text = str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
+    key = re.search(r"Could not override '([^']+)'\.\nTo append to your config use \+(.+)", text)
+    if key:
+        return unknown(key[1], key[2], known())
+    yaml = re.search(r"In '([^']+)': ConfigKeyError raised while composing config:\s*Key '([^']+)' not in", text)
+    if yaml:
+        return f"{yaml[1]}: {unknown(yaml[2], yaml[2], known())}; values of your own go below vars"
+    twice = re.search(r"Multiple values for (\S+)\. To override a value use 'override \S+: (\S+)'", text)
+    if twice:
+        return f"{twice[1]} has a choice already: write {twice[1]}={twice[2]}, without +"
+    missing = re.search(r"Interpolation key '([^']+)' not found", text)
+    user = re.search(r"full_key: (\S+)", text)
+    if missing and user:
+        return f"{user[1]}: there is no key {missing[1]} to be interpolated"
+    folded = _folded(text)
+    return folded + _other_choice(folded)
+
+
+def _folded(text: str) -> str:
+    """Hydra's message without its hints about internals, on one line."""
+    skipped = re.compile(
+        r"\s*(full_key|object_type|reference_type|Config search path|provider=|Set the environment|To append to).*"
+    )
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not skipped.match(line)]
+    unique = list(dict.fromkeys(lines))
+    return re.sub(r"\s+", " ", "; ".join(unique)).replace(":;", ":").replace(".;", ".")
+
+
+def _other_choice(text: str) -> str:
+    """The choice that was meant, where one of the group is close."""
+    wrong = re.search(r"Could not (?:find|load) '([\w/]+)/(\w+)'", text)
+    if wrong is None:
+        return ""
+    close = meant(wrong[2], sorted(path.stem for path in (CONF_DIR / wrong[1]).glob("*.yaml")))
+    return f"; did you mean {close[0]!r}?" if close else ""

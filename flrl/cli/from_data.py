@@ -1,0 +1,63 @@
+"""What a model's configuration leaves to the dataset: `input_shape: null` and `num_classes: null`."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flrl.cli.signatures import shown
+from flrl.config import FROM_DATA
+from flrl.data import Splits
+from flrl.data.facts import facts_of
+
+
+def filled(config: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
+    """The configuration with the dataset's facts where its model has null for them.
+
+    Args:
+        config: resolved.
+        splits: the whole dataset.
+
+    Raises:
+        ValueError: a fact that is to be filled in cannot be read from the dataset, or one that is given contradicts it.
+    """
+    if not any(_asked(config["model"], "model")):
+        return dict(config)
+    facts = facts_of(splits)
+    known = {"input_shape": facts.input_shape and [*facts.input_shape], "num_classes": facts.num_classes}
+    for path, key, value, target in _asked(config["model"], "model"):
+        if known[key] is None and value is None:
+            lacking = "no shape" if key == "input_shape" else "no classes"
+            raise ValueError(f"{path}=null: the dataset's samples have {lacking} that could be read; set {path}=...")
+        if value is not None and known[key] is not None:
+            _check(path, key, value, known[key], target)
+    return {**config, "model": _with(config["model"], known)}
+
+
+def _asked(node: Any, path: str) -> Iterator[tuple[str, str, Any, str]]:
+    """Place, name, value and owner of each fact below a node."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from _asked(item, f"{path}[{index}]")
+    if not isinstance(node, Mapping):
+        return
+    for key, value in node.items():
+        if key in FROM_DATA and "_target_" in node:
+            yield f"{path}.{key}", key, value, str(node["_target_"])
+        else:
+            yield from _asked(value, f"{path}.{key}")
+
+
+def _check(path: str, key: str, value: Any, known: Any, target: str) -> None:
+    if key == "num_classes" and isinstance(value, int) and value < known:  # more may be asked for than are there
+        raise ValueError(f"{path}={value}: the dataset has {known} classes")
+    # What a model of a user's own means by a shape is its own matter: it may resize its inputs.
+    if key == "input_shape" and target.startswith("flrl.") and [*value] != known:
+        raise ValueError(f"{path}={shown(value)}: the dataset's samples have the shape {known}")
+
+
+def _with(node: Any, known: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_with(item, known) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    owner = "_target_" in node
+    return {k: known[k] if owner and k in FROM_DATA and v is None else _with(v, known) for k, v in node.items()}

@@ -1,0 +1,68 @@
+"""The groups of the conf tree and their choices, and what keys the yaml of a choice has."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from textwrap import fill
+
+import yaml
+
+from flrl.config import CONF_DIR
+
+BASE = "base"
+"""What the choices of a group have in common: included by yamls of the other groups, never chosen."""
+_NOT_SHOWN = (BASE, "hydra")
+_WIDTH = 120
+
+
+def groups(own: Iterable[str] = ()) -> str:
+    """All groups with their choices, a line each, those that the default run takes with a star.
+
+    Args:
+        own: folders of a user's own yamls.
+    """
+    roots = [CONF_DIR, *map(Path, own)]
+    choices: dict[str, set[str]] = {}
+    for root in roots:
+        for path in root.rglob("*.yaml"):
+            group = path.parent.relative_to(root).as_posix()
+            if group != "." and group.partition("/")[0] not in _NOT_SHOWN:
+                choices.setdefault(group, set()).add(path.stem)
+    default = dict(entry.popitem() for entry in defaults_of(CONF_DIR / "train.yaml") if isinstance(entry, dict))
+    width = max(map(len, choices)) + 2
+    lines = []
+    for group in sorted(choices):
+        names = [f"{name}*" if default.get(group) == name else name for name in sorted(choices[group])]
+        start, rest = f"  {group:{width}}", " " * (width + 2)
+        lines.append(fill(", ".join(names), _WIDTH, initial_indent=start, subsequent_indent=rest))
+    return "\n".join(lines)
+
+
+def group_names() -> list[str]:
+    """The groups that come with flrl, without those inside of others."""
+    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != BASE)
+
+
+def defaults_of(path: Path) -> list[str | dict[str, str]]:
+    """The defaults list of a yaml."""
+    content = yaml.safe_load(path.read_text()) or {}
+    return list(content.get("defaults", ())) if isinstance(content, dict) else []
+
+
+def keys_in(path: Path) -> Iterator[str]:
+    """The keys at the top of a yaml and of those that it includes as they are: `eager`, `/base/trainer@_here_`."""
+    content = yaml.safe_load(path.read_text()) if path.is_file() else None
+    yield from (key for key in content or {} if key != "defaults")
+    for entry in defaults_of(path) if content else ():
+        if isinstance(entry, str) and entry != "_self_" and entry.partition("@")[2] in ("", "_here_"):
+            name = entry.partition("@")[0]
+            included = CONF_DIR / name[1:] if name.startswith("/") else path.parent / name
+            yield from keys_in(included.with_name(f"{included.name}.yaml"))
+
+
+def options_with(group: str, name: str) -> list[str]:
+    """The choices of a group whose yaml names a key."""
+    folder = CONF_DIR / group.replace(".", "/")
+    if not group or not folder.is_dir():
+        return []
+    yamls = [path for path in sorted(folder.glob("*.yaml")) if name in keys_in(path)]
+    return [f"{group.replace('.', '/')}={path.stem}" for path in yamls]

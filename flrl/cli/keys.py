@@ -1,0 +1,171 @@
+"""Keys that a configuration does not have: what was meant, found among all keys that it has."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flrl.cli.arguments import config_dirs, key_of
+from flrl.cli.groups import group_names, options_with
+from flrl.cli.signatures import shown, taken_by
+from flrl.config import CONF_DIR
+
+_SIMILAR = 0.65
+_SIBLING_BONUS = 0.05
+_TIED = 0.06
+_MOST = 5
+_MAY_BE_EMPTY = ("paths", "vars")
+
+
+def check_top_level(config: DictConfig, schema: type) -> None:
+    """Raise ValueError for a key that nothing reads at the top level, and for one that has been taken away.
+
+    Args:
+        config: as composed.
+        schema: the dataclass of the top level.
+    """
+    types = {field.name: field.type for field in fields(schema)}
+    given = _plain(config)
+    for key, value in given.items():
+        if key not in types:
+            known = {name: value for name, value in given.items() if name in types}
+            raise ValueError(unknown(key, f"{key}={shown(value)}", known))
+    for name, kind in types.items():
+        needed = kind == dict[str, Any] and name not in _MAY_BE_EMPTY
+        if name not in given or (needed and not given[name]):
+            raise ValueError(f"~{name}: nothing runs without {name}; set it instead of taking it away")
+
+
+def unknown(key: str, override: str, known: Mapping[str, Any]) -> str:
+    """What to say of a key that does not exist.
+
+    Args:
+        key: with dots, or a group with slashes.
+        override: what the user has written.
+        known: the configuration that it was meant for.
+    """
+    start = f"{override}: there is no such key"
+    found = meant(key, list(keys_of(known)))
+    if found:
+        return f"{start}; did you mean {either([_spelled(place) for place in found])}?"
+    parent, _, name = key.replace("/", ".").rpartition(".")
+    node = _node(known, parent)
+    if isinstance(node, Mapping) and "_target_" in node:
+        target = str(node["_target_"])
+        takes = taken_by(target)
+        if takes is None or name in takes:
+            verb = "may take" if takes is None else "takes"
+            return f"{start} in the configuration, but {target} {verb} it: +{override.lstrip('+')}"
+        close = meant(name, takes)
+        if close:
+            return f"{start}; did you mean {either([f'+{parent}.{other}' for other in close])} of {target}?"
+    others = options_with(parent, name)
+    if others:
+        return f"{start} with the present choice; {either(others)} has it"
+    if "/" in key:
+        return f"{start}; the groups are: {', '.join(group_names())}"
+    there = ", ".join(str(name) for name in node if not str(name).startswith("_")) if isinstance(node, Mapping) else ""
+    return f"{start}; {parent or 'the top level'} has: {there}" if there else start
+
+
+def meant(key: str, known: Sequence[str]) -> list[str]:
+    """The keys that may have been meant by one that does not exist; those that are equally likely, in order.
+
+    Keys that end alike come first, then those whose last part is spelled almost alike, siblings preferred.
+
+    Example:
+        >>> meant("rounds", ["seed", "strategy.rounds", "strategy.sampler.num"])
+        ['strategy.rounds']
+        >>> meant("strategy.roundz", ["seed", "strategy.rounds", "strategy.sampler.num"])
+        ['strategy.rounds']
+    """
+    parts = key.replace("/", ".").split(".")
+    for length in range(len(parts), 0, -1):
+        found = [place for place in known if place.split(".")[-length:] == parts[-length:]]
+        if found:
+            return found[:_MOST]
+    scores: dict[str, float] = {}
+    for place in known:
+        *above, last = place.split(".")
+        similar = difflib.SequenceMatcher(None, parts[-1], last).ratio()
+        if similar >= _SIMILAR:
+            scores[place] = similar + _SIBLING_BONUS * (above == parts[:-1])
+    best = max(scores.values(), default=0.0)
+    return [place for place, score in scores.items() if score >= best - _TIED][:_MOST]
+
+
+def keys_of(node: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """All keys of a configuration with dots, those that have keys below them too; what Hydra reads is left out."""
+    for name, value in node.items():
+        if str(name).startswith("_"):
+            continue
+        yield f"{above}{name}"
+        if isinstance(value, Mapping):
+            yield from keys_of(value, f"{above}{name}.")
+
+
+def composed(config_name: str, arguments: Sequence[str]) -> Mapping[str, Any]:
+    """The configuration that a command line would have without its overrides of single keys.
+
+    Args:
+        config_name: of the primary configuration.
+        arguments: of the command line, options first.
+    """
+    folders = [Path(folder).resolve() for folder in config_dirs(arguments)]
+    groups = [_first(argument) for argument in arguments if _is_group(argument, folders)]
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        for overrides in (search + groups, search, []):
+            try:
+                return _plain(compose(config_name, overrides=overrides))
+            except (HydraException, OmegaConfBaseException):  # a group may be what is wrong
+                continue
+    return {}
+
+
+def _first(argument: str) -> str:
+    """A choice of a group; the first one where it is swept over, a list of them as it is."""
+    return argument if "=[" in argument else argument.partition(",")[0]
+
+
+def _is_group(argument: str, folders: Sequence[Path]) -> bool:
+    group = key_of(argument)
+    return bool(argument.partition("=")[2]) and any((folder / group).is_dir() for folder in (CONF_DIR, *folders))
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    found: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    return {name: value for name, value in found.items() if name != "hydra"}
+
+
+def holds(known: Mapping[str, Any], key: str) -> bool:
+    """Whether a configuration has a key, be its value null."""
+    above, _, name = key.rpartition(".")
+    node = _node(known, above)
+    return isinstance(node, Mapping) and name in node
+
+
+def _node(known: Mapping[str, Any], path: str) -> Any:
+    node: Any = known
+    for name in path.split(".") if path else []:
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _spelled(place: str) -> str:
+    """A key as it is written on the command line: groups inside of groups with slashes."""
+    group = place.replace(".", "/")
+    return group if (CONF_DIR / group).is_dir() else place
+
+
+def either(names: Sequence[str]) -> str:
+    """Names as a choice in words: "a, b or c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,0 +1,7 @@
+"""What clients remember between rounds: in RAM up to a budget, on disk beyond it."""
+
+from flrl.clients.index import ClientIndex
+from flrl.clients.memory import FOLDER, ClientMemory, VersionedMemory
+from flrl.clients.store import ClientStore
+
+__all__ = ["FOLDER", "ClientIndex", "ClientMemory", "ClientStore", "VersionedMemory"]

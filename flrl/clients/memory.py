@@ -1,0 +1,130 @@
+"""What every client remembers between its rounds, as an immutable mapping with versions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from flrl.clients.cache import Cache, Entry
+from flrl.clients.folder import SegmentFolder
+from flrl.clients.index import ClientIndex
+
+FOLDER = "clients"
+"""Where in a run's folder segments lie."""
+
+
+class VersionedMemory(Mapping[int, Mapping[str, Tensor]], ABC):
+    """Client memory as the round loop and checkpoints use it, wherever it is kept: tensors by name, by client id.
+
+    Clients come in ascending order. A version never changes; nobody may change its tensors in place.
+    """
+
+    @abstractmethod
+    def updated(self, changes: Mapping[int, Mapping[str, Tensor]]) -> "VersionedMemory":
+        """A new version; this one stays readable.
+
+        Args:
+            changes: what clients remember from now on; a client without any tensors is forgotten.
+        """
+
+    @abstractmethod
+    def save(self) -> ClientIndex:
+        """Write to disk what is not there yet, and return where all of it lies."""
+
+    @abstractmethod
+    def prune(self, kept: Iterable[ClientIndex]) -> None:
+        """Delete files that neither a kept index nor the newest version refers to."""
+
+
+class ClientMemory(VersionedMemory):
+    """Client memory in this process: in RAM alone, or as its `ClientStore` divides it between RAM and disk.
+
+    `ClientMemory()` is empty and has no store: it stays in RAM. A tensor that is read back from disk is checked.
+
+    >>> import torch
+    >>> empty = ClientMemory()
+    >>> memory = empty.updated({7: {"control": torch.zeros(2)}, 3: {"control": torch.ones(2)}})
+    >>> list(memory), memory[3]["control"].tolist(), len(empty)
+    ([3, 7], [1.0, 1.0], 0)
+    >>> list(memory.updated({7: {}}))
+    [3]
+    """
+
+    def __init__(self) -> None:
+        self._cache = Cache(None)
+        self.entries: dict[int, Entry] = {}
+
+    @classmethod
+    def version(cls, cache: Cache, entries: dict[int, Entry]) -> "ClientMemory":
+        """The version of these entries, which is the cache's newest."""
+        memory = cls.__new__(cls)
+        memory._cache, memory.entries = cache, entries
+        cache.made(memory)
+        return memory
+
+    def __getitem__(self, client_id: int) -> Mapping[str, Tensor]:
+        """What a client remembers.
+
+        Raises:
+            KeyError: nothing.
+            DamagedError: its file is missing, short, or not what was written; names file and client.
+        """
+        return self._cache.tensors(self.entries[client_id])
+
+    def __contains__(self, client_id: object) -> bool:
+        """Whether a client remembers anything."""
+        return client_id in self.entries
+
+    def __iter__(self) -> Iterator[int]:
+        """The clients, ascending."""
+        return iter(sorted(self.entries))
+
+    def __len__(self) -> int:
+        """How many clients remember something."""
+        return len(self.entries)
+
+    def updated(self, changes: Mapping[int, Mapping[str, Tensor]]) -> "ClientMemory":
+        """A new version; this one stays readable.
+
+        Args:
+            changes: what clients remember from now on; a client without any tensors is forgotten.
+
+        Raises:
+            ValueError: a client id is negative, or a tensor has a dtype that cannot be kept.
+        """
+        entries = dict(self.entries)
+        for client_id, tensors in changes.items():
+            if client_id < 0:
+                raise ValueError(f"client {client_id}: must be at least 0")
+            if tensors:
+                entries[int(client_id)] = self._cache.entry(int(client_id), tensors)
+            else:
+                entries.pop(client_id, None)
+        memory = self.version(self._cache, entries)
+        self._cache.shrink()
+        return memory
+
+    def open(self, folder: Path) -> None:
+        """Have segments written below a run's folder, unless it has been said before where they go.
+
+        Raises:
+            ValueError: they go somewhere else.
+        """
+        path = folder / FOLDER
+        if self._cache.folder is None:
+            self._cache.open(SegmentFolder(path))
+        elif self._cache.folder.path.resolve() != path.resolve():
+            raise ValueError(f"client memory is kept in {self._cache.folder.path}: it cannot be saved in {path}")
+
+    def save(self) -> ClientIndex:
+        """Write what no segment has yet, and part of what lies in segments that are mostly dead.
+
+        Raises:
+            ValueError: the memory has no folder.
+        """
+        return self._cache.save(self)
+
+    def prune(self, kept: Iterable[ClientIndex]) -> None:
+        """Delete the segments that neither a kept index nor the newest version refers to."""
+        self._cache.prune(kept)

@@ -1,0 +1,223 @@
+"""Files of client memory: a segment holds the tensors of many clients, is written once, and read a client at a time.
+
+A segment is a safetensors file with the names `<client id>/<name>`. A client's tensors lie side by side in it, so that
+one read gets all of them; it is a plain read, because pages of a mapped file count as the process's own memory.
+"""
+
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from flrl.errors import DamagedError
+
+Kind = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, safetensors dtype and shape of each of a client's tensors, in the order of their bytes."""
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_OWN_PAGES = 2**16
+"""From so many bytes on tensors get pages of their own: what lives for rounds would leave the heap full of holes."""
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Segment:
+    """A segment that has been written.
+
+    Attributes:
+        path: its file.
+        nbytes: the file's length.
+        data_bytes: how many of them are tensors.
+    """
+
+    path: Path
+    nbytes: int
+    data_bytes: int
+
+    def check(self) -> None:
+        """Raise DamagedError unless the file is there and has its length."""
+        found = self.path.stat().st_size if self.path.exists() else None
+        if found != self.nbytes:
+            what = "is missing" if found is None else f"has {found} bytes, it should have {self.nbytes}"
+            raise DamagedError(f"{self.path} {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a client's tensors lie.
+
+    Attributes:
+        segment: in which segment.
+        start: the first byte in its file.
+        checksum: CRC-32 of the bytes.
+    """
+
+    segment: Segment
+    start: int
+    checksum: int
+
+
+def ordered(tensors: Mapping[str, Tensor], client_id: int) -> dict[str, Tensor]:
+    """A client's tensors as they are kept: on the CPU, owning their memory, wide elements first, then by name.
+
+    Raises:
+        ValueError: a tensor has a dtype that segments cannot hold.
+    """
+    found = {}
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        if tensor.dtype not in _NAMES:
+            allowed = ", ".join(str(dtype) for dtype in _NAMES)
+            raise ValueError(f"client {client_id}: {name!r} has dtype {tensor.dtype}; allowed are {allowed}")
+        if tensor.requires_grad or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            tensor = tensor.detach().cpu().contiguous()
+        if tensor.nbytes >= _OWN_PAGES:
+            kept = _room(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
+            found[name] = kept.copy_(tensor.detach())
+        else:
+            part_of_more = tensor.untyped_storage().nbytes() != tensor.nbytes
+            found[name] = tensor.clone() if part_of_more else tensor
+    return found
+
+
+def _room(size: int) -> Tensor:
+    """So many bytes, which go back to the system when nobody refers to them any more."""
+    if size >= _OWN_PAGES:
+        try:
+            return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+        except OSError:  # a process may have so many mappings only
+            pass
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
+    """What the tensors, which `ordered` has given, are."""
+    return shared(tuple((name, _NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()))
+
+
+@cache
+def shared(kind: Kind) -> Kind:
+    """The one copy of a kind that all its clients share: there may be a million of them."""
+    return kind
+
+
+@cache
+def nbytes_of(kind: Kind) -> int:
+    """Bytes of all tensors of a kind."""
+    return sum(prod(shape) * _DTYPES[dtype].itemsize for _, dtype, shape in kind)
+
+
+def write_segment(
+    path: Path, clients: Sequence[tuple[int, Kind]], tensors: Iterable[Mapping[str, Tensor]]
+) -> list[Place]:
+    """Write a segment, whole or not at all; returns where each client lies.
+
+    Args:
+        path: of the new file.
+        clients: id and kind of each.
+        tensors: of each, in the order of `clients`; asked for one after the other, so that they need not be held.
+    """
+    header = _header(clients)
+    data_bytes = sum(nbytes_of(kind) for _, kind in clients)
+    segment = Segment(path, len(header) + data_bytes, data_bytes)
+    partial = partial_of(path)
+    places, start = [], len(header)
+    try:
+        with partial.open("wb") as file:
+            file.write(header)
+            for (_, kind), own in zip(clients, tensors, strict=True):
+                places.append(Place(segment, start, _write(file, own)))
+                start += nbytes_of(kind)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # a full disk needs the space
+        raise
+    sync_folder(path.parent)
+    return places
+
+
+def read(place: Place, kind: Kind, client_id: int) -> dict[str, Tensor]:
+    """A client's tensors.
+
+    Raises:
+        DamagedError: the file is missing or short, or the bytes are not those that were written.
+    """
+    path, size = place.segment.path, nbytes_of(kind)
+    whole = _room(size)
+    data = whole.numpy().data
+    try:
+        with path.open("rb", buffering=0) as file:
+            found = os.preadv(file.fileno(), [data], place.start)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path} is missing: it holds the memory of client {client_id}") from error
+    if found != size or zlib.crc32(data) != place.checksum:
+        raise DamagedError(f"{path} is damaged: the memory of client {client_id} is not what was written")
+    tensors, start = {}, 0
+    for name, dtype, shape in kind:
+        stop = start + prod(shape) * _DTYPES[dtype].itemsize
+        tensors[name] = whole[start:stop].view(_DTYPES[dtype]).view(shape)
+        start = stop
+    return tensors
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file lies until it is complete."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names of the files in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _header(clients: Sequence[tuple[int, Kind]]) -> bytes:
+    entries, start = {}, 0
+    for client_id, kind in clients:
+        for name, dtype, shape in kind:
+            stop = start + prod(shape) * _DTYPES[dtype].itemsize
+            entries[f"{client_id}/{name}"] = {"dtype": dtype, "shape": shape, "data_offsets": (start, stop)}
+            start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, Tensor]) -> int:
+    """Write a client's tensors; returns their checksum."""
+    checksum = 0
+    for tensor in tensors.values():
+        data = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+        file.write(data)
+        checksum = zlib.crc32(data, checksum)
+    return checksum

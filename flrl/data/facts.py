@@ -1,0 +1,52 @@
+"""What a model is sized by: the shape of a dataset's samples and the number of its classes, read from the data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flrl.data.sources import LABEL_KEYS, Source, Splits, TensorSource
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a dataset says of itself.
+
+    Attributes:
+        input_shape: of one sample's inputs; None where samples are no tensors.
+        num_classes: the largest class of all samples, plus one; None where samples have no class.
+    """
+
+    input_shape: tuple[int, ...] | None
+    num_classes: int | None
+
+
+def facts_of(splits: Splits) -> Facts:
+    """The facts of a dataset, from its first training sample and the classes of all samples.
+
+    Example:
+        >>> import torch
+        >>> from flrl.data import TensorSource
+        >>> source = TensorSource(torch.zeros(3, 1, 8, 8), torch.tensor([0, 4, 2]))
+        >>> facts_of(Splits(source, source))
+        Facts(input_shape=(1, 8, 8), num_classes=5)
+    """
+    labels = [source.labels for source in (splits.train, splits.test) if source.labels is not None]
+    known = splits.train.labels is not None
+    classes = max((int(part.max()) + 1 for part in labels if len(part)), default=None) if known else None
+    return Facts(_shape_in(splits.train), classes)
+
+
+def _shape_in(source: Source) -> tuple[int, ...] | None:
+    if len(source) == 0:
+        return None
+    if isinstance(source, TensorSource):
+        return tuple(source.inputs.shape[1:])
+    batch: Any = next(iter(source.batches(np.zeros(1, np.int64), 1)))
+    if isinstance(batch, Mapping):
+        inputs = [value for key, value in batch.items() if key not in LABEL_KEYS and hasattr(value, "shape")]
+        batch = inputs if len(inputs) == 1 else ()
+    first = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+    shape = getattr(first, "shape", None)
+    return None if shape is None else tuple(int(size) for size in shape[1:])

@@ -1,0 +1,1 @@
+"""Reading a user's LightningModule: its hooks, steps, logs and optimizers."""

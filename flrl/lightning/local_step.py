@@ -1,0 +1,108 @@
+"""What a strategy's `adjust_loss` sees of a training step: the batch, values, and outputs of the module's layers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flrl.layout import ParameterLayout
+from flrl.lightning.steps import replaced, step_caller
+from flrl.types import Tensors
+
+
+class LocalStep:
+    """One batch of one client.
+
+    Whatever is computed from it must be tensor operations on what it gives: engines record them once and replay them.
+
+    Args:
+        module: the user's.
+        layout: of its parameters.
+        batch: what `training_step` was given.
+        values: `LocalProblem.values`.
+        outputs: of the observed layers in this step, by their names.
+        buffers: the module's, by name, where others than its own stand for them.
+        training_step: the module's own, where another one stands in its place.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        layout: ParameterLayout,
+        batch: Any,
+        values: Tensors,
+        outputs: Tensors,
+        *,
+        buffers: Tensors | None = None,
+        training_step: Callable[..., Any] | None = None,
+    ) -> None:
+        self.batch, self.values, self.outputs = batch, values, outputs
+        self._module, self._layout, self._buffers = module, layout, buffers
+        self._training_step = module.training_step if training_step is None else training_step
+
+    def outputs_with(self, vector: Tensor) -> dict[str, Tensor]:
+        """The observed layers' outputs on this batch had the model this vector, without gradients.
+
+        Args:
+            vector: shape `[layout.local_size]` or `[layout.size]`, usually one of `values`.
+        """
+        tensors = {f"module.{name}": tensor for name, tensor in self._layout.unflatten(vector).items()}
+        buffers = dict(self._module.named_buffers()) if self._buffers is None else self._buffers
+        known = {f"module.{name}": buffer.clone() for name, buffer in buffers.items()}
+        own = {"log": _nothing, "log_dict": _nothing, "training_step": self._training_step}
+        with torch.no_grad(), replaced(self._module, **own):
+            with observed(self._module, list(self.outputs)) as outputs:
+                functional_call(StepModule(self._module), {**known, **tensors}, (self.batch,))
+        return {name: output.detach() for name, output in outputs.items()}
+
+
+class StepModule(nn.Module):
+    """A module whose `forward` is the training step, as `functional_call` needs it."""
+
+    def __init__(self, module: pl.LightningModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any, batch_idx: int = 0) -> Any:
+        """What `training_step` returns."""
+        return step_caller(self.module.training_step)(batch, batch_idx)
+
+
+@contextmanager
+def observed(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Note the outputs of layers, by their names, while the module is called.
+
+    Raises:
+        ValueError: the module has no such layer.
+    """
+    outputs: dict[str, Tensor] = {}
+    handles = [layer_of(module, name).register_forward_hook(_noting(outputs, name)) for name in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_of(module: nn.Module, name: str) -> nn.Module:
+    """A submodule by its name; ValueError if there is none."""
+    layers: Mapping[str, nn.Module] = dict(module.named_modules())
+    if name not in layers:
+        known = ", ".join(name for name in layers if name)
+        raise ValueError(f"the model has no layer {name!r}; it has {known}")
+    return layers[name]
+
+
+def _noting(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def hook(layer: nn.Module, arguments: Any, output: Tensor) -> None:
+        outputs[name] = output
+
+    return hook
+
+
+def _nothing(*args: Any, **options: Any) -> None:
+    pass

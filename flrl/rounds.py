@@ -1,0 +1,111 @@
+"""The round loop: sample, broadcast, train, aggregate, evaluate, report."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from flrl.callbacks.base import Callbacks
+from flrl.errors import TooFewUpdatesError
+from flrl.layout import ParameterLayout, digest
+from flrl.records import evaluation_record, round_record
+from flrl.snapshot import Snapshot, refuse_changes
+from flrl.transforms.apply import on_server
+from flrl.types import Aggregate, Broadcast, ClientTask, RoundRecord, ServerState
+
+if TYPE_CHECKING:
+    from flrl.backends.base import Backend
+    from flrl.strategies import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """All that the rounds of a run need.
+
+    Attributes:
+        strategy: the algorithm.
+        backend: where clients train.
+        layout: of the model.
+        callbacks: observers of every round; one of them may stop the run.
+        seed: the run's.
+        sampling_seed: of the cohorts.
+    """
+
+    strategy: "Strategy"
+    backend: "Backend"
+    layout: ParameterLayout
+    callbacks: Callbacks
+    seed: int
+    sampling_seed: int
+
+    def run(self, state: ServerState, history: Sequence[RoundRecord]) -> tuple[ServerState, list[RoundRecord]]:
+        """Run the rounds that are left, and return the last state and a record of every round.
+
+        Raises:
+            TooFewUpdatesError: a round had fewer usable updates than `min_clients`.
+            ValueError: the strategy has changed itself.
+        """
+        strategy, callbacks, history = self.strategy, self.callbacks, list(history)
+        try:
+            callbacks.on_fit_start(state, history)
+            if state.round == 0 and not history:
+                metrics = self.backend.evaluate(state, rounds=strategy.rounds)
+                if metrics:
+                    history.append(evaluation_record(metrics, digest(state.vector)))
+                    callbacks.on_round_end(state, history)
+            weight_of_all = strategy.weight_of_all(self.backend.sizes)
+            before = Snapshot(strategy, "strategy")
+            while state.round < strategy.rounds and not callbacks.should_stop(history):
+                # Reports, and the client memory that hangs on them, must not pile up with the rounds.
+                history[-1:] = [replace(record, reports=()) for record in history[-1:]]
+                state, record = self._round(state, weight_of_all)
+                refuse_changes(strategy, before, f"in round {state.round}")
+                history.append(record)
+                callbacks.on_round_end(state, history)
+        except BaseException as error:
+            callbacks.on_exception(state, history, error)
+            raise
+        callbacks.on_fit_end(state, history)
+        return state, history
+
+    def _round(self, state: ServerState, weight_of_all: float) -> tuple[ServerState, RoundRecord]:
+        started = time.perf_counter()
+        broadcast, tasks = self.strategy.plan(state, self.backend.sizes, self.sampling_seed, self.layout)
+        self.callbacks.on_round_start(broadcast.round, broadcast.cohort)
+        result = self._trained(broadcast, tasks)
+        vectors, kept, numbers = on_server(
+            self.strategy.transforms, result.vectors, state.variables, broadcast, self.layout, self.seed
+        )
+        result = replace(result, vectors=vectors, share=result.total_weight / weight_of_all)
+        after = self.strategy.aggregate(state, result, self.layout)
+        memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})
+        result = replace(result, reports=tuple(replace(report, memory=None) for report in result.reports))
+        after = replace(after, round=broadcast.round, variables={**after.variables, **kept}, memory=memory)
+        trained = time.perf_counter()
+        evaluated = self.backend.evaluate(after, rounds=self.strategy.rounds)
+        seconds = {"time/round_s": time.perf_counter() - started, "time/train_s": trained - started}
+        down = {"comm/down_bytes": float(sum(broadcast.payload.values()) * len(tasks))}
+        record = round_record(after.round, evaluated | numbers | seconds | down, digest(after.vector), result)
+        return after, record
+
+    def _trained(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> Aggregate:
+        """What the cohort's updates become; zeros where nobody takes part, as a sampler may draw it."""
+        if not tasks:
+            sizes = self.strategy.vector_sizes(self.layout)
+            return Aggregate({name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}, 0.0, ())
+        result = self.backend.train(broadcast, tasks, self.callbacks.on_client_end)
+        self._check(result, broadcast.round)
+        return result
+
+    def _check(self, result: Aggregate, round: int) -> None:
+        accepted = [report for report in result.reports if report.rejected is None]
+        if len(accepted) < self.strategy.min_clients:
+            reasons = [f"client {r.client_id}: {r.rejected}" for r in result.reports if r.rejected is not None]
+            rejected = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+            least = f"strategy.min_clients={self.strategy.min_clients}"
+            raise TooFewUpdatesError(f"round {round}: {len(accepted)} usable updates, {least}; {rejected}")
+        for name in self.strategy.transforms:
+            if not any(f"transforms/{name}/clients" in report.metrics for report in accepted):
+                raise RuntimeError(f"transform {name} was asked for but never ran")

@@ -1,0 +1,113 @@
+"""Which settings of a run its results follow from: those stay what they were when it is resumed."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flrl.config import FROM_DATA
+from flrl.runs.saved import read_config, saved_in
+from flrl.seeding import Seeds
+
+_FREE = {"resume", "name", "tags", "paths", "logger", "callbacks", "log_clients", "optimized_metric", "evaluation"}
+_FREE |= {
+    "vars",
+    "on_client_failure",
+    "client_store",
+    "strategy.rounds",
+    "strategy.min_clients",
+    "dataset.data_dir",
+    "dataset.download",
+}
+_OF_BACKENDS = {"backend.threads", "backend.device", "backend.portable"}
+"""What bits follow from in a backend; where and in how many processes clients train is free."""
+_SAME_BITS = {f"flrl.trainers.{name}Trainer" for name in ("Eager", "Traced", "Lightning")}
+_AUTO = "flrl.trainers.choose_engine"
+_SHOWN = 5
+_ABSENT = object()
+
+
+def earlier_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run in a folder as it was before this command; None where none was kept."""
+    path = saved_in(folder)
+    return None if path is None else read_config(path)
+
+
+def continued(config: Mapping[str, Any], earlier: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration that the run in a folder goes on with; `trainer=auto` stands for the engine that it had.
+
+    Raises:
+        ValueError: a setting that results follow from has changed.
+    """
+    config = dict(config)
+    if config["trainer"].get("_target_") == _AUTO:
+        options = {key: value for key, value in config["trainer"].items() if key not in ("_target_", "memory_format")}
+        config["trainer"] = {**earlier["trainer"], **options}
+    changed = differences(earlier, config)
+    if changed:
+        shown = "; ".join(f"{key} was {_text(was)}, is {_text(new)}" for key, (was, new) in changed[:_SHOWN])
+        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise ValueError(
+            f"the results of {folder} follow from settings that are not what they were: {shown}{more}. "
+            "Resume it with what it had, or start a run of its own in another folder without resume; "
+            "nothing was changed"
+        )
+    return config
+
+
+def differences(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
+    """Each setting that results follow from and that differs, with its two values, in the configuration's order."""
+    was, now = (dict(_leaves(_with_seeds(tree))) for tree in (earlier, config))
+    trainers = {leaves.get("trainer._target_") for leaves in (was, now)}
+    found = []
+    for key in [*now, *(key for key in was if key not in now)]:
+        old, new = was.get(key, _ABSENT), now.get(key, _ABSENT)
+        if _is_free(key) or _alike(key, old, new) or (key == "trainer._target_" and trainers <= _SAME_BITS):
+            continue
+        if not _follows_paths(old, new, earlier, config):
+            found.append((key, (old, new)))
+    return found
+
+
+def _is_free(key: str) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[: end + 1]) in _FREE for end in range(len(parts))) or (
+        parts[0] == "backend" and key not in _OF_BACKENDS
+    )
+
+
+def _alike(key: str, old: Any, new: Any) -> bool:
+    if key == "backend.device":
+        old, new = (str(device).partition(":")[0] for device in (old, new))
+    if key.startswith("model.") and key.rpartition(".")[2] in FROM_DATA and (old is None or new is None):
+        return True  # null stands for what the data says
+    # Engines and backends of other kinds, or of other versions, have options that the others lack: off is not there.
+    if key.startswith(("trainer.", "backend.")):
+        old, new = (None if value is _ABSENT or value is False or value in ({}, []) else value for value in (old, new))
+    return bool(old == new)
+
+
+def _follows_paths(old: Any, new: Any, earlier: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether two values differ by where the data or the outputs are alone."""
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    places = [(str(place), str(config["paths"].get(name))) for name, place in (earlier.get("paths") or {}).items()]
+    return any(was and was in old and old.replace(was, now) == new for was, now in places)
+
+
+def _with_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with all seeds spelt out: those of before they had names are `seed`."""
+    seeds = Seeds.of(config)
+    partition = {**config["partition"], "seed": seeds.partition}
+    return {**config, "model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition}
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        yield path, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+
+
+def _text(value: Any) -> str:
+    return "not set" if value is _ABSENT else "null" if value is None else str(value)

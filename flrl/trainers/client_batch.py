@@ -1,0 +1,281 @@
+"""A client batch that trains: a local model a row, those with most steps first, so that the others leave at the end."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from flrl.lightning.logs import reduced
+from flrl.lightning.optimizers import SchedulerStep, scale_learning_rates
+from flrl.lightning.plain_sgd import not_plain_sgd
+from flrl.lightning.stand_in import TrainerStandIn, attached, configure
+from flrl.seeding import seed_for
+from flrl.trainers.adjusting import check_elementwise, frozen, values_of_batch
+from flrl.trainers.problem import ClientHooks, LocalProblem, Trained, client_randomness, trained
+from flrl.trainers.steps.record import Adjustment, Recorded, Shape
+
+if TYPE_CHECKING:
+    from flrl.trainers.vectorized import VectorizedTrainer
+
+
+@dataclass
+class _Row:
+    """One client of the batch.
+
+    Attributes:
+        problem: the client.
+        batches: all that it trains on, with their numbers of samples.
+        num_steps: how many.
+        generator: what its random numbers come from.
+        losses: and their weights.
+        logged: numbers and their weights, by name.
+    """
+
+    problem: LocalProblem
+    batches: Iterator[tuple[Any, int]]
+    num_steps: int
+    generator: torch.Generator
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    logged: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+
+class ClientBatch:
+    """Clients that train side by side.
+
+    Args:
+        trainer: gives settings and recorded steps.
+        problems: theirs, which agree in what is trainable and in the names of their values.
+        hooks: the strategy.
+
+    Attributes:
+        matrix: the local vectors, `[clients, layout.local_size]`.
+    """
+
+    def __init__(self, trainer: "VectorizedTrainer", problems: Sequence[LocalProblem], hooks: ClientHooks) -> None:
+        self.trainer, self.hooks = trainer, hooks
+        self.model, self.module = problems[0].model, problems[0].module
+        self.device = self.model.local.device
+        self.rows = [self._row(problem) for problem in sorted(problems, key=lambda p: -trainer.num_batches(p))]
+        ordered = [row.problem for row in self.rows]
+        self.matrix = torch.stack([problem.start for problem in ordered])
+        layout = self.model.layout
+        self.trainable = self.matrix[:, : layout.num_trainable]
+        self.parameters = [self.matrix[:, e.slice].view(-1, *e.shape) for e in layout.trained]
+        self.frozen = frozenset(frozen(layout, ordered[0].trainable))
+        self.buffers = list(self.module.buffers())
+        self.values = values_of_batch(ordered)
+        self.rates: list[float] = []
+        self.notes: list[tuple[list[int], list[int], Recorded, list[Tensor]]] = []
+
+    def _row(self, problem: LocalProblem) -> _Row:
+        trainer, task = self.trainer, problem.task
+        num_epochs = trainer.num_epochs(problem)
+        batches = chain.from_iterable(trainer.batches(problem, epoch) for epoch in range(num_epochs))
+        seed = seed_for(problem.seed, task.round, task.client_id, "train")
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return _Row(problem, batches, num_epochs * trainer.num_batches(problem), generator)
+
+    def train(self) -> list[tuple[LocalProblem, Trained]]:
+        """Take all steps of all clients."""
+        first = self.rows[0].problem
+        self.trainer.load(first)
+        epochs, batches = self.trainer.num_epochs(first), self.trainer.num_batches(first)
+        stand_in = TrainerStandIn(epochs, batches, engine=self.trainer.engine)
+        with client_randomness(first), attached(self.module, stand_in):
+            optimizer, schedulers = configure(self.module, stand_in)
+            scale_learning_rates(optimizer, schedulers, self.trainer.lr_factor(first))
+            stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            self.stepped = [id(parameter) in stepped for parameter in self.model.trainable()]
+            stacked = _stepping_rows(optimizer, self.model.trainable(), self.parameters)
+            active = len(self.rows)
+            for step in range(self.rows[0].num_steps):
+                if self.rows[active - 1].num_steps <= step:
+                    active = sum(row.num_steps > step for row in self.rows)
+                    _shrink(optimizer, stacked.values(), active)
+                with torch.no_grad():
+                    gradients = self._gradients(active)
+                self._adjust(gradients, active)
+                for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                    stacked[id(parameter)].grad = gradient
+                self.rates.append(float(optimizer.param_groups[0]["lr"]))
+                optimizer.step()
+                self._step_schedulers(schedulers, step)
+        self._read_notes()
+        other = not_plain_sgd(optimizer)
+        return [(row.problem, self._trained(index, other)) for index, row in enumerate(self.rows)]
+
+    def _gradients(self, active: int) -> list[Tensor | None]:
+        """The gradients of the first rows on their next batches; rows with equally large batches share a step."""
+        batches = [next(row.batches) for row in self.rows[:active]]
+        sizes: dict[int, list[int]] = {}
+        for index, (_, size) in enumerate(batches):
+            sizes.setdefault(size, []).append(index)
+        if len(sizes) == 1:
+            return self._step(range(active), [batch for batch, _ in batches], batches[0][1])
+        found: list[Tensor | None] = [None] * len(self.parameters)
+        used: set[tuple[bool, ...]] = set()
+        for size, indices in sizes.items():
+            part = self._step(indices, [batches[index][0] for index in indices], size)
+            used.add(tuple(gradient is not None for gradient in part))
+            if len(used) > 1:
+                raise ValueError("trainer=vectorized: which parameters get gradients depends on the size of a batch")
+            for place, gradient in enumerate(part):
+                if gradient is not None:
+                    if found[place] is None:
+                        found[place] = torch.zeros_like(self.parameters[place][:active])
+                    found[place][indices] = gradient  # type: ignore[index]
+        return found
+
+    def _step(self, indices: Sequence[int], batches: Sequence[Any], size: int) -> list[Tensor | None]:
+        """The gradients of some rows, in order; the last row is repeated until their number is a power of two.
+
+        A step is recorded for each number of rows, so there must not be too many numbers.
+        """
+        count = len(indices)
+        total = _rounded(count, len(self.rows))
+        rows: Any = slice(total)  # views; those that fill up have left, or wait for their turn
+        if indices != range(count):
+            rows = [*indices, *[indices[-1]] * (total - count)]
+        parameters = [p[rows] for p in self.parameters]
+        adjustment = self._adjustment(rows, total) if self.hooks.adjusts_loss else None
+        batch = self._together([*batches, *[batches[-1]] * (total - count)])
+        shape, tensors = Shape.of(batch)
+        step = self.trainer.step(self.model, total, batch, shape, adjustment)
+        step.generators[:] = [self.rows[row].generator for row in indices]
+        step.generators += [torch.Generator(self.device).manual_seed(0)] * (total - count)
+        others = [] if adjustment is None else adjustment.tensors
+        values = step.call(*parameters, *self.buffers, *tensors, *others)
+        kept = 1 + len(step.recorded.logged)
+        self.notes.append((list(indices), [size] * count, step.recorded, list(values[:kept])))
+        gradients = iter(values[kept:])
+        unused = step.recorded.unused
+        return [None if place in unused else next(gradients)[:count] for place in range(len(parameters))]
+
+    def _adjustment(self, rows: Any, total: int) -> Adjustment:
+        """What the strategy does to the losses of some rows."""
+        whole = {name: v.expand(len(self.rows), *v.shape[1:]) for name, v in self.values.items()}
+        return Adjustment(self.hooks, {name: value[rows] for name, value in whole.items()})
+
+    def _together(self, batches: Sequence[Any]) -> Any:
+        """Stack batches of equal shapes on the device, with a first dimension for the clients."""
+        stacked = pytree.tree_map(lambda *parts: torch.stack(parts), *batches)
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), stacked)
+
+    def _adjust(self, gradients: list[Tensor | None], active: int) -> None:
+        """Let the strategy change the clients' gradients, drop those of frozen parameters, and clip the others."""
+        if self.hooks.adjusts_gradient:
+            self._let_strategy_adjust(gradients, active)
+        for place in self.frozen:
+            gradients[place] = None
+        limit = self.trainer.gradient_clip_val
+        if limit is None:
+            return
+        found = [g for g, stepped in zip(gradients, self.stepped, strict=True) if g is not None and stepped]
+        if self.trainer.gradient_clip_algorithm == "value":
+            for gradient in found:
+                gradient.clamp_(-limit, limit)
+            return
+        norms = torch.stack([gradient.reshape(active, -1).norm(dim=1) for gradient in found]).norm(dim=0)
+        factors = (limit / (norms + 1e-6)).clamp_(max=1.0)  # as torch.nn.utils.clip_grad_norm_ has it
+        for gradient in found:
+            gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
+
+    def _let_strategy_adjust(self, gradients: list[Tensor | None], active: int) -> None:
+        count = self.model.layout.num_parameters
+        parameters = self.parameters[:count]
+        pairs = zip(gradients[:count], parameters, strict=True)
+        whole = [torch.zeros_like(p[:active]) if g is None else g for g, p in pairs]
+        matrix = torch.cat([gradient.reshape(active, -1) for gradient in whole], dim=1)
+        values = {name: value if len(value) == 1 else value[:active] for name, value in self.values.items()}
+        check_elementwise(self.hooks, matrix[0], self.trainable[0], {name: value[0] for name, value in values.items()})
+        self.hooks.adjust_gradient(matrix, self.trainable[:active], values)
+        parts = torch.split(matrix, [p[0].numel() for p in parameters], dim=1)
+        gradients[:count] = [part.reshape_as(p[:active]) for part, p in zip(parts, parameters, strict=True)]
+
+    def _step_schedulers(self, schedulers: Sequence[SchedulerStep], step: int) -> None:
+        """Step those whose interval ends here; with schedulers, all rows have equally many batches an epoch."""
+        epoch, batch_idx = divmod(step, self.trainer.num_batches(self.rows[0].problem))
+        is_last = batch_idx == self.trainer.num_batches(self.rows[0].problem) - 1
+        for config in schedulers:
+            if config.interval == "epoch" and not is_last:
+                continue
+            if ((batch_idx if config.interval == "step" else epoch) + 1) % config.frequency == 0:
+                config.scheduler.step()
+
+    def _read_notes(self) -> None:
+        """Give losses and logged numbers to the rows that they belong to."""
+        for indices, sizes, recorded, values in self.notes:
+            losses, *logged = (value.to(torch.float64).tolist() for value in values)
+            for place, (index, size) in enumerate(zip(indices, sizes, strict=True)):
+                self.rows[index].losses.append((losses[place], float(size)))
+                for (name, _, weight), numbers in zip(recorded.logged, logged, strict=True):
+                    pairs = self.rows[index].logged.setdefault(name, [])
+                    pairs.append((numbers[place], float(size if weight is None else weight)))
+
+    def _trained(self, index: int, other: str) -> Trained:
+        row = self.rows[index]
+        how = {name: reduce for _, _, recorded, _ in self.notes for name, reduce, _ in recorded.logged}
+        metrics = {name: reduced(how[name], pairs) for name, pairs in row.logged.items()}
+        metrics["train/loss"] = reduced("mean", row.losses)
+        return trained(
+            row.problem,
+            self.matrix[index],
+            metrics=metrics,
+            num_steps=row.num_steps,
+            lr_sum=sum(self.rates[: row.num_steps]),
+            not_plain_sgd=other,
+            memory=self.trainer.position(row.problem),
+        )
+
+
+def _rounded(count: int, most: int) -> int:
+    """The next power of two, or `most` if that is less."""
+    return min(1 << (count - 1).bit_length(), most)
+
+
+def _stepping_rows(
+    optimizer: Optimizer, parameters: Sequence[nn.Parameter], stacks: Sequence[Tensor]
+) -> dict[int, Tensor]:
+    """Have an optimizer step all rows' parameters instead of the module's; returns the tensors it steps.
+
+    Args:
+        optimizer: of the module.
+        parameters: its parameters.
+        stacks: each parameter of all rows, with a first dimension for the rows.
+
+    Returns:
+        By the id of each stack, the tensor that the optimizer steps: it shares the stack's memory.
+    """
+    place = {id(parameter): stack for parameter, stack in zip(parameters, stacks, strict=True)}
+    stepped = {id(stack): stack.detach() for stack in stacks}
+    for group in optimizer.param_groups:
+        group["params"] = [stepped[id(place[id(p)])] for p in group["params"] if id(p) in place]
+        if group.get("fused"):
+            group["fused"] = False  # those kernels take memory without gaps
+    if optimizer.state:  # Adagrad and others make theirs at once
+        old, optimizer.state = optimizer.state, type(optimizer.state)(dict)
+        for parameter, state in old.items():
+            stack = stepped[id(place[id(parameter)])]
+            optimizer.state[stack] = {
+                name: value.expand(len(stack), *value.shape).clone()
+                if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step"
+                else value
+                for name, value in state.items()
+            }
+    return stepped
+
+
+def _shrink(optimizer: Optimizer, stacks: Iterable[Tensor], active: int) -> None:
+    """Have the optimizer step the first `active` rows only."""
+    for stack in stacks:
+        state = optimizer.state.get(stack, {})
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == stack.shape:
+                state[name] = value[:active]
+        stack.grad = None
+        stack.data = stack.data[:active]

@@ -1,0 +1,8 @@
+"""What happens to an update between a client and the server. A new one is a file like `clip_norm.py`."""
+
+from flrl.transforms.base import Context, Transform
+from flrl.transforms.clip_norm import ClipNorm
+from flrl.transforms.gaussian_noise import GaussianNoise
+from flrl.transforms.top_k import TopK
+
+__all__ = ["ClipNorm", "Context", "GaussianNoise", "TopK", "Transform"]

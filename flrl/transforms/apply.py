@@ -1,0 +1,109 @@
+"""Sends updates through a strategy's transforms, each with its own memory, state and random numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from flrl.layout import ParameterLayout
+from flrl.seeding import SERVER, seed_for
+from flrl.transforms.base import Context, Transform
+from flrl.types import Broadcast, ClientUpdate, Tensors
+
+Transforms = Mapping[str, Transform]
+
+
+def on_client(
+    transforms: Transforms,
+    update: ClientUpdate,
+    memory: Tensors,
+    broadcast: Broadcast,
+    layout: ParameterLayout,
+    seed: int,
+) -> ClientUpdate:
+    """A client's update after all transforms, in order, with what they have it remember and report.
+
+    Args:
+        transforms: by name.
+        update: what the strategy made.
+        memory: what the client remembered before the round.
+        broadcast: what it was sent.
+        layout: of its vectors.
+        seed: the run's.
+    """
+    kept, metrics = dict(update.memory), dict(update.metrics)
+    for name, transform in transforms.items():
+        context = _context(name, update.client_id, broadcast, layout, seed)
+        update, own, numbers = transform.client(update, _own(memory, name), context)
+        kept |= {_key(name, key): tensor for key, tensor in own.items()}
+        metrics |= {_key(name, key): value for key, value in {**numbers, "clients": 1.0}.items()}
+    return replace(update, memory=kept, metrics=metrics)
+
+
+def on_server(
+    transforms: Transforms,
+    vectors: Tensors,
+    variables: Tensors,
+    broadcast: Broadcast,
+    layout: ParameterLayout,
+    seed: int,
+) -> tuple[Tensors, dict[str, torch.Tensor], dict[str, float]]:
+    """What the server goes on with after all transforms, in reverse order.
+
+    Args:
+        transforms: by name.
+        vectors: what the aggregator made.
+        variables: of the server's state before the round.
+        broadcast: what the clients were sent.
+        layout: of the vectors.
+        seed: the run's.
+
+    Returns:
+        The vectors, the transforms' variables of the next state, and their numbers.
+    """
+    kept: dict[str, torch.Tensor] = {}
+    metrics: dict[str, float] = {}
+    for name, transform in reversed(list(transforms.items())):
+        context = _context(name, SERVER, broadcast, layout, seed)
+        vectors, own, numbers = transform.server(vectors, _own(variables, name), context)
+        kept |= {_key(name, key): tensor for key, tensor in own.items()}
+        metrics |= {_key(name, key): value for key, value in numbers.items()}
+    return vectors, kept, metrics
+
+
+def is_transforms(name: str) -> bool:
+    """Whether a name in client memory or among a state's variables is a transform's."""
+    return name.startswith("transforms/")
+
+
+def checked(transforms: Transforms | Sequence[Transform] | None) -> dict[str, Transform]:
+    """Transforms by name, as a strategy holds them.
+
+    Raises:
+        ValueError: they are no mapping of names to transforms, or a name cannot be part of a key.
+    """
+    found = transforms or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            "strategy.transforms: must be a mapping of names to transforms, as in strategy/transforms=top_k"
+        )
+    for name, transform in found.items():
+        if not isinstance(transform, Transform):
+            raise ValueError(f"strategy.transforms.{name}: {type(transform).__name__} is no flrl.transforms.Transform")
+        if not name or "/" in name:
+            raise ValueError(f"strategy.transforms: the name {name!r} must not be empty or have a slash")
+    return dict(found)
+
+
+def _context(name: str, client_id: int, broadcast: Broadcast, layout: ParameterLayout, seed: int) -> Context:
+    generator = torch.Generator().manual_seed(seed_for(seed, broadcast.round, client_id, f"transforms/{name}"))
+    return Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator)
+
+
+def _own(tensors: Tensors, name: str) -> Tensors:
+    prefix = _key(name, "")
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _key(name: str, key: str) -> str:
+    return f"transforms/{name}/{key}"

@@ -1,0 +1,289 @@
+"""What one worker does, on every backend: train clients, reduce their updates, evaluate."""
+
+import logging
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+import flrl
+from flrl.aggregation import Reducer, stats_of
+from flrl.bound_model import BoundModel
+from flrl.cli.tracebacks import place_in
+from flrl.data import FederatedData
+from flrl.errors import ClientError
+from flrl.evaluation import Evaluator, summarize_clients
+from flrl.layout import checksum_of
+from flrl.lightning.logs import Logged, joined
+from flrl.seeding import SERVER, clients_in_turn, seed_for
+from flrl.snapshot import Snapshot, refuse_changes
+from flrl.strategies import Strategy
+from flrl.strategies.running import train_clients
+from flrl.trainers import LocalProblem, Trainer
+from flrl.trainers.problem import PERSONAL
+from flrl.transforms.apply import on_client
+from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, ServerState, Tensors
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationShare:
+    """What is to be evaluated: batches of the central test set, and clients on their held-out samples."""
+
+    batches: range
+    clients: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPart:
+    """What a share gave, in a form that can be sent: central logs, and each client's metrics."""
+
+    central: Logged | None
+    clients: Mapping[int, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One model, and all that is needed to train any client with it. Holds nothing from one client to the next.
+
+    Attributes:
+        model: reused for every client.
+        data: the clients' samples.
+        trainer: trains one client, or several side by side.
+        strategy: says what a client does.
+        evaluator: what is evaluated when.
+        seed: the run's seed.
+        drop_failures: a client whose training raises is reported as rejected, instead of ending the run.
+    """
+
+    model: BoundModel
+    data: FederatedData
+    trainer: Trainer
+    strategy: Strategy
+    evaluator: Evaluator
+    seed: int
+    drop_failures: bool = False
+
+    def train(
+        self,
+        broadcast: Broadcast,
+        tasks: Sequence[ClientTask],
+        on_report: Callable[[ClientReport], None],
+        on_start: Callable[[ClientTask], None] = lambda task: None,
+    ) -> tuple[Reducer, list[ClientReport]]:
+        """Train the given clients, one batch after the other, and reduce their updates.
+
+        Raises:
+            ClientError: a client's training raised, and failures are not dropped.
+            ValueError: the strategy has changed itself.
+        """
+        broadcast = self._here(broadcast)
+        reducer = self.reducer(broadcast)
+        reports = []
+        before = Snapshot(self.strategy, "strategy")
+        with clients_in_turn(self.model.local.device):
+            for batch in client_batches(tasks):
+                on_start(batch[0])
+                updates = self._updates(batch, broadcast)
+                refuse_changes(self.strategy, before, f"while client {batch[0].client_id} trains")
+                for task, update in zip(batch, updates, strict=True):
+                    reports.append(_add(task, update, reducer))
+                    on_report(reports[-1])
+        return reducer, reports
+
+    def reducer(self, broadcast: Broadcast) -> Reducer:
+        """A reducer for a round's updates."""
+        sizes = self.strategy.vector_sizes(self.model.layout)
+        device = self.model.local.device
+        return self.strategy.aggregator.reducer(sizes, total_weight=broadcast.total_weight, device=device)
+
+    def rehearse(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> None:
+        """Train the first clients of a round on one batch each, and forget it: what cannot be trained is said early.
+
+        Args:
+            broadcast: what the clients of the next round are sent.
+            tasks: theirs.
+
+        Raises:
+            ValueError: an engine or a strategy refuses the module, by name.
+            ClientError: the module's own code raised.
+        """
+        if not tasks:
+            return
+        batch = client_batches(self.batched(tasks))[0]
+        before = Snapshot(self.strategy, "strategy")
+        with clients_in_turn(self.model.local.device):
+            try:
+                self._updates(batch, self._here(broadcast), most=self.trainer.batch_size)
+            except ClientError as error:
+                if isinstance(error.__cause__, ValueError) and _raised_here(error.__cause__):
+                    raise error.__cause__ from None
+                raise
+            finally:
+                self.model.load(broadcast.vector)
+        refuse_changes(self.strategy, before, "while a client trains")
+
+    def batched(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
+        """The tasks, those of one client batch numbered alike.
+
+        Who trains beside whom may show in the last bits, so it must not depend on how many workers there are. Tasks
+        that are numbered stay as they are.
+        """
+        width = self.trainer.clients_at_once(self.model, len(tasks))
+        if width == 1 or any(task.batch is not None for task in tasks):
+            return list(tasks)
+        order = sorted(range(len(tasks)), key=lambda index: (-tasks[index].num_samples, index))
+        numbers = {index: place // width for place, index in enumerate(order)}
+        return [replace(task, batch=numbers[index]) for index, task in enumerate(tasks)]
+
+    def _here(self, broadcast: Broadcast) -> Broadcast:
+        """The same, on the model's device."""
+        device = self.model.local.device
+        variables = {name: tensor.to(device) for name, tensor in broadcast.variables.items()}
+        return replace(broadcast, vector=broadcast.vector.to(device), variables=variables)
+
+    def _updates(
+        self, batch: Sequence[ClientTask], broadcast: Broadcast, most: int | None = None
+    ) -> list[ClientUpdate | ClientError]:
+        """The updates of a client batch, on at most so many of each client's first samples.
+
+        Where a batch of several clients fails, each is trained alone, to see whose fault it is.
+        """
+        try:
+            return list(self._trained(batch, broadcast, most))
+        except Exception as error:
+            failure = self._failure(batch, broadcast, error)
+            if len(batch) == 1 and not self.drop_failures:
+                raise failure from error
+            cause = error
+        if len(batch) == 1:
+            log.warning("%s (%s); its update is left out", failure, place_in(failure.traceback))
+            return [failure]
+        alone = [update for task in batch for update in self._updates([task], broadcast, most)]
+        if not self.drop_failures:
+            raise failure from cause
+        return alone
+
+    def _trained(self, batch: Sequence[ClientTask], broadcast: Broadcast, most: int | None) -> list[ClientUpdate]:
+        source, indices = self.data.splits.train, self.data.train_indices
+        problems = [
+            LocalProblem.of(self.model, source, indices(task.client_id)[:most], task, broadcast, self.seed)
+            for task in batch
+        ]
+        updates = train_clients(self.strategy, problems, self.trainer)
+        if not self.strategy.transforms:
+            return updates
+        return [
+            on_client(self.strategy.transforms, update, task.memory, broadcast, self.model.layout, self.seed)
+            for task, update in zip(batch, updates, strict=True)
+        ]
+
+    def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:
+        clients = ", ".join(str(task.client_id) for task in batch)
+        return ClientError(
+            f"client {clients}, round {broadcast.round}: {type(error).__name__}: {error}{self._hint(error)}",
+            client_id=batch[0].client_id if len(batch) == 1 else None,
+            traceback=traceback.format_exc(),
+        )
+
+    def _hint(self, error: Exception) -> str:
+        if "Expected more than 1 value per channel" in str(error):  # torch's BatchNorm
+            size = self.trainer.batch_size
+            return f"; its last batch has one sample: choose another trainer.batch_size than {size}, or GroupNorm"
+        return ""
+
+    # Evaluation.
+
+    def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
+        """The metrics that are due after a round."""
+        share = self.due(state.round, rounds)
+        if share is None:
+            return {}
+        return self.combine([self.evaluate_share(state.vector, state.round, share, self.personal(state, share))])
+
+    def due(self, round: int, rounds: int) -> EvaluationShare | None:
+        """All that is to be evaluated after a round, if anything."""
+        central, clients = self.evaluator.due(round, rounds)
+        batches = range(self.evaluator.num_batches(self.data) if central else 0)
+        held = self.data.holding_out().tolist() if clients else []
+        return EvaluationShare(batches, held) if central or clients else None
+
+    def personal(self, state: ServerState, share: EvaluationShare) -> dict[int, Tensors]:
+        """What the clients of a share remember as far as evaluating them needs it."""
+        if not self.model.layout.personal:
+            return {}
+        known = ((client_id, state.memory.get(client_id, {})) for client_id in share.clients)
+        return {client_id: {PERSONAL: memory[PERSONAL]} for client_id, memory in known if PERSONAL in memory}
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the central test set can be evaluated in parts."""
+        return self.evaluator.divisible(self.model.module)  # type: ignore[arg-type]
+
+    def evaluate_share(
+        self, vector: Tensor, round: int, share: EvaluationShare, personal: Mapping[int, Tensors]
+    ) -> EvaluationPart:
+        """Evaluate some of what is due; `personal` is from `Worker.personal`, by client id."""
+        self.model.load(vector)
+        seed = seed_for(self.seed, round, SERVER, "evaluation")
+        test = self.data.splits.test
+        central = None
+        if len(share.batches):
+            indices = np.arange(len(test))
+            central = self.evaluator.part(self.model, test, indices, share.batches, seed=seed, reuse=True)
+        clients = {}
+        for client_id in share.clients:
+            own = personal.get(client_id, {}).get(PERSONAL)
+            self.model.load(self.model.local_vector(vector.to(self.model.local.device), own))
+            clients[client_id] = self.evaluator.client(self.model, self.data, client_id, seed=seed)
+        return EvaluationPart(central, clients)
+
+    def combine(self, parts: Sequence[EvaluationPart]) -> dict[str, float]:
+        """The metrics of a round from the parts of its evaluation; which part came from where does not matter."""
+        metrics = joined([part.central for part in parts if part.central is not None], self.model.module)
+        clients = {client_id: row for part in parts for client_id, row in part.clients.items()}
+        return metrics | summarize_clients([dict(clients[client_id]) for client_id in sorted(clients)])
+
+
+def client_batches(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
+    """The client batches of numbered tasks, in the order of their first clients."""
+    batches: dict[tuple[str, int], list[ClientTask]] = {}
+    for index, task in enumerate(tasks):
+        key = ("alone", index) if task.batch is None else ("batch", task.batch)
+        batches.setdefault(key, []).append(task)
+    return list(batches.values())
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether flrl itself has raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(flrl.__file__).parent)
+
+
+def _add(task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer) -> ClientReport:
+    """Add an update to those before it, unless it has to be rejected; what remains of it."""
+    if isinstance(update, ClientError):
+        return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(update))
+    stats = stats_of(update)
+    rejected = reducer.rejection(update, stats)
+    if rejected is None:
+        reducer.add(update, stats)
+    return ClientReport(
+        client_id=task.client_id,
+        num_samples=task.num_samples,
+        num_steps=update.num_steps,
+        metrics=update.metrics,
+        up_bytes=sum(update.payload.values()),
+        rejected=rejected,
+        checksum=checksum_of(stats.values()),
+        memory=None if rejected is not None else _changed(task, update),
+    )
+
+
+def _changed(task: ClientTask, update: ClientUpdate) -> Tensors | None:
+    """What an accepted client remembers from now on; None where it neither remembers nor has anything to forget."""
+    return update.memory if update.memory or task.memory else None

@@ -1,0 +1,127 @@
+"""The workers' loop: what it sends of a round, of an evaluation, and of what goes wrong."""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flrl.backends.pool.messages import Evaluate, Evaluated, Failed, Started, Train, Trained, of_broadcast
+from flrl.backends.pool.worker_loop import serve, share_kept_samples
+from flrl.backends.pool.worker_warnings import Collected
+from flrl.sampling import AllClients
+from flrl.strategies import FedAvg
+from flrl.strategies.base import Local
+from flrl.trainers import LocalProblem
+from flrl.types import Broadcast, ClientTask, ServerState
+from flrl.worker import EvaluationShare, Worker
+from tests.backends.inside import InsideLink
+from tests.toys import Linear, make_worker
+
+SIZES = (10, 12, 14)
+
+
+def worker(module: Any = None) -> Worker:
+    strategy = FedAvg(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
+    return make_worker(strategy, module=module, sizes=SIZES)
+
+
+def served(made: Worker, message: Any, *, talkative: bool = True) -> InsideLink:
+    link = InsideLink(message, {"vector": made.model.vector.clone()}, {}, talkative=talkative)
+    serve(link, made, Collected())
+    return link
+
+
+TASKS = tuple(ClientTask(1, client, size, float(size)) for client, size in enumerate(SIZES))
+
+
+@pytest.mark.parametrize("talkative", [True, False])
+def test_each_report_is_sent_once(talkative: bool) -> None:
+    """With the beginning of the next client, or all with the end."""
+    link = served(worker(), Train(1, 36.0, TASKS), talkative=talkative)
+    *before, (last, _) = link.said
+    told = [(message.client_id, [report.client_id for report in message.reports]) for message, _ in before]
+    assert told == ([(0, []), (1, [0]), (2, [1])] if talkative else [])
+    assert all(isinstance(message, Started) for message, _ in before)
+    assert isinstance(last, Trained)
+    assert [report.client_id for report in last.reports] == ([2] if talkative else [0, 1, 2])
+
+
+def test_the_sum_is_carried_where_it_holds_more_than_a_few_addends() -> None:
+    """A client adds two: its update, and its weight."""
+    few = served(worker(), Train(1, 36.0, TASKS[:2])).said[-1][0]
+    many = served(worker(), Train(1, 36.0, TASKS)).said[-1][0]
+    assert (few.numbers["pending"], many.numbers["pending"]) == (4, 1)
+    assert 0 < few.numbers["bound"] < many.numbers["bound"]
+
+
+def test_clients_get_what_was_broadcast() -> None:
+    """The vector, the variables, each its own memory, and nothing else."""
+    seen = []
+
+    class Watching(FedAvg):
+        def local(self, problem: LocalProblem) -> Local:
+            sent, task = problem.broadcast, problem.task
+            memory = {name: tensor.tolist() for name, tensor in task.memory.items()}
+            seen.append((task.client_id, sent.round, sent.cohort, dict(sent.variables), memory))
+            return super().local(problem)
+
+    made = worker()
+    strategy = Watching(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
+    # A variable may have any name: "vector" is not the model.
+    broadcast = Broadcast(1, made.model.vector.clone(), 36.0, {"vector": torch.tensor(2.0)})
+    message = Train(1, 36.0, TASKS[:2], (0, 1, 7))
+    link = InsideLink(message, of_broadcast(broadcast), {"1/own": torch.tensor([3.0])})
+    serve(link, replace(made, strategy=strategy), Collected())
+    variables = {"vector": torch.tensor(2.0)}
+    assert seen == [(0, 1, (0, 1, 7), variables, {}), (1, 1, (0, 1, 7), variables, {"own": [3.0]})]
+
+
+def test_an_evaluation_is_answered() -> None:
+    made = worker()
+    link = served(made, Evaluate(1, EvaluationShare(range(2), [])))
+    [(message, tensors)] = link.said
+    assert isinstance(message, Evaluated)
+    assert tensors == {}
+    assert made.combine([message.part]) == made.evaluate(ServerState(1, made.model.vector.clone()), rounds=1)
+
+
+class Exits(Linear):
+    """Ends the process while it trains."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        sys.exit("enough")
+
+
+class Raises(Linear):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        raise KeyError("missing")
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "client"), [(Exits, "SystemExit: enough", None), (Raises, "KeyError: 'missing'", 0)]
+)
+def test_what_ends_a_clients_training_is_told(module: Any, error: str, client: int | None) -> None:
+    """An exit too, that the controller would otherwise take for a lost process; and the worker serves on."""
+    made = worker(module())
+    link = served(made, Train(1, 36.0, TASKS))
+    failure = link.said[-1][0]
+    assert isinstance(failure, Failed)
+    assert (failure.error, failure.client_id) == (error, client)
+    assert "training_step" in failure.traceback
+    assert not link.asked  # it has read on, to the end
+
+
+def test_an_unknown_message_is_told() -> None:
+    [(failure, _)] = served(worker(), "what?").said
+    assert failure.error == "TypeError: no worker knows what to do with str"
+
+
+def test_processes_share_the_room_for_kept_samples() -> None:
+    data = worker().data
+    limits = [source.kept_limit for source in (data.splits.train, data.splits.test)]  # type: ignore[attr-defined]
+    share_kept_samples(data, 4)
+    assert [source.kept_limit * 4 for source in (data.splits.train, data.splits.test)] == limits  # type: ignore[attr-defined]
