@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 
 from benchmarks.overhead import ROOT, processor
 from flrl.backends import MpiBackend, SerialBackend
+from flrl.backends.base import Backend
 from flrl.backends.mpi import launch
 from flrl.backends.mpi.world import world
 from flrl.callbacks import Callbacks
@@ -46,11 +46,13 @@ from flrl.evaluation import Evaluator
 from flrl.models import Classifier
 from flrl.models.nets import mcmahan_cnn
 from flrl.process_setup import prepare
+from flrl.rounds import Rounds
 from flrl.sampling import UniformSampler
+from flrl.setup import Setup
 from flrl.strategies import FedAvg
-from flrl.strategies.base import Backend
 from flrl.trainers import ClientHooks, LocalProblem, Trainer
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ClientUpdate, ServerState
+from flrl.trainers.problem import Trained
+from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import Worker
 
 TURNS = ("raw", "pickled", "flrl")
@@ -75,10 +77,10 @@ class TurnTaker(Trainer):
         self.vector = np.zeros(size, np.float32)
         self.parts = np.zeros((2, size + 1), np.float64)
 
-    def check(self, module: pl.LightningModule) -> None:
-        """Any module will do."""
+    def check(self, setup: Setup) -> None:
+        """Anything will do."""
 
-    def fit(self, problem: LocalProblem, hooks: ClientHooks) -> "Trained":
+    def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
         """Take the turn of this round."""
         from mpi4py import MPI
 
@@ -88,8 +90,7 @@ class TurnTaker(Trainer):
             started = time.perf_counter()
             self.raw(comm) if turn == "raw" else self.pickled(comm, problem)
             self.seconds[turn].append(time.perf_counter() - started)
-        vectors = {"update": self.update}
-        return ClientUpdate(problem.task.client_id, problem.task.weight, vectors, {}, num_steps=0, up_bytes=0)
+        return Trained(problem.start, self.update, {}, num_steps=0)
 
     def raw(self, comm: Any) -> None:
         """The same bytes as in a round of flrl."""
@@ -189,7 +190,8 @@ def measure(rounds: int, output: Path) -> None:
 
 def one_round(worker: Worker, state: ServerState, backend: Backend) -> ServerState:
     everybody = worker.strategy.weight_of_all(backend.sizes)
-    return worker.strategy._round(state, backend, worker.model.layout, 0, everybody, Callbacks())[0]
+    rounds = Rounds(worker.strategy, backend, worker.model.layout, Callbacks(), seed=0, sampling_seed=0)
+    return rounds._round(state, everybody)[0]
 
 
 def main() -> None:

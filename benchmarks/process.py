@@ -41,6 +41,7 @@ from flrl.layout import digest
 from flrl.models import Classifier
 from flrl.models.nets import mcmahan_cnn, softmax_regression
 from flrl.process_setup import prepare
+from flrl.rounds import Rounds
 from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg
 from flrl.trainers import EagerTrainer
@@ -119,9 +120,9 @@ class Run:
     def round(self) -> float:
         """One round, and its seconds."""
         started = time.perf_counter()
-        layout = self.worker.model.layout
-        strategy, everybody = self.worker.strategy, self.worker.strategy.weight_of_all(self.backend.sizes)
-        self.state, _ = strategy._round(self.state, self.backend, layout, 0, everybody, Callbacks())
+        strategy, layout = self.worker.strategy, self.worker.model.layout
+        rounds = Rounds(strategy, self.backend, layout, Callbacks(), seed=0, sampling_seed=0)
+        self.state, _ = rounds._round(self.state, strategy.weight_of_all(self.backend.sizes))
         return time.perf_counter() - started
 
 

@@ -4,7 +4,7 @@
 
 For each job of `benchmarks.run`, on one client's batches, one thread: a step of a bare loop (autograd and
 `torch.optim.SGD`), a replay of the recorded step, and of the fused one, all over prepared batches; then a whole client
-as a worker trains it, fused, and folds its update: what of that is not steps, and what of it the exact sum with its
+as a worker trains it, fused, and adds its update to the sum: what of that is not steps, and what of it the exact sum with its
 checks takes. Medians of repetitions in turn.
 """
 
@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.overhead import ROOT, processor
 from benchmarks.run import ENGINES, JOBS, BareLoop, Framework, composed
+from flrl import worker
 from flrl.trainers.steps.graphs import runnable, with_sgd
-from flrl.trainers.traced import recorded_step
+from flrl.trainers.steps.safety import recorded_step
 from flrl.types import Broadcast, ClientTask
-from flrl.worker import Worker
 
 LR = 1e-6
 """So small that the model stays what it is, repetition after repetition."""
@@ -40,13 +40,13 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for job in arguments.jobs:
         medians, steps = measure(job, arguments.repetitions)
-        bare, recorded, fused, client, folding = (1e6 * seconds for seconds in medians)
-        found = [bare, recorded, fused, client, steps, client - steps * fused, folding]
+        bare, recorded, fused, client, adding = (1e6 * seconds for seconds in medians)
+        found = [bare, recorded, fused, client, steps, client - steps * fused, adding]
         print(" | ".join(["", job, *(f"{value:.0f}" for value in found), ""]).strip(), flush=True)
 
 
 def measure(job: str, repetitions: int) -> tuple[list[float], int]:
-    """Seconds of a bare, a recorded and a fused step, of a client and of folding it, and the client's steps."""
+    """Seconds of a bare, a recorded and a fused step, of a client and of adding its update, and the client's steps."""
     small = ["logger=none", "paths.output_dir=.", f"paths.data_dir={ROOT / 'data'}", "strategy.rounds=1"]
     config = composed(
         [*JOBS[job], *ENGINES["traced, fused"], f"model.optimizer.lr={LR}", "trainer.local_epochs=1", *small]
@@ -58,7 +58,7 @@ def measure(job: str, repetitions: int) -> tuple[list[float], int]:
     inputs, targets = inputs[: size * count], targets[: size * count]
     batches = list(zip(inputs.split(size), targets.split(size), strict=True))
     parameters = flrl.model.trainable()
-    recorded = recorded_step(flrl.trainer, flrl.model, batches[0])
+    recorded = recorded_step(flrl.trainer, flrl.model, batches[0], None)
     steppers = [runnable(with_sgd(recorded.graph, range(len(parameters)), fuse=fuse)) for fuse in (False, True)]
     task = ClientTask(1, client, len(targets), float(len(targets)))
     broadcast = Broadcast(1, flrl.model.vector.clone(), float(len(targets)))
@@ -73,26 +73,26 @@ def measure(job: str, repetitions: int) -> tuple[list[float], int]:
         *((lambda step=step: replay(step), count) for step in steppers),  # type: ignore[misc]
         (lambda: flrl.train(broadcast, [task] * _CLIENTS, lambda report: None), _CLIENTS),
     ]
-    seconds: list[list[float]] = [[] for _ in [*sides, "folding"]]
-    fold, folding = Worker._fold, [0.0]
+    seconds: list[list[float]] = [[] for _ in [*sides, "adding"]]
+    add, adding = worker._add, [0.0]
 
     def timed(*arguments: Any) -> Any:
         started = time.perf_counter()
         try:
-            return fold(*arguments)
+            return add(*arguments)
         finally:
-            folding[0] += time.perf_counter() - started
+            adding[0] += time.perf_counter() - started
 
     for repetition in range(repetitions + 1):
-        folding[0] = 0.0
+        adding[0] = 0.0
         for place, (side, times) in enumerate(sides):
             started = time.perf_counter()
-            with patch.object(Worker, "_fold", timed):
+            with patch.object(worker, "_add", timed):
                 side()
             if repetition:  # the first one warms up
                 seconds[place].append((time.perf_counter() - started) / times)
         if repetition:
-            seconds[-1].append(folding[0] / _CLIENTS)
+            seconds[-1].append(adding[0] / _CLIENTS)
     return [statistics.median(found) for found in seconds], count
 
 

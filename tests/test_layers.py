@@ -24,7 +24,18 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"train", "evaluate", "verify", "backends"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ENTRY_POINTS = {"cli", "recipe", "run", "runs", "evaluate_run", "verify_run", "train", "evaluate", "verify"}
+ENTRY_POINTS = {
+    "cli",
+    "recipe",
+    "run",
+    "runs",
+    "runs.saved",
+    "evaluate_run",
+    "verify_run",
+    "train",
+    "evaluate",
+    "verify",
+}
 
 
 def room(name: str) -> str:

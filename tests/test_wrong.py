@@ -20,7 +20,7 @@ TRAIN = {
     "epochs=3": "epochs=3: there is no such key; did you mean trainer.local_epochs?",
     "clients=3": (
         "clients=3: there is no such key; did you mean log_clients, partition.num_clients, "
-        "strategy.min_clients or callbacks.progress.max_clients?"
+        "strategy.min_clients, client_store or callbacks.progress.max_clients?"
     ),
     "sampler=all": "sampler=all: there is no such key; did you mean strategy/sampler?",
     "optimizer=adam": "optimizer=adam: there is no such key; did you mean model/optimizer?",
@@ -64,7 +64,7 @@ TRAIN = {
     "strategy@foo=fedavg": "Could not override 'strategy@foo'. Did you mean to override strategy?",
     "strategy=fedavgg": (
         "In 'train': Could not find 'strategy/fedavgg'; Available options in 'strategy': fedadagrad; "
-        "fedadam; fedavg; fedavgm; fedprox; fedsgd; fedyogi; scaffold; did you mean 'fedavg'?"
+        "fedadam; fedavg; fedavgm; fedbn; fedper; fedprox; fedsgd; fedyogi; scaffold; did you mean 'fedavg'?"
     ),
     "model=softmax": (
         "In 'train': Could not find 'model/softmax'; Available options in 'model': mcmahan_cnn; "
@@ -106,7 +106,6 @@ TRAIN = {
     "strategy.sampler.num=11": "strategy.sampler.num=11: there are only 10 clients",
     "strategy.sampler.num=few": "strategy.sampler.num=few: must be a whole number or null",
     "strategy.sampler.fraction=1.5": "strategy.sampler.fraction=1.5: must be above 0 and at most 1",
-    "strategy.transforms=null": "strategy.transforms=null: must be a list of objects, each with _target_",
     "strategy.server_optimizer.lr=-1": "strategy: Invalid learning rate: -1",
     "strategy.server_optimizer=adam": (
         "strategy.server_optimizer=adam: a choice of this group is written strategy/server_optimizer=adam"
@@ -148,7 +147,8 @@ TRAIN = {
     "+base=trainer": (
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
         "tags, optimized_metric, log_clients, holdout, on_client_failure, dataset, partition, model, trainer, "
-        "strategy, backend, evaluation, callbacks, logger, paths, vars; values of your own go below vars"
+        "strategy, backend, evaluation, client_store, callbacks, logger, paths, vars; "
+        "values of your own go below vars"
     ),
     "experiment=mnist_fedsvg": (
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
@@ -179,14 +179,14 @@ TRAIN = {
         "foo=3: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, tags, "
         "optimized_metric, "
         "log_clients, holdout, on_client_failure, dataset, partition, model, trainer, strategy, "
-        "backend, evaluation, callbacks, logger, paths, vars"
+        "backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
     "seed=99999999999999999999": "seed=99999999999999999999: must be at least 0 and below 2**63",
     "strategy.server_optimizer.lr=null": "strategy.server_optimizer.lr=null: must be a number",
     "model.optimizer.lr=null": "model.optimizer.lr=null: must be a number",
     "model.net._target_=torch.nn.Nothing": "model.net._target_=torch.nn.Nothing: torch.nn has no 'Nothing'",
     "model._target_=nowhere.Model": "model._target_=nowhere.Model: there is no module 'nowhere' that Python finds",
-    "strategy.transforms=[abc]": "strategy.transforms=['abc']: must be a list of objects, each with _target_",
+    "strategy.transforms=[abc]": "strategy.transforms=[abc]: must be a dict, name: object, not a list",
     "resume=nowhere": "resume=nowhere: there is no run in this folder",
     "--config-dir=nowhere": "Additional config directory '{here}/nowhere' not found",
     "logger=wandb": (

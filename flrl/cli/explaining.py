@@ -104,6 +104,9 @@ def _of_composition(error: BaseException, known: Known) -> str:
     if missing and user:
         return f"{user[1]}: there is no key {missing[1]} to be interpolated"
     folded = _folded(text)
+    of_list = re.fullmatch(r"Error merging override (.+); Cannot merge DictConfig with ListConfig", folded)
+    if of_list:
+        return f"{of_list[1]}: must be a dict, name: object, not a list"
     return folded + _other_choice(folded)
 
 

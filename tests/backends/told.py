@@ -5,6 +5,6 @@ import sys
 from typing import Any
 
 
-def send(names: list[str], line: Any) -> None:
+def tell(names: list[str], line: Any) -> None:
     """Send these variables of the environment, and whether torch is there."""
     line.send(({name: os.environ.get(name) for name in names}, "torch" in sys.modules))
