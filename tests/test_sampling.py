@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flrl.sampling import AllClients, UniformSampler
+from flrl.sampling import AllClients, PoissonSampler, UniformSampler
 from tests.toys import setup_of
 
 
@@ -109,3 +109,26 @@ def test_fraction_is_a_share(fraction: float) -> None:
 def test_num_and_fraction_exclude_each_other() -> None:
     with pytest.raises(ValueError, match=r"^strategy\.sampler: num=2 and fraction=0\.5 exclude each other$"):
         UniformSampler(num=2, fraction=0.5)
+
+
+def test_a_poisson_cohort_is_drawn_client_by_client() -> None:
+    sampler, rounds = PoissonSampler(probability=0.3), 4000
+    sampler.check(setup_of(sizes=(1,)))
+    assert sampler.largest(6) == 6
+    cohorts = [sampler(6, seed=1, round=round) for round in range(1, rounds + 1)]
+    assert all(np.array_equal(cohort, sampler(6, seed=1, round=r)) for r, cohort in enumerate(cohorts[:5], 1))
+    assert sum(len(cohort) == 0 for cohort in cohorts) / rounds == pytest.approx(0.7**6, abs=0.025)
+    taking_part = np.zeros((rounds, 6))
+    for row, cohort in zip(taking_part, cohorts, strict=True):
+        row[cohort] = 1
+    # Standard deviations: sqrt(0.3 * 0.7 / 4000) = 0.007, and of pairs sqrt(0.09 * 0.91 / 4000) = 0.005.
+    assert taking_part.mean(0) == pytest.approx([0.3] * 6, abs=0.03)
+    pairs = (taking_part.T @ taking_part / rounds)[np.triu_indices(6, 1)]
+    assert pairs == pytest.approx([0.09] * 15, abs=0.02)
+    assert PoissonSampler(probability=1.0)(4, seed=0, round=1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("probability", [0.0, -0.1, 1.1, float("nan")])
+def test_a_probability_is_above_0_and_at_most_1(probability: float) -> None:
+    with pytest.raises(ValueError, match=r"strategy\.sampler\.probability=.*: must be above 0 and at most 1"):
+        PoissonSampler(probability=probability)

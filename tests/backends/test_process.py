@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from flrl.aggregation import Median
 from flrl.backends import ProcessBackend, SerialBackend
 from flrl.backends.local import backend as process
 from flrl.backends.pool.job import WorkerLostError
@@ -29,8 +30,10 @@ from flrl.layout import digest
 from flrl.process_setup import prepare
 from flrl.sampling import UniformSampler
 from flrl.strategies import FedAvg, Scaffold
-from flrl.trainers import EagerTrainer, Trainer, VectorizedTrainer
-from flrl.types import RoundRecord, ServerState
+from flrl.strategies.base import Local
+from flrl.trainers import EagerTrainer, LocalProblem, Trainer, VectorizedTrainer
+from flrl.transforms import ClipNorm, GaussianNoise, TopK
+from flrl.types import Broadcast, RoundRecord, ServerState
 from flrl.worker import Worker
 from tests.toys import Convolved, Linear, Rich, blobs, blocks
 
@@ -59,13 +62,44 @@ class WithHook(Rich):
         self.log("test/hook", 1.0)
 
 
+class Named(FedAvg):
+    """Sends a variable whose name the model's vector has too, and starts clients beside the global model by it."""
+
+    def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
+        return Broadcast(round, state.vector, total_weight, {"vector": torch.tensor(0.5 * round)})
+
+    def local(self, problem: LocalProblem) -> Local:
+        trained = yield replace(problem, start=problem.start + problem.broadcast.variables["vector"])
+        return trained.update(problem)
+
+
+class Forgetful(FedAvg):
+    """Clients remember a round's number, and forget it the next time."""
+
+    def local(self, problem: LocalProblem) -> Local:
+        trained = yield problem
+        memory = {} if problem.task.memory else {"round": torch.tensor(problem.task.round)}
+        return trained.update(problem, memory=memory)
+
+
+ROBUST = partial(
+    FedAvg,
+    aggregator=Median(),
+    transforms={
+        "clip": ClipNorm(max_norm=0.5),
+        "top_k": TopK(share=0.5),
+        "noise": GaussianNoise(std=0.01),
+    },
+)
+
+
 @dataclass(frozen=True)
 class Toy:
     """A recipe."""
 
     module: Any = Linear
     source: str = "tensors"
-    scaffold: bool = False
+    strategy: Any = FedAvg
     loader_workers: int = 0
     rounds: int = 3
     fail: bool = False
@@ -83,14 +117,15 @@ class Toy:
         torch.manual_seed(0)
         server = partial(torch.optim.SGD, lr=0.5, momentum=0.9)
         options: dict[str, Any] = {"rounds": self.rounds, "sampler": UniformSampler(num=3), "server_optimizer": server}
-        strategy = Scaffold(**options) if self.scaffold else FedAvg(**options)
+        strategy = self.strategy(**options)
         trainer: Trainer = EagerTrainer(
-            batch_size=8, shuffle=True, local_epochs=2, keep_optimizer_state=not self.scaffold
+            batch_size=8, shuffle=True, local_epochs=2, keep_optimizer_state=self.strategy is FedAvg
         )
         if self.vectorized:
             trainer = VectorizedTrainer(batch_size=8, local_epochs=2, gradient_clip_val=0.1)
         evaluator = Evaluator(batch_size=7, clients_every=0 if self.loader_workers else 1)
-        return Worker(prepare(self.module(), threads=threads, device=device), data, trainer, strategy, evaluator, 0)
+        model = prepare(self.module(), threads=threads, device=device, personal=strategy.personal)
+        return Worker(model, data, trainer, strategy, evaluator, 0)
 
 
 class Reports(Callback):
@@ -128,12 +163,26 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
     "toy",
     [
         Toy(module=Rich),
-        Toy(scaffold=True),
+        Toy(strategy=Scaffold),
+        Toy(strategy=Named),
+        Toy(strategy=Forgetful, rounds=5),
+        Toy(strategy=partial(FedAvg, personal=["net.bias"])),
+        Toy(strategy=ROBUST),
         pytest.param(Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1), marks=pytest.mark.slow),
         Toy(source="unpicklable"),
         Toy(module=Convolved, vectorized=True),
     ],
-    ids=["rich", "scaffold", "dataset with loader workers", "unpicklable dataset", "stacks"],
+    ids=[
+        "rich",
+        "scaffold",
+        "a variable named vector",
+        "forgetful",
+        "personal",
+        "robust",
+        "dataset with loader workers",
+        "unpicklable dataset",
+        "client batches",
+    ],
 )
 def test_the_same_bits_as_serial(toy: Toy) -> None:
     expected = run(SerialBackend(), toy)

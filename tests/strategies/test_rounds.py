@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from flrl.aggregation import Aggregator, Mean, Median
 from flrl.callbacks import Callback, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import Checkpoint
+from flrl.errors import TooFewUpdatesError
 from flrl.evaluation import Evaluator
 from flrl.layout import ParameterLayout
-from flrl.sampling import UniformSampler
+from flrl.sampling import PoissonSampler, UniformSampler
 from flrl.strategies import FedAvg, Scaffold
+from flrl.strategies.base import Local
+from flrl.trainers import LocalProblem
 from flrl.transforms import Context, Transform
 from flrl.types import ClientReport, ClientUpdate, Metrics, RoundRecord, ServerState, Tensors
 from tests.counting import calls, peak_bytes
@@ -166,3 +170,49 @@ def test_the_evaluation_before_training_is_not_repeated() -> None:
     assert [record.round for record in history] == [0, 1]
     _, again = fit(make_worker(fedavg(1, 2), evaluator=evaluator), history=history[:1])
     assert [(record.round, record.digest) for record in again] == [(r.round, r.digest) for r in history]
+
+
+@pytest.mark.parametrize("aggregator", [Mean(), Median()])
+def test_a_cohort_may_be_empty(aggregator: Aggregator) -> None:
+    """Nobody is drawn in the second of three rounds of two clients with these seeds; then the model stays."""
+    sampler = PoissonSampler(probability=0.4)
+    seed = next(s for s in range(1000) if [len(sampler(2, seed=s, round=r)) for r in (1, 2, 3)] == [2, 0, 1])
+    options: dict[str, Any] = {"sampler": sampler, "server_optimizer": SGD, "aggregator": aggregator}
+    worker = make_worker(FedAvg(rounds=3, **options), sizes=(10, 12), seed=seed)
+    _, (first, second, third) = fit(worker)
+    assert [record.metrics["clients/num"] for record in (first, second, third)] == [2.0, 0.0, 1.0]
+    assert second.digest == first.digest != third.digest
+    assert second.metrics["comm/up_bytes"] == second.metrics["comm/down_bytes"] == 0.0
+    assert "train/loss" not in second.metrics
+
+
+def test_the_fewest_updates_are_asked_of_rounds_with_clients() -> None:
+    sampler = PoissonSampler(probability=0.4)
+    seed = next(s for s in range(1000) if [len(sampler(2, seed=s, round=r)) for r in (1, 2, 3)] == [2, 0, 1])
+    strategy = FedAvg(rounds=3, sampler=sampler, server_optimizer=SGD, min_clients=2)
+    with pytest.raises(TooFewUpdatesError, match="round 3: 1 usable updates"):
+        fit(make_worker(strategy, sizes=(10, 12), seed=seed))
+
+
+def test_a_client_forgets_what_its_update_does_not_bring_again() -> None:
+    """What was remembered in one round is forgotten in the next; a rejected update changes nothing."""
+
+    class Forgetful(FedAvg):
+        def local(self, problem: LocalProblem) -> Local:
+            trained = yield problem
+            task = problem.task
+            memory = {} if task.memory else {"round": torch.tensor(task.round)}
+            update = trained.update(problem, memory=memory)
+            if (task.client_id, task.round) == (1, 2):
+                update.vectors["update"].fill_(torch.nan)  # it is rejected
+            return update
+
+    seen: list[dict[int, list[int]]] = []
+
+    class Seen(Callback):
+        def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
+            seen.append({c: [int(value) for value in memory.values()] for c, memory in state.memory.items()})
+
+    strategy = Forgetful(rounds=3, sampler=UniformSampler(), server_optimizer=SGD)
+    fit(make_worker(strategy, sizes=(10, 12)), callbacks=[Seen()])
+    assert seen == [{0: [1], 1: [1]}, {1: [1]}, {0: [3]}]
