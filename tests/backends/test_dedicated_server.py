@@ -14,6 +14,7 @@ import pytest
 from flrl.data.datasets import synthetic_classification
 from flrl.data.federated import FederatedData
 from flrl.data.partitions import iid
+from flrl.runs.checkpoint import list_checkpoints, load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 MPIEXEC = shutil.which("mpiexec") or str(Path(sys.executable).with_name("mpiexec"))
@@ -27,10 +28,14 @@ ANSWERED = {"here", "Ready", "Started", "Trained", "Evaluated", "NoneType"}
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recorded")
+
+
+@pytest.fixture(scope="module")
+def processes(folder: Path) -> list[dict[str, Any]]:
     if not Path(MPIEXEC).exists():
         pytest.fail("there is no mpiexec: pip install 'flrl[dev]'")
-    folder = tmp_path_factory.mktemp("recorded")
     command = [
         MPIEXEC,
         "--oversubscribe",
@@ -90,13 +95,27 @@ def test_messages_are_those_that_are_listed(processes: list[dict[str, Any]]) -> 
     assert [name for name in (SENT | ANSWERED) - {"NoneType"} if f"`{name}`" not in page] == []
 
 
-def test_vectors_and_sums_travel_as_buffers_and_memory_stays_where_it_is(processes: list[dict[str, Any]]) -> None:
+def test_vectors_and_sums_travel_as_buffers(processes: list[dict[str, Any]]) -> None:
     server, *clients = ([r for r in process["records"] if r["what"] == "buffer"] for process in processes)
     size = 20 * 5 + 5
     assert {(record["kind"], len(record["data"])) for record in server} == {("Bcast", 4 * size)}
     reduced = [len(record["data"]) for process in clients for record in process if record["kind"] == "Reduce"]
     assert reduced == [2 * 8 * (2 * size + 1)] * 6  # two processes, three rounds: update, control and weight
-    assert {record["kind"] for process in clients for record in process} == {"Reduce"}
+    places = [record for process in clients for record in process if record["kind"] != "Reduce"]
+    assert {record["kind"] for record in places} == {"Isend"}  # where client memory lies: numbers of files and offsets
+    assert max(len(record["data"]) for record in places) < 4 * size
+
+
+def test_what_clients_remember_is_never_sent(processes: list[dict[str, Any]], folder: Path) -> None:
+    last = list_checkpoints(folder / "run")[-1]
+    memory = load_checkpoint(last, {}).memory
+    assert len(memory) == 5  # one client has taken part in no round
+    sent = b"|".join(record["data"] for process in processes for record in process["records"])
+    for own in memory.values():
+        control = own["control"].numpy()
+        assert len(control) == 105
+        assert np.count_nonzero(control) > 90
+        assert not [start for start in range(100) if control[start : start + 4].tobytes() in sent]
 
 
 def test_each_process_holds_its_own_clients_and_no_others(processes: list[dict[str, Any]]) -> None:
