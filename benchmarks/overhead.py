@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from flrl.backends import SerialBackend
 from flrl.callbacks import Callbacks
+from flrl.cli.from_data import filled
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.recipe import Recipe
 from flrl.worker import Worker
@@ -156,8 +157,8 @@ def composed(data_dir: Path) -> dict[str, Any]:
         f"paths.data_dir='{data_dir}'",
     ]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        cfg = compose("train", overrides)
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+        config: dict[str, Any] = OmegaConf.to_container(compose("train", overrides), resolve=True)  # type: ignore
+    return filled(config, Recipe(config).data().splits)
 
 
 def made(config: dict[str, Any]) -> Worker:

@@ -43,6 +43,7 @@ from benchmarks.peers.common import JOBS as PEER_JOBS
 from benchmarks.peers.run import PEERS, Run, measured
 from flrl.backends import ProcessBackend, SerialBackend
 from flrl.callbacks import Callbacks
+from flrl.cli.from_data import filled
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.recipe import Recipe
 from flrl.sampling import UniformSampler
@@ -181,10 +182,11 @@ def measure(job: str, arguments: Namespace) -> dict[str, Any]:
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """A resolved configuration."""
+    """A resolved configuration, with what its model leaves to the dataset."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", list(overrides)), resolve=True)  # type: ignore[return-value]
+        config: dict[str, Any] = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)  # type: ignore
+    return filled(config, Recipe(config).data().splits)
 
 
 class BareLoop:

@@ -13,7 +13,7 @@ from flrl.layout import ParameterLayout, digest
 from flrl.records import evaluation_record, round_record
 from flrl.snapshot import Snapshot, refuse_changes
 from flrl.transforms.apply import on_server
-from flrl.types import Aggregate, Broadcast, ClientTask, RoundRecord, ServerState
+from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, RoundRecord, ServerState
 
 if TYPE_CHECKING:
     from flrl.backends.base import Backend
@@ -81,7 +81,7 @@ class Rounds:
         result = replace(result, vectors=vectors, share=result.total_weight / weight_of_all)
         after = self.strategy.aggregate(state, result, self.layout)
         memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})
-        result = replace(result, reports=tuple(replace(report, memory=None) for report in result.reports))
+        result = replace(result, reports=tuple(map(_forgotten, result.reports)))
         after = replace(after, round=broadcast.round, variables={**after.variables, **kept}, memory=memory)
         trained = time.perf_counter()
         evaluated = self.backend.evaluate(after, rounds=self.strategy.rounds)
@@ -109,3 +109,8 @@ class Rounds:
         for name in self.strategy.transforms:
             if not any(f"transforms/{name}/clients" in report.metrics for report in accepted):
                 raise RuntimeError(f"transform {name} was asked for but never ran")
+
+
+def _forgotten(report: ClientReport) -> ClientReport:
+    """The report without client memory, which the state has from now on."""
+    return report if report.memory is None else replace(report, memory=None)

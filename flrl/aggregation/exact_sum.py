@@ -74,6 +74,22 @@ class ExactSum:
         values = vector.detach().reshape(-1).to(self.parts.device, torch.float64)
         fold(values, weight, self.parts, start, (_ROUND_HIGH, _ROUND_LOW))
 
+    def add_number(self, value: float, place: int) -> None:
+        """Add a positive number to one element: what `add` does with a vector of this number.
+
+        Raises:
+            OverflowError: the sum of absolute values could pass `LIMIT`.
+        """
+        self.expect(math.ceil(value / _BOUND_UNIT), 1, what=f"a value of magnitude {value:.3g}")
+        high = (value + _ROUND_HIGH) - _ROUND_HIGH
+        low = ((value - high) + _ROUND_LOW) - _ROUND_LOW
+        if self.parts.device.type == "cpu":
+            parts = self.parts.numpy()  # indexing an array costs less than indexing a tensor
+            parts[0, place] += high
+            parts[1, place] += low
+        else:
+            self.parts[:, place] += self.parts.new_tensor([high, low])
+
     def merge(self, other: "ExactSum") -> None:
         """Add all that another accumulator of the same size holds.
 

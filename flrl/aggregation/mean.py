@@ -67,8 +67,7 @@ class MeanReducer:
             largest = stats[name].largest
             self.sum.add(update.vectors[name], update.weight * self.scale, start=start, largest=largest)
             start += size
-        weight = torch.tensor([update.weight], dtype=torch.float64, device=self.sum.parts.device)
-        self.sum.add(weight, self.scale, start=start, largest=update.weight)
+        self.sum.add_number(update.weight * self.scale, start)
 
     def parcel(self) -> Parcel:
         """Both parts of the sum, and their bounds."""

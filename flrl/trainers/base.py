@@ -137,8 +137,10 @@ class Trainer(ABC):
         """One local epoch's batches, each with its number of samples."""
         steps = self.num_steps(problem)
         if steps is None:
-            yield from self._batches_of(problem, self.epoch_indices(problem, epoch), reuse=not self.shuffle)
-            return
+            return self._batches_of(problem, self.epoch_indices(problem, epoch), reuse=not self.shuffle)
+        return self._batches_of_steps(problem, steps)
+
+    def _batches_of_steps(self, problem: LocalProblem, steps: int) -> Iterator[tuple[Any, int]]:
         if not len(problem.indices):
             return
         start = 0 if self.shuffle else problem.position

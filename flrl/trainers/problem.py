@@ -154,8 +154,9 @@ def client_randomness(problem: LocalProblem) -> contextlib.AbstractContextManage
 def _difference(local: Tensor, start: Tensor, num_trainable: int) -> Tensor:
     """In float64, where it is exact. What did not change differs by 0, even a buffer whose value is infinite."""
     result = difference(local, start)
-    tail = slice(num_trainable, None)
-    result[tail].masked_fill_(local[tail] == start[tail], 0.0)
+    if num_trainable < len(result):
+        tail = slice(num_trainable, None)
+        result[tail].masked_fill_(local[tail] == start[tail], 0.0)
     return result
 
 

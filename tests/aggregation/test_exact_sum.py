@@ -145,3 +145,13 @@ def test_overflow_does_not_depend_on_order() -> None:
 def test_what_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
         ExactSum(2).add(torch.tensor([1.0, bad]))
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30))
+def test_a_number_is_added_as_a_vector_of_one_is(numbers: list[float]) -> None:
+    one_by_one, vectors = ExactSum(3), ExactSum(3)
+    for number in numbers:
+        one_by_one.add_number(number, 2)
+        vectors.add(torch.tensor([number], dtype=torch.float64), start=2)
+    assert torch.equal(one_by_one.parts, vectors.parts)
+    assert (one_by_one.bound, one_by_one.pending) == (vectors.bound, vectors.pending)
