@@ -50,13 +50,14 @@ class LocalStep:
         Args:
             vector: shape `[layout.local_size]` or `[layout.size]`, usually one of `values`.
         """
-        tensors = {f"module.{name}": tensor for name, tensor in self._layout.unflatten(vector).items()}
-        buffers = dict(self._module.named_buffers()) if self._buffers is None else self._buffers
-        known = {f"module.{name}": buffer.clone() for name, buffer in buffers.items()}
+        own_buffers = dict(self._module.named_buffers()) if self._buffers is None else self._buffers
+        tensors = {**own_buffers, **self._layout.unflatten(vector)}
+        # Copies of the buffers, which the step may change: they are a part of the module or of the vector.
+        given = {f"module.{n}": tensor.clone() if n in own_buffers else tensor for n, tensor in tensors.items()}
         own = {"log": _nothing, "log_dict": _nothing, "training_step": self._training_step}
         with torch.no_grad(), replaced(self._module, **own):
             with observed(self._module, list(self.outputs)) as outputs:
-                functional_call(StepModule(self._module), {**known, **tensors}, (self.batch,))
+                functional_call(StepModule(self._module), given, (self.batch,))
         return {name: output.detach() for name, output in outputs.items()}
 
 
