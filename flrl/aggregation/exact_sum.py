@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from flrl.kernels import fold, vector_stats
+from flrl.kernels import split_and_add, vector_stats
 
 HIGH_QUANTUM = 2.0**-24
 LOW_QUANTUM = 2.0**-64
@@ -72,7 +72,7 @@ class ExactSum:
             raise ValueError("a value to be summed is not finite")
         self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")
         values = vector.detach().reshape(-1).to(self.parts.device, torch.float64)
-        fold(values, weight, self.parts, start, (_ROUND_HIGH, _ROUND_LOW))
+        split_and_add(values, weight, self.parts, start, (_ROUND_HIGH, _ROUND_LOW))
 
     def merge(self, other: "ExactSum") -> None:
         """Add all that another accumulator of the same size holds.
