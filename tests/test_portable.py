@@ -64,7 +64,7 @@ def test_without_it_the_users_settings_stay() -> None:
     assert (python(code).stdout, python(code, MKL_CBWR="AVX2").stdout) == ("None\n", "AVX2\n")
 
 
-def test_a_waiting_rank_is_told_before_it_imports_torch() -> None:
+def test_a_waiting_rank_is_prepared_before_it_imports_torch() -> None:
     """Its world has one message for it; what it would import then is a stand-in that says what it finds."""
     code = """
 import os, sys, types
@@ -86,14 +86,20 @@ launch._follow(World(Comm(), None, 0))
     assert (done.stdout, done.stderr) == ("False avx2 COMPATIBLE AVX2\nsaid None\n", "")
 
 
-def test_a_worker_is_told_before_it_imports_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_is_prepared_before_it_imports_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKL_CBWR", "AVX2")
     for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     without: dict[str, str | None] = dict.fromkeys(PORTABLE) | {"MKL_CBWR": "AVX2"}
     for chosen, expected in ((True, PORTABLE), (False, without)):
         here, there = process._SPAWN.Pipe()
-        arguments = ("tests.backends.told", "tell", pickle.dumps(list(PORTABLE)), there, chosen)
+        arguments = (
+            "tests.backends.environment_probe",
+            "send_environment",
+            pickle.dumps(list(PORTABLE)),
+            there,
+            chosen,
+        )
         child = process._SPAWN.Process(target=begin, args=arguments)
         child.start()
         assert here.recv() == (expected, False)

@@ -46,13 +46,13 @@ def test_a_dropped_client_is_named_and_counted_and_too_few_end_the_run(
         assert (row["clients/num"], row["clients/rejected"]) == (10, 1)
         assert {r["client_id"]: r["rejected"] for r in row["reports"]} == dict.fromkeys(range(10)) | {3: why}
         assert f"rejected client 3: {why}" in run.output
-        # What a worker says of it reaches the terminal, and stays in the worker's log.
-        said = rf"warning: client 3, round {row['round']}: {re.escape(WHAT_RAISES)} \(.*\); its update is left out"
-        assert len(re.findall(said, run.output)) == 1
+        # A worker's warning of it reaches the terminal, and stays in the worker's log.
+        warning = rf"warning: client 3, round {row['round']}: {re.escape(WHAT_RAISES)} \(.*\); its update is left out"
+        assert len(re.findall(warning, run.output)) == 1
     logs = "".join(path.read_text() for path in (tmp_path / "run").glob("*.log"))
     assert logs.count("its update is left out") == {"serial": 0, "process": 3, "mpi": 0}[backend]
-    again = (*command, "strategy.min_clients=10", "strategy.rounds=4", "resume=auto")
-    run = launcher.run(*again, output=tmp_path / "again.txt", mpi=processes)
+    resumed = (*command, "strategy.min_clients=10", "strategy.rounds=4", "resume=auto")
+    run = launcher.run(*resumed, output=tmp_path / "resumed.txt", mpi=processes)
     assert run.code == 1
     assert causes(run.output) == [
         f"error: round 4: 9 usable updates, strategy.min_clients=10; client 3: client 3, round 4: {WHAT_RAISES}"
