@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_history_is_refused(verify: Any) -> None:
 
 
 def test_a_client_is_trained_again_beside_those_it_trained_with(cli: Any) -> None:
-    """The last bits of a convolution's step depend on how many clients are in the stack."""
+    """The last bits of a convolution's step depend on the number of clients in the batch."""
     module = (f"--config-dir={Path(__file__).parent / 'conf'}", "model=convolved", "trainer=vectorized")
     cohort = ("partition.num_clients=40", "strategy.sampler.num=8", "strategy.rounds=1")
     assert cli(*module, *cohort, "trainer.width=3", "logger=none", "hydra.run.dir=run").code == 0
