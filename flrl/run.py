@@ -194,9 +194,9 @@ def _tell(start: Resumption, info: RunInfo) -> None:
     if info.resumed_from is None:
         return
     rows = [row for row in read_rows(info.resumed_from / ENVIRONMENTS) if row["after_round"] < start.state.round]
-    said = differences(rows[-1], info.environment) if rows else []
-    said += start.set_aside() if info.resumed_from.resolve() == info.folder.resolve() else start.said()
-    for line in said:
+    notes = differences(rows[-1], info.environment) if rows else []
+    notes += start.set_aside() if info.resumed_from.resolve() == info.folder.resolve() else start.notes()
+    for line in notes:
         print(f"warning: {line}", file=sys.stderr)
 
 
