@@ -175,7 +175,7 @@ def test_a_constant_that_is_written_into_is_made_in_every_step() -> None:
 
 
 @pytest.mark.parametrize("make", [partial(Recurrent, nn.LSTM), partial(Embedded, sparse=True)], ids=["lstm", "sparse"])
-def test_operators_that_cannot_be_called_again_are_left_to_eager(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_operators_that_cannot_be_called_twice_are_left_to_eager(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     eager, traced = (
         trained(FedAvg(**AVERAGE), lambda: Net(make()), kind(batch_size=4))[0] for kind in (EagerTrainer, TracedTrainer)
     )

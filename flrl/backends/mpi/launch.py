@@ -26,8 +26,8 @@ _END_WITHIN_S = 3.0
 """Seconds that the other processes have to end after an error; twenty times as long after success."""
 
 
-def attend(app: Callable[[], None]) -> None:
-    """Run an entry point in this process if it is alone or process 0 of an MPI job; else serve process 0.
+def run_under_mpi(app: Callable[[], None]) -> None:
+    """Run an entry point in this process, if it is alone or process 0 of an MPI job; else serve process 0.
 
     Exits with the entry point's code; with code 1 where the MPI library cannot be used.
     """
