@@ -197,7 +197,7 @@ def one_round(worker: Worker, state: ServerState, backend: Backend) -> ServerSta
 def main() -> None:
     arguments = parse_arguments()
     if arguments.inside is not None:
-        launch.attend(lambda: measure(arguments.rounds, arguments.inside))
+        launch.run_under_mpi(lambda: measure(arguments.rounds, arguments.inside))
         return
     reports = {}
     for ranks in arguments.ranks:

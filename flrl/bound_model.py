@@ -1,4 +1,4 @@
-"""A module bound to its flat vector: loading the global model is one copy, reading the trained one is none."""
+"""A module whose tensors are views of one flat vector: loading a model is one copy, reading the trained one none."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,22 +11,22 @@ from flrl.snapshot import Shared, Snapshot
 
 
 class BoundModel:
-    """A module whose trained and averaged tensors are views into one local vector.
+    """A module whose trained and averaged tensors are views of one local vector.
 
     Args:
         module: the module to bind; its tensors keep their values.
-        personal: patterns of what stays with its client, as for `ParameterLayout`.
+        personal: patterns of the names of tensors that stay with their client, as for `ParameterLayout`.
 
     Attributes:
         module: the module itself.
         layout: its layout.
-        local: the live local vector, shape `[layout.local_size]`: training the module changes it.
+        local: the local vector, shape `[layout.local_size]`, which changes as the module is trained.
         vector: its part that is sent, shape `[layout.size]`.
-        touched: code of the module may have run since it was last put back. Whoever has kept it from running says so by
-            setting this to False, which spares the next client the search for changes.
+        touched: whether code of the module may have run since `put_back`. An engine that has not run any sets this to
+            False, so that the next `put_back` need not search for changes.
 
     Raises:
-        ValueError: the module holds something whose state can neither be read nor set.
+        ValueError: the module holds an object whose state can neither be read nor set, or as for `ParameterLayout`.
     """
 
     def __init__(self, module: nn.Module, personal: Sequence[str] = ()) -> None:
@@ -65,11 +65,14 @@ class BoundModel:
                 tensor.data.copy_(view)
 
     def local_vector(self, vector: Tensor, personal: Tensor | None = None) -> Tensor:
-        """A vector and a client's personal part as one local vector; the part as it was at first where none is given.
+        """Join a vector and a client's personal part to a local vector, `[layout.local_size]`.
 
         Args:
             vector: shape `[layout.size]`.
-            personal: shape `[layout.local_size - layout.size]`.
+            personal: shape `[layout.local_size - layout.size]`; the initial personal part by default.
+
+        Raises:
+            ValueError: the vector has another shape.
         """
         self.layout.check(vector)
         if not self.layout.personal:
@@ -78,14 +81,17 @@ class BoundModel:
         return torch.cat([vector, own.to(vector.device)])
 
     def load(self, vector: Tensor, *, channels_last: bool = False) -> None:
-        """Set the model to a vector, and everything outside of it to what it was when the module was bound.
+        """Set the model to a vector, and restore everything else to its state when the module was bound.
 
-        Gradients are dropped. After this, nothing of an earlier client is left in the module, in its attributes, or in
-        what they hold.
+        Gradients are dropped. No state of an earlier client is left in the module, in its attributes, or in objects
+        that they hold.
 
         Args:
-            vector: shape `[layout.local_size]`, or `[layout.size]`: then the personal part is what it was at first.
-            channels_last: store parameters of four dimensions that way; they are no views of `self.local` then.
+            vector: shape `[layout.local_size]`, or `[layout.size]` for the initial personal part.
+            channels_last: store parameters of four dimensions in this format; they are no views of `self.local` then.
+
+        Raises:
+            ValueError: the vector has another shape, or a changed tensor is too large to be restored.
         """
         if vector.shape != self.local.shape:
             vector = self.local_vector(vector)
@@ -100,7 +106,7 @@ class BoundModel:
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
     def put_back(self) -> None:
-        """Make everything outside of the vector what it was when the module was bound."""
+        """Restore everything outside of the vector to its state when the module was bound."""
         if self.touched:
             self._outside.restore()
         self.touched = True
@@ -108,13 +114,13 @@ class BoundModel:
             buffer.copy_(initial)
 
     def changed(self) -> list[str]:
-        """What outside of parameters and buffers is not what it was when the module was bound."""
+        """The places outside of parameters and buffers that have changed since the module was bound."""
         return self._outside.changed()
 
     def read(self) -> Tensor:
-        """The model as it is now: `local` itself, brought up to date where a tensor is no view of it.
+        """The current model: `local` itself, updated from tensors that are no views of it.
 
-        A buffer that was replaced by another tensor is read from there.
+        A buffer that was replaced by another tensor is copied from that.
 
         Raises:
             ValueError: a parameter that was frozen when the module was bound has been trained or changed since, or
@@ -159,20 +165,20 @@ class BoundModel:
         return [tensor for tensor in self._tensors if isinstance(tensor, nn.Parameter)]
 
     def state_dict(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector under the module's own `state_dict` names, as independent copies."""
+        """The module's `state_dict` for a vector, as copies."""
         self.load(vector)
         return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
 
 
 def _place(module: nn.Module, full: str) -> tuple[dict[str, Any], str]:
-    """The register that a tensor of this name is in, and its name there."""
+    """The dict of parameters or buffers that holds a tensor of this name, and its key there."""
     path, _, name = full.rpartition(".")
     part = module.get_submodule(path)
     return (part._parameters if name in part._parameters else part._buffers), name
 
 
 def _bits(tensor: Tensor) -> int:
-    """The sum of a tensor's bits: writing through `.data` leaves no other trace."""
+    """The sum of a tensor's bits, to detect changes: writing through `.data` changes no version."""
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     size = tensor.element_size() if tensor.element_size() in (1, 2, 4, 8) else 1
     return int(data.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).sum(dtype=torch.int64))

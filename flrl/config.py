@@ -1,23 +1,23 @@
-"""Where the yaml tree is, and what types its top level has. Nothing here imports torch: `--help` stays fast."""
+"""The folder of the yaml tree, and the types of its top-level keys. Nothing here imports torch: `--help` stays fast."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
-"""What torch's own kernels, oneDNN and MKL are told, so that they choose alike on every x86-64 processor with AVX2."""
+"""Environment variables with which torch, oneDNN and MKL choose the same kernels on all x86-64 processors with AVX2."""
 CLIENT_STORE = {"_target_": "flrl.clients.ClientStore", "budget_bytes": 2**30}
-"""Where client memory is kept, unless a configuration says otherwise; those of earlier runs say nothing."""
+"""The default client store; configurations of earlier versions have no such group."""
 FROM_DATA = ("input_shape", "num_classes")
-"""Arguments of models that are read from the dataset where a model's yaml has null for them."""
+"""Arguments of models that are read from the dataset if the model's yaml has null for them."""
 _PACKAGE = Path(__file__).parent
-# A wheel carries conf/ inside of the package, a clone beside it.
+# In a wheel conf/ is inside of the package, in a clone beside it.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 
 
 @dataclass
 class TrainConfig:
-    """The top level of `conf/train.yaml`; each group's content is checked by the constructor it names."""
+    """The top level of `conf/train.yaml`; each group's keys are checked against the signature of its `_target_`."""
 
     name: str = "train"
     seed: int = 0
@@ -41,7 +41,7 @@ class TrainConfig:
     logger: dict[str, Any] | None = None
     paths: dict[str, Any] = field(default_factory=dict)
     vars: dict[str, Any] = field(default_factory=dict)
-    """Values of a user's own, for other keys to interpolate; nothing else reads them."""
+    """A user's own values, which other keys may interpolate; flrl does not read them."""
 
 
 @dataclass

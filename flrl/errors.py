@@ -1,24 +1,24 @@
-"""Errors that end a run with one clear line. Bad settings are plain ValueErrors."""
+"""Errors that end a run with one clear line. Invalid settings are plain ValueErrors."""
 
 
 class FlrlError(RuntimeError):
-    """Something that a user can mend, or that the run's data brought about."""
+    """An error that the user can fix, or that the run's data has caused."""
 
 
 class DamagedError(ValueError):
-    """A file of a run is torn, or not what it should be."""
+    """A file of a run is incomplete, or does not have the expected content."""
 
 
 class TooFewUpdatesError(FlrlError):
-    """Fewer clients than `strategy.min_clients` sent an update that could be used."""
+    """Fewer updates of a round than `strategy.min_clients` were accepted."""
 
 
 class ClientError(FlrlError):
     """A client's training raised.
 
     Attributes:
-        client_id: the client.
-        traceback: where it raised, as text; the cause is chained besides if it was raised in this process.
+        client_id: the client; None if several clients were trained at once.
+        traceback: the formatted traceback; if the client was trained in this process, the cause is chained too.
     """
 
     def __init__(self, message: str, *, client_id: int | None = None, traceback: str = "") -> None:
@@ -31,7 +31,7 @@ class WorkerError(FlrlError):
     """A worker ended, does not answer, or raised outside of any client's training.
 
     Attributes:
-        traceback: where it raised, as text.
+        traceback: the formatted traceback; empty if nothing was raised.
     """
 
     def __init__(self, message: str, *, traceback: str = "") -> None:

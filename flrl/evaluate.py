@@ -4,7 +4,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from flrl.backends.mpi.launch import attend
+from flrl.backends.mpi.launch import run_under_mpi
 from flrl.cli.app import run_app
 from flrl.cli.arguments import arranged
 from flrl.cli.importing import uncollected
@@ -24,7 +24,7 @@ def evaluate(cfg: DictConfig) -> None:
 def main() -> None:
     """The console script `flrl-evaluate`."""
     sys.argv[1:] = arranged(sys.argv[1:])
-    attend(lambda: run_app(evaluate, config_name="evaluate", schema=EvaluateConfig))
+    run_under_mpi(lambda: run_app(evaluate, config_name="evaluate", schema=EvaluateConfig))
 
 
 if __name__ == "__main__":

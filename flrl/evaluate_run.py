@@ -28,7 +28,12 @@ SHOWN_CLIENTS = 20
 
 
 def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
-    """What `conf/evaluate.yaml` says; returns what it writes into `evaluation.json`."""
+    """Evaluate as configured by `conf/evaluate.yaml`; returns the content of `evaluation.json`.
+
+    Raises:
+        FileNotFoundError: the run, its model or the checkpoint is missing.
+        ValueError: the run's files are damaged or do not match each other or its data.
+    """
     folder = Path(cfg.run)
     config = saved_config(folder, cfg.data_dir)
     recipe = Recipe(config)
@@ -65,17 +70,17 @@ def _client(
     *,
     train: bool,
 ) -> dict[str, float]:
-    """One client's metrics, with its personal parameters where it has some."""
+    """One client's metrics, for the model with the client's personal part if there is one."""
     if model.layout.personal:
         model.load(model.local_vector(model.vector.clone(), memory.get(client, {}).get(PERSONAL)))
     return evaluator.client(model, data, client, train=train)
 
 
 def _client_memory(model: BoundModel, folder: Path, round: int | None) -> Mapping[int, Tensors]:
-    """What clients remembered when the model to be evaluated was made, as far as evaluating them needs it.
+    """The client memory of the evaluated model's round; empty for a model without a personal part.
 
     Raises:
-        FileNotFoundError: the checkpoint of that round is not there any more.
+        FileNotFoundError: there is no checkpoint of that round.
     """
     if not model.layout.personal:
         return {}
@@ -107,7 +112,12 @@ def _load(model: BoundModel, folder: Path, round: int | None) -> str:
 
 
 def saved_config(folder: Path, data_dir: str | None) -> dict[str, Any]:
-    """The configuration of the run in a folder, with its data looked for elsewhere if that is asked for."""
+    """The configuration of the run in a folder, with another `data_dir` if that is given.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+        DamagedError: its configuration cannot be read.
+    """
     saved = folder / ".hydra" / "config.yaml"
     if not saved.exists():
         raise FileNotFoundError(f"run={folder}: there is no run in this folder ({saved} is missing)")
@@ -118,7 +128,7 @@ def saved_config(folder: Path, data_dir: str | None) -> dict[str, Any]:
 
 
 def check_partition(folder: Path, data: FederatedData) -> None:
-    """Raise ValueError unless a run's partition is what its configuration gives today."""
+    """Raise ValueError unless a run's saved partition is the one that its configuration gives now."""
     with np.load(folder / PARTITION) as saved:
         if str(saved["hash"]) != data.hash:
             raise ValueError(

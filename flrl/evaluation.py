@@ -30,14 +30,17 @@ _TRIED_SAMPLES = 64
 
 
 class Evaluator:
-    """Says what is evaluated after which rounds, with the module's own `test_step` (else `validation_step`).
+    """Evaluates models with the module's own `test_step` (else `validation_step`), after some of the rounds.
 
     Args:
-        every: evaluate on the central test set after each such number of rounds, and after the last one.
-        clients_every: likewise on each client's held-out samples; 0 never does.
+        every: number of rounds between evaluations on the central test set; the last round is always evaluated.
+        clients_every: number of rounds between evaluations on each client's held-out samples; 0 for never.
         at_start: also evaluate the model before training, as round 0.
-        batch_size: of evaluation batches; it does not change the metrics but in their last bits.
+        batch_size: samples of an evaluation batch; it may change only the last bits of metrics.
         try_first: try the module's step on a small batch before the first round.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -64,15 +67,15 @@ class Evaluator:
         self._kept: tuple[BoundModel, Snapshot] | None = None
 
     def check(self, setup: Setup) -> None:
-        """Raise ValueError if the module or the data do not have what is to be evaluated."""
+        """Raise ValueError if the module has no step to evaluate with, or no client holds samples out."""
         _step_name(setup.module)
         if self.clients_every and not setup.num_holding_out:
             raise ValueError("evaluation.clients_every needs held-out samples: set holdout, for example holdout=0.2")
 
     def try_out(self, model: BoundModel, data: FederatedData, *, seed: int = 0) -> None:
-        """Evaluate a small batch of the central test set, so that what is wrong with the step is said before any round.
+        """Evaluate a small batch of the central test set, so that errors of the step are raised before any round.
 
-        Nothing of it stays: the model is loaded with its own vector afterwards, as before every client.
+        The model is restored afterwards. An empty test set is a warning.
         """
         if not len(data.splits.test):
             log.warning("the test set is empty: no round is evaluated on it")
@@ -80,43 +83,43 @@ class Evaluator:
             vector = model.local.clone()
             indices = np.arange(min(_TRIED_SAMPLES, self.batch_size, len(data.splits.test)))
             try:
-                with warnings.catch_warnings():  # those of so few samples; others come again
+                with warnings.catch_warnings():  # some are due to the few samples, others will be repeated
                     warnings.simplefilter("ignore")
                     self.part(model, data.splits.test, indices, range(1), seed=seed)
             finally:
                 model.load(vector)
 
     def due(self, round: int, rounds: int) -> tuple[bool, bool]:
-        """Whether the central test set, and the clients' held-out parts, are evaluated after a round."""
+        """Whether the central test set is evaluated after a round of `rounds`, and whether the clients' samples are."""
         last = round == rounds
         central = self.at_start if round == 0 else round % self.every == 0 or last
         clients = bool(self.clients_every) and round > 0 and (round % self.clients_every == 0 or last)
         return central, clients
 
     def num_batches(self, data: FederatedData) -> int:
-        """Batches of the central test set."""
+        """Number of batches of the central test set."""
         return ceil(len(data.splits.test) / self.batch_size)
 
     def divisible(self, module: pl.LightningModule) -> bool:
-        """Whether parts of the test set can be evaluated apart: no hook around the epoch, only metrics that count."""
+        """Whether the test set can be evaluated in parts: no hooks around the epoch, metrics that keep only counts."""
         hooks = [f"on_{_step_name(module).removesuffix('_step')}_epoch_{end}" for end in ("start", "end")]
         metrics = [part for part in module.modules() if isinstance(part, Metric)]
         return not any(overridden(module, hook) for hook in hooks) and all(map(counts_only, metrics))
 
     def central(self, model: BoundModel, data: FederatedData, *, seed: int = 0) -> dict[str, float]:
-        """What the module logs over the whole test set."""
+        """The metrics that the module logs over the whole test set."""
         return self.run(model, data.splits.test, np.arange(len(data.splits.test)), seed=seed)
 
     def client(
         self, model: BoundModel, data: FederatedData, client_id: int, *, train: bool = False, seed: int = 0
     ) -> dict[str, float]:
-        """What the module logs over one client's held-out (or training) samples, and `num_samples`."""
+        """The metrics that the module logs over one client's held-out (or training) samples, and `num_samples`."""
         indices = data.train_indices(client_id) if train else data.holdout_indices(client_id)
         seed = seed_for(seed, 0, client_id, "evaluation")
         return self.run(model, data.splits.train, indices, seed=seed) | {"num_samples": float(len(indices))}
 
     def run(self, model: BoundModel, source: Source, indices: np.ndarray, *, seed: int = 0) -> dict[str, float]:
-        """What the module logs over the given samples, with the model's present vector."""
+        """The metrics that the module logs over the given samples, with the model's current vector."""
         batches = range(ceil(len(indices) / self.batch_size))
         return joined([self.part(model, source, indices, batches, seed=seed)], model.module)
 
@@ -130,15 +133,18 @@ class Evaluator:
         seed: int = 0,
         reuse: bool = False,
     ) -> Logged:
-        """What the module logs over some of the batches that `indices` fall into; all of them unless `divisible`.
+        """The logs of the module over some of the batches of `indices`; pass all batches unless `divisible`.
 
         Args:
-            model: with the vector to be evaluated.
-            source: of the samples.
-            indices: the samples.
-            batches: which batches of them.
-            seed: for random numbers.
-            reuse: the same samples are going to be asked for again.
+            model: the model, with the vector to evaluate.
+            source: the source of the samples.
+            indices: indices of all samples, int64 `[n]`.
+            batches: numbers of the batches to evaluate.
+            seed: seed of random numbers.
+            reuse: whether the same samples will be evaluated repeatedly.
+
+        Raises:
+            ValueError: the module's step logs what cannot be reduced or joined.
         """
         module: pl.LightningModule = model.module  # type: ignore[assignment]
         log, size = LogCollector(), self.batch_size
@@ -157,7 +163,7 @@ class Evaluator:
                     whole.enter_context(_observed(module, log))
                 _call(module, f"{hook}_start")
                 for batch_idx, batch in numbered:
-                    # A batch draws the same random numbers whichever batches are evaluated before it.
+                    # The random numbers of a batch do not depend on the batches evaluated before it.
                     seed_generators(seed_for(seed, 0, SERVER, f"batch {batch_idx}"))
                     log.batch_size = min(size, len(indices) - batch_idx * size)
                     with contextlib.nullcontext() if between is None else _observed(module, log):
@@ -176,7 +182,7 @@ class Evaluator:
         return logged
 
     def _between(self, model: BoundModel) -> Callable[[], None]:
-        """What is called between two batches that anybody may evaluate: neither may show what the other has changed."""
+        """A function that restores the module's state between two batches, which different workers may evaluate."""
         if self._kept is None or self._kept[0] is not model:
             spared = [*model.module.parameters(), *model.module.buffers()]
             self._kept = model, Snapshot(model.module, "module", spared=spared, left=(Metric,))
@@ -200,11 +206,11 @@ def _observed(module: pl.LightningModule, log: LogCollector) -> Iterator[None]:
 
 
 def summarize_clients(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Statistics over clients of every metric but `num_samples`: `clients/<metric>_<statistic>`.
+    """Statistics over clients of every metric but `num_samples`, named `clients/<metric>_<statistic>`.
 
     Statistics: `mean`, `weighted_mean` (by samples), `std` (of the population), `worst10` (the mean over the worst
-    tenth of clients, rounded up: the highest for losses and errors, else the lowest;
-    over the clients that have the metric). `test/` and `val/` are dropped.
+    tenth of the clients that have the metric, rounded up: the highest for losses and errors, else the lowest). The
+    prefixes `test/` and `val/` are dropped.
     """
     summary: dict[str, float] = {}
     for name in sorted({name for row in rows for name in row} - {"num_samples"}):

@@ -1,7 +1,7 @@
-"""Loops over whole models, compiled: one pass over memory where calls of torch make several.
+"""Compiled loops over whole models: one pass over memory where torch's operations make several.
 
-Each has a twin made of torch's operations, which ends in the same bits: for other devices, and for runs with so little
-to do that loading the compiler takes longer.
+Each has a twin made of torch's operations with the same bits: for other devices, and for runs so short that loading
+the compiler takes longer.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 _LITTLE_WORK = 2**21
-"""Elements that are worked through with torch's operations before loops are compiled: half a second's worth."""
-_worked_through = 0
+"""Elements processed with torch's operations before loops are compiled: about half a second of work."""
+_processed = 0
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:
-    """`a - b` of two vectors in float64, where the difference of float32 numbers is exact."""
+    """`a - b` of two vectors `[n]` of any floating dtype, in float64 `[n]`."""
     if a.dtype != torch.float32 or b.dtype != torch.float32 or not _compiled_pays(a):
         return a.to(torch.float64, copy=True).sub_(b)
     result = torch.empty(a.shape, dtype=torch.float64)
@@ -27,15 +27,15 @@ def difference(a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
-def fold(values: Tensor, weight: float, parts: Tensor, start: int, rounders: tuple[float, float]) -> None:
-    """Add `weight * values`, each rounded and split, to high and low parts.
+def split_and_add(values: Tensor, weight: float, parts: Tensor, start: int, rounders: tuple[float, float]) -> None:
+    """Round each of `weight * values`, split it into a high and a low part, and add these to `parts`, in place.
 
     Args:
         values: float64 `[n]`, on the device of the parts.
-        weight: their factor.
-        parts: `[2, at least start + n]`: multiples of the high quantum are added to the first row, of the low one to
-            the second.
-        start: where in a row the first value goes.
+        weight: factor of the values.
+        parts: float64 `[2, at least start + n]`: multiples of the high quantum are added to the first row, of the low
+            one to the second.
+        start: column of the first value.
         rounders: adding and subtracting them rounds to a multiple of the high and of the low quantum.
     """
     high, low = rounders
@@ -53,7 +53,7 @@ def fold(values: Tensor, weight: float, parts: Tensor, start: int, rounders: tup
 
 @dataclass(frozen=True, slots=True)
 class VectorStats:
-    """What has to be known of a vector before it is added to others.
+    """What a reducer needs to know of a vector before it adds it: its range, and a checksum.
 
     Attributes:
         largest: the largest absolute value; NaN or infinity where one occurs, 0 for an empty vector.
@@ -69,7 +69,7 @@ _MAGNITUDE = 2**63 - 1
 
 
 def vector_stats(vector: Tensor) -> VectorStats:
-    """VectorStats a vector in one pass over it."""
+    """The stats of a vector of any shape, in one pass over it."""
     bits = vector.detach().to(torch.float64).contiguous().view(torch.int64)
     if not bits.numel():
         return VectorStats(0.0, 0)
@@ -84,9 +84,9 @@ def vector_stats(vector: Tensor) -> VectorStats:
 
 
 def _compiled_pays(tensor: Tensor) -> bool:
-    global _worked_through
-    _worked_through += tensor.numel()
-    return tensor.device.type == "cpu" and _worked_through > _LITTLE_WORK
+    global _processed
+    _processed += tensor.numel()
+    return tensor.device.type == "cpu" and _processed > _LITTLE_WORK
 
 
 @cache
@@ -125,7 +125,7 @@ def _vector_stats() -> Callable[[np.ndarray], tuple[int, int]]:
 
 
 def _compiled(signature: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A loop over arrays as machine code: takes a second at first, later processes read what was kept.
+    """A loop over arrays as machine code: compiled in about a second, then read from a cache by later processes.
 
     Without `fastmath`, LLVM neither reorders nor fuses: these are the same IEEE operations as torch's.
     """
@@ -133,5 +133,5 @@ def _compiled(signature: str, function: Callable[..., Any]) -> Callable[..., Any
 
     try:
         return numba.njit(signature, nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder that compiled code could be kept in
+    except RuntimeError:  # no folder to cache compiled code in
         return numba.njit(signature, nogil=True)(function)

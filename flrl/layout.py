@@ -1,7 +1,7 @@
 """A module as one flat vector: all trainable parameters, then all persistent floating-point buffers.
 
 Integer buffers (BatchNorm's `num_batches_tracked`), non-persistent buffers and frozen parameters are not part of the
-vector: they are neither sent nor averaged. *Personal* parameters and buffers, which are named by patterns, are neither:
+vector: they are neither sent nor averaged. Neither are *personal* parameters and buffers, which are named by patterns:
 they follow after the vector in the *local* vector, which stays with its client.
 """
 
@@ -25,7 +25,15 @@ Kind = Literal["trainable", "buffer"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One named tensor's place in the vector: `vector[start:start + size].view(shape)`."""
+    """One named tensor's place in the vector: `vector[start:start + size].view(shape)`.
+
+    Attributes:
+        name: the tensor's name in the module.
+        kind: "trainable" or "buffer".
+        start: index of its first element in the vector.
+        shape: its shape.
+        dtype: its own dtype, as "float32".
+    """
 
     name: str
     kind: Kind
@@ -45,7 +53,11 @@ class Entry:
 
 
 def tensors_of(module: nn.Module, personal: Sequence[str] = ()) -> list[tuple[str, Kind, Tensor]]:
-    """The tensors of the local vector, in its order: those of the vector, then personal ones."""
+    """Name, kind and tensor of each entry of the local vector, in its order: those of the vector, then personal ones.
+
+    Raises:
+        ValueError: a pattern matches nothing, or a parameter is not initialised.
+    """
     found = list(_sendable(module))
     kept = [any(fnmatchcase(name, pattern) for pattern in personal) for name, _, _ in found]
     unused = [pattern for pattern in personal if not any(fnmatchcase(name, pattern) for name, _, _ in found)]
@@ -57,7 +69,7 @@ def tensors_of(module: nn.Module, personal: Sequence[str] = ()) -> list[tuple[st
 
 
 def _sendable(module: nn.Module) -> Iterator[tuple[str, Kind, Tensor]]:
-    """Trainable parameters, then buffers; a tensor that is tied under several names comes once."""
+    """Trainable parameters, then buffers; a tensor with several names comes once."""
     persistent = module.state_dict(keep_vars=True).keys()
     for name, parameter in module.named_parameters():
         if isinstance(parameter, UninitializedParameter):
@@ -75,21 +87,21 @@ class ParameterLayout:
     The vector's dtype is the widest among its entries; an entry of another dtype is converted on the way in and out.
 
     Args:
-        module: whose tensors they are.
+        module: the module.
         personal: patterns (`*`, `?`, `[...]`) of the names of parameters and buffers that stay with their client.
 
     Attributes:
-        entries: of the vector, in its order.
-        personal: entries of the local vector beyond the vector.
-        dtype: of the vector.
-        size: elements of the vector.
-        local_size: elements of the local vector.
-        num_trainable: elements of the vector's trainable part, which comes first.
-        num_parameters: its trainable parameters.
-        nbytes: bytes of all entries of the vector in their own dtypes: what sending the model once costs.
+        entries: entries of the vector, in its order.
+        personal: personal entries, which follow in the local vector.
+        dtype: dtype of the vector.
+        size: number of elements of the vector.
+        local_size: number of elements of the local vector.
+        num_trainable: number of elements of the vector's trainable part, which comes first.
+        num_parameters: number of parameters in that part.
+        nbytes: size in bytes of all entries of the vector in their own dtypes: the cost of sending the model once.
 
     Raises:
-        ValueError: a dtype is not supported, or a pattern names nothing.
+        ValueError: a dtype is not supported, a pattern matches nothing, or a parameter is not initialised.
     """
 
     def __init__(self, module: nn.Module, personal: Sequence[str] = ()) -> None:
@@ -120,7 +132,7 @@ class ParameterLayout:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all names, kinds, shapes and dtypes: two models with the same one can exchange vectors."""
+        """SHA-256 of all names, kinds, shapes and dtypes; models with equal fingerprints can exchange vectors."""
         return hashlib.sha256(json.dumps([asdict(entry) for entry in self.entries]).encode()).hexdigest()
 
     def flatten(self, module: nn.Module) -> Tensor:
@@ -138,7 +150,11 @@ class ParameterLayout:
         return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Name the parts of a vector, or of a local one: views, converted where an entry's own dtype is another."""
+        """The tensors of a vector or local vector by name: views, or copies where an entry has another dtype.
+
+        Raises:
+            ValueError: the vector has another shape.
+        """
         entries = self.entries
         if vector.shape == (self.local_size,):
             entries = (*entries, *self.personal)
@@ -159,10 +175,10 @@ def digest(vector: Tensor) -> str:
 
 
 def checksum(vectors: Iterable[Tensor]) -> str:
-    """A quick fingerprint of vectors to find differences by: the sum of their float64 bits modulo 2^64."""
+    """A fast checksum of vectors, to locate differences: the sum of their float64 bits modulo 2^64, in hexadecimal."""
     return checksum_of(vector_stats(vector) for vector in vectors)
 
 
 def checksum_of(stats: Iterable[VectorStats]) -> str:
-    """Likewise, for vectors that have been measured."""
+    """`checksum` of vectors, from their stats."""
     return f"{sum(each.bits for each in stats) % 2**64:016x}"

@@ -1,4 +1,4 @@
-"""Which code is a user's own: neither flrl, nor an installed package, nor Python's."""
+"""Which code is the user's own: not flrl's, an installed package's, or Python's."""
 
 import os
 import site
@@ -17,7 +17,7 @@ def _installed() -> tuple[str, ...]:
 
 
 def is_own_file(file: str) -> bool:
-    """Whether a file holds somebody's own code; what has no file, such as frozen modules, is nobody's."""
+    """Whether a file holds the user's own code; names like `<string>` or `<frozen ...>` do not count."""
     if file.startswith("<") or "/site-packages/" in file or "/dist-packages/" in file:
         return False
     return not file.startswith(_installed()) and not os.path.realpath(file).startswith(_installed())
@@ -25,10 +25,10 @@ def is_own_file(file: str) -> bool:
 
 @cache
 def is_own(module: str) -> bool:
-    """Whether a module of this name is somebody's own code.
+    """Whether a module of this name is the user's own code.
 
     Args:
-        module: as in `__module__` of a class or function.
+        module: the `__module__` of a class or function.
     """
     if module == "__main__":  # in a notebook it has no file
         return True

@@ -1,7 +1,7 @@
-"""`backend.portable`: the same bits on every x86-64 processor, as libraries are held to what all of these can do.
+"""`backend.portable`: the same bits on every x86-64 processor with AVX2, by limiting libraries to its instructions.
 
-Libraries choose their kernels by the processor's instruction set, and ask the environment about it only once, when they
-are loaded or first used. So the choice has to be made before torch is imported. Imports nothing heavy.
+Libraries choose their kernels by the processor's instruction set, and read environment variables for it only once, when
+they are loaded or first used. So the choice has to be made before torch is imported. Imports nothing heavy.
 """
 
 import os
@@ -20,15 +20,15 @@ _chosen = False
 
 
 def choose(portable: bool) -> None:
-    """Make `portable` hold in this process and in those that it starts; says which settings of the user it overrides.
+    """Apply `portable` to this process and those that it starts; prints the user's settings that it overrides.
 
     Call it before torch is imported; later it only checks.
 
     Args:
-        portable: whether libraries are held to what all processors can do.
+        portable: whether libraries are limited to the instructions that all x86-64 processors have.
 
     Raises:
-        ValueError: this processor cannot, or another choice holds in this process already.
+        ValueError: this processor lacks them, or this process has imported torch with another choice.
     """
     global _chosen
     if not portable or "torch" in sys.modules:
@@ -44,7 +44,7 @@ def choose(portable: bool) -> None:
 
 
 def inherit(portable: bool) -> None:
-    """Make what the controller has chosen hold in a worker that has not imported torch; `check` says if it does."""
+    """Apply the controller's choice to a worker that has not imported torch; `check` raises where that failed."""
     global _chosen
     if portable and "torch" not in sys.modules:
         os.environ.update(PORTABLE)
@@ -52,14 +52,14 @@ def inherit(portable: bool) -> None:
 
 
 def check(portable: bool, *, device: str = "cpu") -> None:
-    """Check that `portable` is what holds in this process.
+    """Check that this process runs with `portable`.
 
     Args:
-        portable: what is asked for.
+        portable: the setting.
         device: where the model trains.
 
     Raises:
-        ValueError: it does not, or cannot.
+        ValueError: it runs with another choice, or the processor or device does not allow it.
     """
     if not portable:
         if _chosen:
@@ -79,13 +79,13 @@ _TOO_LATE = (
 
 
 def check_trainer(portable: bool, trainer: Any) -> None:
-    """Raise ValueError for a trainer that makes code for the very processor that it runs on."""
+    """Raise ValueError if `portable` is set and the trainer compiles code for the processor that it runs on."""
     if portable and getattr(trainer, "compile", False):
         raise ValueError("backend.portable=true: trainer.compile=true compiles for this processor; set one to false")
 
 
 def of_run(folder: Path | str) -> bool:
-    """Whether the run in a folder was made with `backend.portable=true`; false where there is no run."""
+    """Whether the run in a folder was made with `backend.portable=true`; False if there is no run."""
     saved = Path(folder) / ".hydra" / "config.yaml"
     if not saved.is_file():
         return False
@@ -94,7 +94,7 @@ def of_run(folder: Path | str) -> bool:
 
 
 def _began_with_them() -> bool:
-    """Whether this process was started with the settings, and not given them after torch had looked."""
+    """Whether this process was started with the environment variables, rather than given them after importing torch."""
     try:
         began = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:
@@ -113,7 +113,7 @@ def _check_processor() -> None:
 
 
 def _flags() -> set[str]:
-    """The processor's capabilities as Linux names them; empty where nothing does."""
+    """The processor's flags from /proc/cpuinfo; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

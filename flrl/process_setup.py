@@ -1,4 +1,4 @@
-"""What is set once in each process that trains: threads, allocator, the model's device."""
+"""Settings of each process that trains: threads, allocator, the model's device."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ from flrl.bound_model import BoundModel
 
 
 def check_settings(threads: int, device: str) -> None:
-    """Raise ValueError for settings of a backend that cannot be met here."""
+    """Raise ValueError if a backend's settings are invalid, or there is no such device."""
     if threads < 1:
         raise ValueError(f"backend.threads={threads}: must be at least 1")
     _check_device("backend.device", device)
@@ -31,9 +31,12 @@ def prepare(model: Any, *, threads: int, device: str, personal: Sequence[str] = 
 
     Args:
         model: the LightningModule.
-        threads: intra-op threads; the bits of a run depend on them.
+        threads: intra-op threads; the bits of a run depend on their number.
         device: "cpu", "cuda", "cuda:1", ...
-        personal: patterns of the names of what stays with its client.
+        personal: patterns of the names of parameters and buffers that stay with their client.
+
+    Raises:
+        ValueError: a setting is invalid, or as for `BoundModel`.
     """
     if threads < 1:
         raise ValueError(f"threads={threads}: must be at least 1")
@@ -47,10 +50,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed, up to 2 GiB: the same activations are asked for batch after batch.
+    """Let glibc keep freed blocks of up to 2 GiB, as every batch needs memory of the same sizes.
 
-    Memory that is mapped anew each time has to be zeroed page by page, two fifths of a CNN's evaluation. Whoever has
-    tuned glibc through the environment is left alone, and so are other C libraries.
+    Memory that is mapped anew each time has to be zeroed page by page, which takes two fifths of a CNN's evaluation.
+    Nothing is changed if environment variables tune glibc, or with other C libraries.
     """
     tuned = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not tuned else None

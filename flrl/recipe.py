@@ -20,10 +20,13 @@ from flrl.worker import Worker
 
 @dataclass(frozen=True)
 class Recipe:
-    """How workers are made, in a form that can be sent to where they are made.
+    """Makes a run's objects from its configuration; can be sent to other processes.
 
     Attributes:
         config: the resolved configuration, as plain dicts and lists.
+
+    Raises:
+        ValueError: a seed or `on_client_failure` is invalid; methods raise it for the groups that they make.
     """
 
     config: Mapping[str, Any]
@@ -39,19 +42,16 @@ class Recipe:
 
     @property
     def seeds(self) -> Seeds:
-        """What random choices follow from."""
+        """The run's seeds."""
         return Seeds.of(self.config)
 
     def data(self) -> FederatedData:
-        """The dataset, shared out."""
+        """The dataset, divided among clients."""
         splits = make(self.config, "dataset")
         return FederatedData(splits, self.partition(), seed=self.seeds.partition, holdout=self.config["holdout"])
 
     def partition(self) -> Partition:
-        """The function that shares out the samples; `partition.seed` is for its generator, not one of its arguments.
-
-        Unless it has an argument of that name, which it is then given too.
-        """
+        """The function that divides the samples; `partition.seed` is its argument only if it takes one of that name."""
         partition: Partition = make({"partition": without_seed(self.config["partition"])}, "partition")
         return partition
 
@@ -66,22 +66,25 @@ class Recipe:
             return module
 
     def strategy(self) -> Strategy:
-        """The algorithm."""
+        """The federated algorithm."""
         strategy: Strategy = make(self.config, "strategy")
         return strategy
 
     def client_store(self) -> ClientStore:
-        """Where client memory is kept: in RAM to a budget, in the run's folder beyond it."""
+        """The store of client memory."""
         store: ClientStore = make({"client_store": self.config.get("client_store") or CLIENT_STORE}, "client_store")
         return store
 
     def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
-        """All that a worker needs; checks that its parts go together.
+        """A worker, after checks of its parts against each other.
 
         Args:
-            data: from `data`, or part of it.
+            data: the result of `data`, or a part of it.
             threads: intra-op threads.
             device: where the model trains.
+
+        Raises:
+            ValueError: parts cannot be combined, or the model has nothing to train.
         """
         trainer, strategy, evaluator = make(self.config, "trainer"), self.strategy(), make(self.config, "evaluation")
         model = prepare(self.module(), threads=threads, device=device, personal=strategy.personal)

@@ -1,4 +1,4 @@
-"""A round's numbers: what its clients reported, as one row of `metrics.jsonl`."""
+"""The record of a round: its metrics, and those of its clients, as one row of `metrics.jsonl`."""
 
 import math
 from collections.abc import Mapping
@@ -7,15 +7,21 @@ from flrl.types import Aggregate, RoundRecord
 
 
 def evaluation_record(metrics: Mapping[str, float], digest: str) -> RoundRecord:
-    """The record of the model before training, as round 0."""
+    """The record of the evaluation before training, as round 0."""
     return RoundRecord(round=0, metrics=dict(metrics), digest=digest)
 
 
 def round_record(round: int, metrics: Mapping[str, float], digest: str, result: Aggregate) -> RoundRecord:
-    """The record of a round, from what is known of it and from its clients' reports.
+    """The record of a round, from its metrics and its clients' reports.
 
     Clients' metrics are averaged over the accepted clients that reported them, weighted by samples; counts of
     `transforms/` are summed. All sums are correctly rounded, so they do not depend on order.
+
+    Args:
+        round: the round, counted from 1.
+        metrics: the round's own metrics, which replace those of clients with the same names.
+        digest: the global model's digest after the round.
+        result: the round's aggregate.
     """
     accepted = [report for report in result.reports if report.rejected is None]
     numbers: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The round loop: sample, broadcast, train, aggregate, evaluate, report."""
+"""The round loop: sample, broadcast, train, aggregate, evaluate, record."""
 
 import time
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """All that the rounds of a run need.
+    """The round loop of a run.
 
     Attributes:
         strategy: the algorithm.
         backend: where clients train.
-        layout: of the model.
-        callbacks: observers of every round; one of them may stop the run.
-        seed: the run's.
-        sampling_seed: of the cohorts.
+        layout: the model's layout.
+        callbacks: called in every round; one of them may stop the run.
+        seed: the run's seed.
+        sampling_seed: seed of the cohorts.
     """
 
     strategy: "Strategy"
@@ -44,7 +44,9 @@ class Rounds:
         """Run the rounds that are left, and return the last state and a record of every round.
 
         Raises:
-            TooFewUpdatesError: a round had fewer usable updates than `min_clients`.
+            TooFewUpdatesError: a round had fewer accepted updates than `min_clients`.
+            ClientError: a client's training raised.
+            WorkerError: a worker has ended, or does not answer.
             ValueError: the strategy has changed itself.
         """
         strategy, callbacks, history = self.strategy, self.callbacks, list(history)
@@ -58,7 +60,7 @@ class Rounds:
             weight_of_all = strategy.weight_of_all(self.backend.sizes)
             before = Snapshot(strategy, "strategy")
             while state.round < strategy.rounds and not callbacks.should_stop(history):
-                # Reports, and the client memory that hangs on them, must not pile up with the rounds.
+                # Drop the reports of all but the newest record, so that memory does not grow with the rounds.
                 history[-1:] = [replace(record, reports=()) for record in history[-1:]]
                 state, record = self._round(state, weight_of_all)
                 refuse_changes(strategy, before, f"in round {state.round}")
@@ -91,7 +93,7 @@ class Rounds:
         return after, record
 
     def _trained(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> Aggregate:
-        """What the cohort's updates become; zeros where nobody takes part, as a sampler may draw it."""
+        """The aggregate of the cohort's updates; zeros for an empty cohort, which a sampler may draw."""
         if not tasks:
             sizes = self.strategy.vector_sizes(self.layout)
             return Aggregate({name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}, 0.0, ())

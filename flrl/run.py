@@ -1,4 +1,4 @@
-"""From a configuration to a finished run: builds the objects, resumes, fits."""
+"""From a configuration to a finished run: makes the objects, resumes, trains."""
 
 import functools
 import shlex
@@ -43,7 +43,12 @@ from flrl.worker import Worker
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Train as configured; returns the last value of the metric that `optimized_metric` names, None if it has none."""
+    """Train as configured; returns the last value of the metric that `optimized_metric` names, or None.
+
+    Raises:
+        ValueError: a setting is invalid, or parts of the setup cannot be combined.
+        FlrlError: the run fails while it trains.
+    """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -62,7 +67,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
     recipe = Recipe(config)
     backend = make(config, "backend")
     whole = recipe.data()
-    config = filled(config, whole.splits)  # a dedicated server keeps a part of the data only
+    config = filled(config, whole.splits)  # a dedicated server keeps only a part of the data
     recipe = Recipe(config)
     data = backend.share(whole)
     if config["trainer"]["_target_"] == auto.TARGET:
@@ -89,13 +94,13 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
     if start.state.round < worker.strategy.rounds and backend.holds_samples and not worker.drop_failures:
         layout = worker.model.layout
         worker.rehearse(*worker.strategy.plan(start.state, data.sizes, recipe.seeds.sampling, layout))
-    # Nothing can be refused any more: from here on the folder is this run's.
+    # The command is accepted: from here on files in the folder are changed.
     shutil.rmtree(folder / BEFORE, ignore_errors=True)
     log_file.begin()
     if output_subdir is not None:
         OmegaConf.save(OmegaConf.create(config), folder / output_subdir / "config.yaml")
     store.open(folder)
-    _tell(start, info)
+    _warn(start, info)
     try:
         with terminated_gently():
             backend.start(worker, recipe, folder=folder)
@@ -119,7 +124,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
 
 
 def _chosen(resumed_from: Path | None) -> dict[str, Any]:
-    """What was chosen in each group, and the job's own overrides."""
+    """The choice of each group, and the job's overrides."""
     hydra = HydraConfig.get()
     choices = {name: choice for name, choice in hydra.runtime.choices.items() if not name.startswith("hydra/")}
     rows = [] if resumed_from is None else [*read_rows(resumed_from / ENVIRONMENTS)]
@@ -129,7 +134,7 @@ def _chosen(resumed_from: Path | None) -> dict[str, Any]:
 
 
 def _chosen_engine(config: dict[str, Any], data: FederatedData, backend: Backend) -> dict[str, Any]:
-    """The engine that `trainer=auto` stands for where no earlier one is to be kept."""
+    """The configuration of the engine that `trainer=auto` chooses in a new run."""
     choose = make(config, "trainer")
     recipe = Recipe({**config, "trainer": {"_target_": "flrl.trainers.EagerTrainer", **choose.keywords}})
     worker = recipe.worker(data, threads=backend.threads, device=backend.device)
@@ -138,7 +143,9 @@ def _chosen_engine(config: dict[str, Any], data: FederatedData, backend: Backend
     cohort = len(strategy.sampler(data.num_clients, seed=recipe.seeds.sampling, round=1))
     trial = auto.Trial(
         model=model,
-        source=data.splits.train if len(data.splits.train) else data.splits.test,  # a server may have the latter only
+        source=data.splits.train
+        if len(data.splits.train)
+        else data.splits.test,  # a dedicated server has no training samples
         setup=Setup.of(model.module, strategy, worker.trainer, data.sizes),  # type: ignore[arg-type]
         train=functools.partial(train_clients, strategy),
         broadcast=strategy.broadcast(state, 1, 1.0),
@@ -156,7 +163,7 @@ def _callbacks(config: dict[str, Any]) -> Callbacks:
 
 
 def _expected(metric: str | None) -> list[Callback]:
-    """A callback that reports a missing metric for sweepers, where somebody has asked for that metric."""
+    """A callback that reports a missing `optimized_metric`, if the user has set it or a sweeper needs it."""
     hydra = HydraConfig.get()
     chosen = metric != TrainConfig.optimized_metric or any("optimized_metric=" in o for o in hydra.overrides.task)
     swept = not OmegaConf.is_missing(hydra.job, "num")
@@ -166,7 +173,7 @@ def _expected(metric: str | None) -> list[Callback]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time writes into a run's folder."""
+    """Lock a run's folder inside the block, so that one process at a time writes into it."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
@@ -175,7 +182,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _start(worker: Worker, info: RunInfo, store: ClientStore) -> Resumption:
-    """The last good state of the run to go on with, or the initial state."""
+    """The state to resume the earlier run from, or the initial state."""
     if info.resumed_from is None:
         vector = worker.model.vector.detach().cpu().clone()
         state = worker.strategy.initialize(vector, worker.model.layout)
@@ -189,20 +196,20 @@ def _start(worker: Worker, info: RunInfo, store: ClientStore) -> Resumption:
     return found
 
 
-def _tell(start: Resumption, info: RunInfo) -> None:
-    """Warn of what a resume leaves out, and of differences to where the earlier rounds were trained."""
+def _warn(start: Resumption, info: RunInfo) -> None:
+    """Print warnings of files that a resume leaves out, and of differences to the earlier rounds' environment."""
     if info.resumed_from is None:
         return
     rows = [row for row in read_rows(info.resumed_from / ENVIRONMENTS) if row["after_round"] < start.state.round]
-    said = differences(rows[-1], info.environment) if rows else []
-    said += start.set_aside() if info.resumed_from.resolve() == info.folder.resolve() else start.said()
-    for line in said:
+    notes = differences(rows[-1], info.environment) if rows else []
+    notes += start.set_aside() if info.resumed_from.resolve() == info.folder.resolve() else start.notes()
+    for line in notes:
         print(f"warning: {line}", file=sys.stderr)
 
 
 @contextmanager
 def terminated_gently() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, through a checkpoint; exit code 143."""
+    """Inside the block, SIGTERM ends the run as Ctrl-C does, with a checkpoint; exit code 143."""
 
     def end(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)

@@ -1,4 +1,4 @@
-"""Samplers: which clients take part in a round, as a function of (seed, round)."""
+"""Samplers: choose the clients of a round, as a function of (seed, round)."""
 
 from typing import Protocol
 
@@ -12,23 +12,23 @@ class Sampler(Protocol):
     """Chooses a round's cohort."""
 
     def check(self, setup: Setup) -> None:
-        """Raise ValueError if no such cohort can be drawn from the setup's clients."""
+        """Raise ValueError if the setup has too few clients for such a cohort."""
 
     def largest(self, num_clients: int) -> int:
-        """The most clients that may take part in one round."""
+        """The largest possible number of clients in one round."""
 
     def __call__(self, num_clients: int, *, seed: int, round: int) -> np.ndarray:
-        """The cohort's client ids, ascending."""
+        """The cohort's client ids, ascending, int64 `[cohort]`."""
 
 
 class AllClients:
     """Full participation: every client in every round."""
 
     def check(self, setup: Setup) -> None:
-        """Any number of clients will do."""
+        """Accept any number of clients."""
 
     def largest(self, num_clients: int) -> int:
-        """All clients."""
+        """The number of all clients."""
         return num_clients
 
     def __call__(self, num_clients: int, *, seed: int, round: int) -> np.ndarray:
@@ -37,11 +37,14 @@ class AllClients:
 
 
 class UniformSampler:
-    """A cohort drawn uniformly without replacement; everybody, where neither `num` nor `fraction` is given.
+    """A cohort drawn uniformly without replacement; all clients if neither `num` nor `fraction` is given.
 
     Args:
-        num: clients a round.
-        fraction: share of the clients in (0, 1], rounded to the nearest number, at least one.
+        num: number of clients per round.
+        fraction: share of the clients in (0, 1], rounded to the nearest whole number, at least one.
+
+    Raises:
+        ValueError: a setting is out of range, or both are given.
     """
 
     def __init__(self, *, num: int | None = None, fraction: float | None = None) -> None:
@@ -59,7 +62,11 @@ class UniformSampler:
         self.largest(setup.num_clients)
 
     def largest(self, num_clients: int) -> int:
-        """The size of every cohort; ValueError if it is larger than the population."""
+        """The size of every cohort.
+
+        Raises:
+            ValueError: it is larger than the population.
+        """
         if self.num is not None and self.num > num_clients:
             raise ValueError(f"strategy.sampler.num={self.num}: there are only {num_clients} clients")
         if self.num is not None:
@@ -76,13 +83,16 @@ class UniformSampler:
 
 
 class PoissonSampler:
-    """Each client takes part by itself with the same probability; a cohort may be empty.
+    """Each client takes part independently with the same probability; a cohort may be empty.
 
-    What privacy accounting of subsampled mechanisms assumes: McMahan, Ramage, Talwar, Zhang, "Learning Differentially
+    Privacy accounting of subsampled mechanisms assumes this: McMahan, Ramage, Talwar, Zhang, "Learning Differentially
     Private Recurrent Language Models", ICLR 2018, arXiv 1710.06963.
 
     Args:
-        probability: of each client in each round, in (0, 1].
+        probability: the probability of each client in each round, in (0, 1].
+
+    Raises:
+        ValueError: it is out of range.
     """
 
     def __init__(self, *, probability: float) -> None:
@@ -91,13 +101,13 @@ class PoissonSampler:
         self.probability = probability
 
     def check(self, setup: Setup) -> None:
-        """Any number of clients will do."""
+        """Accept any number of clients."""
 
     def largest(self, num_clients: int) -> int:
-        """All clients may happen to take part."""
+        """The number of all clients."""
         return num_clients
 
     def __call__(self, num_clients: int, *, seed: int, round: int) -> np.ndarray:
-        """The cohort's client ids, ascending; perhaps none."""
+        """The cohort's client ids, ascending; may be empty."""
         rng = generator_for(seed, round, SERVER, "cohort")
         return np.flatnonzero(rng.random(num_clients) < self.probability)

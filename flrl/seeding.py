@@ -1,6 +1,6 @@
 """Every random choice of a run is a pure function of (run seed, round, client id, purpose).
 
-Nothing depends on what ran before, in which process or in how many, so no generator's state ever needs to be saved.
+No random number depends on the order of clients or on processes, so no generator's state ever needs to be saved.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ SERVER = -1
 
 
 def seed_for(run_seed: int, round: int, client_id: int, purpose: str) -> int:
-    """Derive a seed in `[0, 2**63)` from what the random numbers are for.
+    """Derive a seed in `[0, 2**63)` from the purpose of the random numbers.
 
     Args:
         run_seed: the run's `seed`.
@@ -43,13 +43,13 @@ def generator_for(run_seed: int, round: int, client_id: int, purpose: str) -> np
 
 @dataclass(frozen=True, slots=True)
 class Seeds:
-    """The seeds of a run, which are one unless they are moved apart.
+    """The seeds of a run; all are equal unless they are set separately.
 
     Attributes:
-        run: of batch orders, dropout, transforms and evaluation; what the others follow.
-        partition: of the partition, and of each client's samples held out.
-        model: of the initial model.
-        sampling: of the cohorts.
+        run: seed of batch orders, dropout, transforms and evaluation; the default of the others.
+        partition: seed of the partition, and of the choice of held-out samples.
+        model: seed of the initial model.
+        sampling: seed of the cohorts.
     """
 
     run: int
@@ -59,7 +59,7 @@ class Seeds:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Seeds":
-        """The seeds in a resolved configuration; one from before they could be moved apart has `seed` alone.
+        """The seeds in a resolved configuration; that of an earlier version may have `seed` alone.
 
         Raises:
             ValueError: a seed is no whole number, negative, or too large.
@@ -79,7 +79,7 @@ class Seeds:
         return cls(*named.values())
 
 
-# What modules, transforms and datasets draw from: the global generators, seeded for a while.
+# The global generators, which modules, transforms and datasets draw from.
 
 
 def seed_generators(seed: int) -> None:
@@ -94,7 +94,7 @@ def seed_generators(seed: int) -> None:
 
 @contextlib.contextmanager
 def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators for a while; put back what was there."""
+    """Seed the global generators inside the block, and restore their states at its end."""
     with _put_back(device):
         seed_generators(seed)
         yield
@@ -102,7 +102,7 @@ def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def clients_in_turn(device: torch.device) -> Iterator[None]:
-    """Put the global generators' states back once, after many clients: saving and restoring costs more than seeding."""
+    """Restore the global generators at the end of the block instead of after each client, which saves time."""
     global _in_turn
     with _put_back(device):
         before, _in_turn = _in_turn, True
@@ -114,7 +114,7 @@ def clients_in_turn(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded_for_client(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators for one client."""
+    """Seed the global generators for one client inside the block."""
     if not _in_turn:
         with isolated_randomness(seed, device):
             yield

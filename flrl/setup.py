@@ -1,4 +1,4 @@
-"""The parts of a run as they are before its first round, for each of them to check that they go together."""
+"""The parts of a run before its first round, which check that they can be combined."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,19 +20,19 @@ if TYPE_CHECKING:  # the parts import this
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a part's `check(setup)` may look at; it raises ValueError, with the reason, for what it cannot go with.
+    """The argument of a part's `check(setup)`, which raises ValueError for parts that it cannot be combined with.
 
     Attributes:
         module: the user's LightningModule.
-        layout: of its parameters.
+        layout: the layout of its parameters.
         strategy: the algorithm.
-        aggregator: makes one of many updates.
-        transforms: what happens to updates on their way, by name, in order.
-        sampler: who takes part.
-        trainer: how clients train.
-        sizes: training samples of every client.
-        num_holding_out: clients that hold samples out for evaluation.
-        adversary: which clients are malicious; None: nobody.
+        aggregator: the rule that aggregates updates.
+        transforms: transforms of updates, by name, in order.
+        sampler: chooses each round's cohort.
+        trainer: the engine of local training.
+        sizes: number of training samples of every client, int64 `[num_clients]`.
+        num_holding_out: number of clients that hold samples out for evaluation.
+        adversary: which clients are malicious; None for none.
     """
 
     module: "pl.LightningModule"
@@ -56,7 +56,7 @@ class Setup:
         *,
         num_holding_out: int = 0,
     ) -> "Setup":
-        """The setup of a strategy with the parts that it holds."""
+        """The setup of a strategy and its parts; arguments as the attributes."""
         layout = ParameterLayout(module, strategy.personal)
         return cls(
             module=module,
@@ -72,19 +72,19 @@ class Setup:
 
     @property
     def num_clients(self) -> int:
-        """Clients of the federation."""
+        """Number of clients of the federation."""
         return len(self.sizes)
 
     @property
     def num_samples(self) -> int:
-        """Training samples of all clients."""
+        """Number of training samples of all clients."""
         return int(self.sizes.sum())
 
     def check(self) -> None:
-        """Have every part check the others, before the first round.
+        """Let every part check the others, before the first round.
 
         Raises:
-            ValueError: two parts do not go together, and why.
+            ValueError: two parts cannot be combined; the message has the reason.
         """
         self.sampler.check(self)
         self.trainer.check(self)

@@ -1,4 +1,4 @@
-"""The values that travel between the parts of a round: frozen dataclasses without behaviour.
+"""The values passed between the parts of a round: frozen dataclasses without behaviour.
 
 A *vector* is always the flat form of a model that `flrl.layout.ParameterLayout` describes: shape `[layout.size]`, the
 trainable part first.
@@ -19,14 +19,14 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """All that a federation knows between two rounds; a checkpoint is this and nothing else.
+    """The state of a federation between two rounds; a checkpoint holds this and nothing else.
 
     Attributes:
         round: rounds completed; 0 before training.
         vector: the global model, shape `[layout.size]`.
         optimizer: the server optimizer's state, by name (`momentum_buffer`, `exp_avg`, ...).
         variables: further server tensors of the strategy, by name.
-        memory: client memory, by client id; only clients that remember something appear.
+        memory: client memory, by client id; clients without memory do not appear.
 
     Raises:
         ValueError: `memory` is another mapping than a client memory.
@@ -52,10 +52,10 @@ class Broadcast:
     Attributes:
         round: the round being trained, counted from 1.
         vector: the global model.
-        total_weight: the sum of the cohort's weights, were every update to arrive; it scales the exact sum.
-        variables: further tensors that the clients need.
+        total_weight: the sum of the weights of all clients of the cohort, rejected or not; it scales the exact sum.
+        variables: further tensors that the clients need, by name.
         cohort: ids of the clients that take part, ascending.
-        payload: bytes of each thing that a client is sent, by name.
+        payload: bytes of each thing sent to a client, by name.
     """
 
     round: int
@@ -75,8 +75,8 @@ class ClientTask:
         client_id: index of the client, from 0.
         num_samples: training samples of the client.
         weight: the client's weight in the mean, usually `num_samples`.
-        memory: what the client remembered when it last took part.
-        batch: index of the client batch, whose clients may train side by side; None trains alone.
+        memory: the client's tensors kept since it last took part, by name.
+        batch: index of the client batch, whose clients are trained at once; None trains alone.
     """
 
     round: int
@@ -89,7 +89,7 @@ class ClientTask:
 
 @dataclass(frozen=True, slots=True)
 class ClientUpdate:
-    """What one client sends back, before it is added to those of the others.
+    """The result of one client's training, before it is reduced.
 
     Attributes:
         client_id: index of the client.
@@ -97,8 +97,8 @@ class ClientUpdate:
         vectors: float64 vectors to average; `update` (local minus global model) is always there.
         metrics: numbers to report, `train/loss` among them.
         num_steps: optimizer steps taken.
-        payload: bytes of each thing that it sends, by name; whoever changes what is sent changes this.
-        memory: all that the client remembers until it next takes part; empty forgets what it has remembered.
+        payload: bytes of each thing sent to the server, by name; a transform that changes what is sent changes this.
+        memory: all tensors that the client keeps until it next takes part, by name; empty forgets those kept before.
     """
 
     client_id: int
@@ -112,7 +112,7 @@ class ClientUpdate:
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """What remains of a client's update once its vectors have been added to those of the others.
+    """What is kept of a client's update once its vectors have been reduced.
 
     Attributes:
         client_id: index of the client.
@@ -120,9 +120,9 @@ class ClientReport:
         num_steps: optimizer steps taken.
         metrics: the numbers the client reported.
         up_bytes: bytes sent to the server.
-        rejected: why the update was left out of the sum, or None.
+        rejected: the rejection reason if the update was left out, else None.
         checksum: `flrl.layout.checksum` of the vectors that the client sent; empty if it sent none.
-        memory: all that the client remembers until it next takes part; None: what it remembered before.
+        memory: all tensors that the client keeps until it next takes part; None keeps those it had.
     """
 
     client_id: int
@@ -140,8 +140,7 @@ class Aggregate:
     """A round's outcome, the same on every backend.
 
     Attributes:
-        vectors: what the clients' float64 vectors have become, by name: their weighted means, say; zeros where the
-            cohort was empty.
+        vectors: the reduced float64 vectors by name, their weighted means for instance; zeros for an empty cohort.
         total_weight: the sum of the accepted updates' weights.
         reports: one per client of the cohort, in the order of client ids.
         share: `total_weight` over the weight of all clients, in (0, 1]; the round loop sets it, backends do not.
@@ -155,11 +154,11 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """What is known of a round afterwards: a row of `metrics.jsonl`, and the clients' reports.
+    """The record of a completed round: a row of `metrics.jsonl`, and the clients' reports.
 
     Attributes:
         round: the round, counted from 1; 0 is the model before training.
-        metrics: name to value; `digest` is kept apart.
+        metrics: the round's numbers, by name.
         digest: SHA-256 of the global model's bytes after the round.
         reports: one per client of the cohort, while the record is the newest; empty in earlier ones, and in rows read
             back from a file.

@@ -4,7 +4,7 @@ import sys
 
 from omegaconf import DictConfig, OmegaConf
 
-from flrl.backends.mpi.launch import attend, prepare
+from flrl.backends.mpi.launch import prepare, run_under_mpi
 from flrl.cli.app import run_app
 from flrl.cli.arguments import arranged
 from flrl.cli.importing import uncollected
@@ -27,7 +27,7 @@ def verify(cfg: DictConfig) -> None:
 def main() -> None:
     """The console script `flrl-verify`."""
     sys.argv[1:] = arranged(sys.argv[1:])
-    attend(lambda: run_app(verify, config_name="verify", schema=VerifyConfig))
+    run_under_mpi(lambda: run_app(verify, config_name="verify", schema=VerifyConfig))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Recomputes rounds of a run, or one client's training, and compares with what the run left behind."""
+"""Recomputes rounds of a run, or one client's training, and compares the results with those in the run's folder."""
 
 import math
 import re
@@ -30,7 +30,12 @@ Row = Mapping[str, Any]
 
 
 def verify_run(cfg: DictConfig) -> bool:
-    """What `conf/verify.yaml` says; prints the result and returns whether all is the same."""
+    """Verify as configured by `conf/verify.yaml`; prints the result, and returns whether everything is the same.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+        ValueError: the run's files are damaged or do not match each other or its data, or a setting is invalid.
+    """
     folder = Path(cfg.run)
     config = saved_config(folder, cfg.data_dir)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -50,7 +55,7 @@ def verify_run(cfg: DictConfig) -> bool:
     _warn_of_environment(console, folder, rounds)
     comparison = Comparison(recorded, worker, folder)
     stop = rounds.stop - 1 if cfg.client is None else rounds.start - 1
-    scratch = tempfile.TemporaryDirectory(prefix="flrl-verify-")  # the run's own folder stays as it is
+    scratch = tempfile.TemporaryDirectory(prefix="flrl-verify-")  # the run's own folder is not changed
     store.open(Path(scratch.name), take_in=False)
     try:
         backend.start(worker, recipe)
@@ -58,7 +63,7 @@ def verify_run(cfg: DictConfig) -> bool:
         state = _advance(worker, backend, recipe.seeds.sampling, start, comparison, stop)
         if cfg.client is not None and not comparison.differences:
             broadcast, tasks = worker.strategy.plan(state, backend.sizes, recipe.seeds.sampling, worker.model.layout)
-            # Those that trained side by side are trained side by side again: the last bits may depend on it.
+            # The whole client batch is trained: the last bits may depend on it.
             batches = client_batches(worker.batched(tasks))
             chosen = [batch for batch in batches if cfg.client in (task.client_id for task in batch)]
             if not chosen:
@@ -82,11 +87,11 @@ def verify_run(cfg: DictConfig) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a run has left behind of its rounds.
+    """The digests in a run's folder.
 
     Attributes:
-        folder: the run's.
-        digests: of the model after each round.
+        folder: the run's folder.
+        digests: digest of the model after each round, by round.
         details: rows of `digests.jsonl` by round; may be incomplete.
     """
 
@@ -96,14 +101,22 @@ class Recorded:
 
     @classmethod
     def read(cls, folder: Path) -> "Recorded":
-        """Read a run's folder."""
+        """Read the digests in a run's folder.
+
+        Raises:
+            ValueError: no round has been completed.
+        """
         digests = {row["round"]: row["digest"] for row in read_rows(folder / METRICS) if row["round"] > 0}
         if not digests:
             raise ValueError(f"run={folder}: no round has been completed there")
         return cls(folder, digests, {row["round"]: row for row in read_rows(folder / DIGESTS)})
 
     def chosen(self, rounds: str | None, client: int | None, round: int | None) -> range:
-        """The rounds to compare."""
+        """The rounds to compare, from the settings `rounds` ("3" or "3..5"), `client` and `round`.
+
+        Raises:
+            ValueError: the settings are invalid, or the run does not have these rounds.
+        """
         if (client is None) != (round is None) or (client is not None and rounds is not None):
             raise ValueError("client and round come together, and without rounds: client=17 round=3")
         text = str(round) if round is not None else rounds
@@ -120,14 +133,18 @@ class Recorded:
 
 
 class Comparison(Callback):
-    """Compares each round with the recorded one, and has the run stopped at the first that differs."""
+    """Compares each recomputed round with the recorded one.
+
+    Attributes:
+        differences: lines that describe the first difference; empty if there is none.
+    """
 
     def __init__(self, recorded: Recorded, worker: Worker, folder: Path) -> None:
         self.differences: list[str] = []
         self._recorded, self._worker, self._folder = recorded, worker, folder
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Compare."""
+        """Compare the round's digest; if it differs, find client and parameter."""
         record = history[-1]
         if record.digest == self._recorded.digests[state.round]:
             return
@@ -151,7 +168,11 @@ class Comparison(Callback):
             self.differences.append(f"          first parameter: {names[0]}{_of(names, kept['parameters'])}{size}")
 
     def client(self, round: int, client_id: int, checksum: str) -> None:
-        """Compare one client's update."""
+        """Compare the checksum of one client's update.
+
+        Raises:
+            ValueError: the run has not recorded it.
+        """
         kept = self._recorded.details.get(round, {}).get("clients", {}).get(str(client_id))
         if kept is None:
             raise ValueError(f"{self._folder / DIGESTS} has nothing of client {client_id} in round {round}")
@@ -161,7 +182,7 @@ class Comparison(Callback):
             )
 
     def _size(self, name: str, state: ServerState) -> str:
-        """By how much a parameter differs, where the round's checkpoint is still there."""
+        """The largest difference of a parameter as text, if there is a checkpoint of the round."""
         path = checkpoint_path(self._folder, state.round)
         if not path.exists():
             return ""
@@ -182,7 +203,7 @@ class _Stop(Callback):
 
 
 class _Never(Evaluator):
-    """Verification compares models, not metrics."""
+    """Evaluates nothing: verification compares models, not metrics."""
 
     def due(self, round: int, rounds: int) -> tuple[bool, bool]:
         return False, False
@@ -191,7 +212,7 @@ class _Never(Evaluator):
 def _advance(
     worker: Worker, backend: Any, sampling_seed: int, state: ServerState, comparison: Comparison, last: int
 ) -> ServerState:
-    """Recompute and compare the rounds up to `last`."""
+    """Recompute and compare the rounds up to `last`, or up to the first that differs."""
     if state.round >= last:
         return state
     state, _ = worker.strategy.fit(
@@ -206,7 +227,7 @@ def _advance(
 
 
 def _start(folder: Path, worker: Worker, recorded: Recorded, first: int, store: ClientStore) -> ServerState:
-    """The state after the last round before `first` that a checkpoint is kept of, or the initial state."""
+    """The state of the last checkpoint before the round `first`, or the initial state."""
     before = [path for path in list_checkpoints(folder) if int(path.name.removeprefix("round-")) < first]
     layout = worker.model.layout
     if not before:
@@ -226,8 +247,8 @@ def _warn(console: Console, had: Mapping[str, Any], backend: Any) -> None:
 
 
 def _warn_of_environment(console: Console, folder: Path, rounds: range) -> None:
-    """Warn of differences to the environment in which the rounds to be verified were trained."""
-    rows = list(read_rows(folder / ENVIRONMENTS))  # none, where a run is from before there was such a file
+    """Print differences to the environment in which the verified rounds were trained."""
+    rows = list(read_rows(folder / ENVIRONMENTS))  # earlier versions of flrl have not written this file
     ends = [*(row["after_round"] for row in rows[1:]), math.inf]
     trained = [
         row

@@ -1,4 +1,4 @@
-"""What one worker does, on every backend: train clients, reduce their updates, evaluate."""
+"""The worker of every backend: trains clients, reduces their updates, evaluates."""
 
 import logging
 import traceback
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EvaluationShare:
-    """What is to be evaluated: batches of the central test set, and clients on their held-out samples."""
+    """What is to be evaluated: indices of batches of the central test set; clients, on their held-out samples."""
 
     batches: range
     clients: Sequence[int]
@@ -40,7 +40,7 @@ class EvaluationShare:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPart:
-    """What a share gave, in a form that can be sent: central logs, and each client's metrics."""
+    """The results of an `EvaluationShare`: the module's logs on its test batches, each client's metrics by id."""
 
     central: Logged | None
     clients: Mapping[int, Mapping[str, float]]
@@ -48,14 +48,14 @@ class EvaluationPart:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One model, and all that is needed to train any client with it. Holds nothing from one client to the next.
+    """One model, and all that is needed to train any client with it. Keeps no state from one client to the next.
 
     Attributes:
         model: reused for every client.
         data: the clients' samples.
-        trainer: trains one client, or several side by side.
-        strategy: says what a client does.
-        evaluator: what is evaluated when.
+        trainer: trains one client, or a client batch at once.
+        strategy: the algorithm that clients and server follow.
+        evaluator: evaluates, and decides after which rounds.
         seed: the run's seed.
         drop_failures: a client whose training raises is reported as rejected, instead of ending the run.
     """
@@ -75,13 +75,16 @@ class Worker:
         on_report: Callable[[ClientReport], None],
         on_start: Callable[[ClientTask], None] = lambda task: None,
     ) -> tuple[Reducer, list[ClientReport]]:
-        """Train the given clients, one batch after the other, and reduce their updates.
+        """Train the given clients, one client batch after the other, and add their updates to a reducer.
+
+        `on_start` is called with the first task of each batch before it is trained, `on_report` with each client's
+        report afterwards. Returns the reducer, and the reports in the order of training.
 
         Raises:
             ClientError: a client's training raised, and failures are not dropped.
             ValueError: the strategy has changed itself.
         """
-        broadcast = self._here(broadcast)
+        broadcast = self._on_device(broadcast)
         reducer = self.reducer(broadcast)
         reports = []
         before = Snapshot(self.strategy, "strategy")
@@ -96,20 +99,20 @@ class Worker:
         return reducer, reports
 
     def reducer(self, broadcast: Broadcast) -> Reducer:
-        """A reducer for a round's updates."""
+        """An empty reducer for a round's updates, on the model's device."""
         sizes = self.strategy.vector_sizes(self.model.layout)
         device = self.model.local.device
         return self.strategy.aggregator.reducer(sizes, total_weight=broadcast.total_weight, device=device)
 
     def rehearse(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> None:
-        """Train the first clients of a round on one batch each, and forget it: what cannot be trained is said early.
+        """Train the first client batch of a round on one batch of samples each and drop the updates, to fail early.
 
         Args:
-            broadcast: what the clients of the next round are sent.
-            tasks: theirs.
+            broadcast: what the server sends to the clients of the next round.
+            tasks: the round's tasks.
 
         Raises:
-            ValueError: an engine or a strategy refuses the module, by name.
+            ValueError: a trainer or a strategy refuses the module, or the strategy has changed itself.
             ClientError: the module's own code raised.
         """
         if not tasks:
@@ -118,9 +121,9 @@ class Worker:
         before = Snapshot(self.strategy, "strategy")
         with clients_in_turn(self.model.local.device):
             try:
-                self._updates(batch, self._here(broadcast), most=self.trainer.batch_size)
+                self._updates(batch, self._on_device(broadcast), most=self.trainer.batch_size)
             except ClientError as error:
-                if isinstance(error.__cause__, ValueError) and _raised_here(error.__cause__):
+                if isinstance(error.__cause__, ValueError) and _raised_by_flrl(error.__cause__):
                     raise error.__cause__ from None
                 raise
             finally:
@@ -128,20 +131,20 @@ class Worker:
         refuse_changes(self.strategy, before, "while a client trains")
 
     def batched(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
-        """The tasks, those of one client batch numbered alike.
+        """The tasks with the index of their client batch in `batch`; largest clients first, in their old order.
 
-        Who trains beside whom may show in the last bits, so it must not depend on how many workers there are. Tasks
-        that are numbered stay as they are.
+        Which clients form a batch may change the last bits, so it must not depend on the number of workers. Tasks that
+        have an index already stay as they are.
         """
         width = self.trainer.clients_at_once(self.model, len(tasks))
         if width == 1 or any(task.batch is not None for task in tasks):
             return list(tasks)
         order = sorted(range(len(tasks)), key=lambda index: (-tasks[index].num_samples, index))
-        numbers = {index: place // width for place, index in enumerate(order)}
-        return [replace(task, batch=numbers[index]) for index, task in enumerate(tasks)]
+        batches = {index: place // width for place, index in enumerate(order)}
+        return [replace(task, batch=batches[index]) for index, task in enumerate(tasks)]
 
-    def _here(self, broadcast: Broadcast) -> Broadcast:
-        """The same, on the model's device."""
+    def _on_device(self, broadcast: Broadcast) -> Broadcast:
+        """The broadcast with its tensors on the model's device."""
         device = self.model.local.device
         variables = {name: tensor.to(device) for name, tensor in broadcast.variables.items()}
         return replace(broadcast, vector=broadcast.vector.to(device), variables=variables)
@@ -149,9 +152,9 @@ class Worker:
     def _updates(
         self, batch: Sequence[ClientTask], broadcast: Broadcast, most: int | None = None
     ) -> list[ClientUpdate | ClientError]:
-        """The updates of a client batch, on at most so many of each client's first samples.
+        """The updates of a client batch, trained on at most the first `most` samples of each client.
 
-        Where a batch of several clients fails, each is trained alone, to see whose fault it is.
+        If a batch of several clients fails, each is trained alone, to find the client that fails.
         """
         try:
             return list(self._trained(batch, broadcast, most))
@@ -199,21 +202,21 @@ class Worker:
     # Evaluation.
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
-        """The metrics that are due after a round."""
+        """The metrics that are due after a round of a run of `rounds` rounds; may be empty."""
         share = self.due(state.round, rounds)
         if share is None:
             return {}
         return self.combine([self.evaluate_share(state.vector, state.round, share, self.personal(state, share))])
 
     def due(self, round: int, rounds: int) -> EvaluationShare | None:
-        """All that is to be evaluated after a round, if anything."""
+        """All that is to be evaluated after a round; None if nothing is."""
         central, clients = self.evaluator.due(round, rounds)
         batches = range(self.evaluator.num_batches(self.data) if central else 0)
         held = self.data.holding_out().tolist() if clients else []
         return EvaluationShare(batches, held) if central or clients else None
 
     def personal(self, state: ServerState, share: EvaluationShare) -> dict[int, Tensors]:
-        """What the clients of a share remember as far as evaluating them needs it."""
+        """The personal parts of a share's clients, from their memory, by client id; empty for a model without any."""
         if not self.model.layout.personal:
             return {}
         known = ((client_id, state.memory.get(client_id, {})) for client_id in share.clients)
@@ -221,13 +224,20 @@ class Worker:
 
     @property
     def divisible(self) -> bool:
-        """Whether the central test set can be evaluated in parts."""
+        """Whether several workers can evaluate parts of the central test set."""
         return self.evaluator.divisible(self.model.module)  # type: ignore[arg-type]
 
     def evaluate_share(
         self, vector: Tensor, round: int, share: EvaluationShare, personal: Mapping[int, Tensors]
     ) -> EvaluationPart:
-        """Evaluate some of what is due; `personal` is from `Worker.personal`, by client id."""
+        """Evaluate a share of what is due after a round.
+
+        Args:
+            vector: the global model, `[layout.size]`.
+            round: the round, which seeds the evaluation.
+            share: test batches and clients.
+            personal: what `Worker.personal` returned for the share.
+        """
         self.model.load(vector)
         seed = seed_for(self.seed, round, SERVER, "evaluation")
         test = self.data.splits.test
@@ -243,14 +253,14 @@ class Worker:
         return EvaluationPart(central, clients)
 
     def combine(self, parts: Sequence[EvaluationPart]) -> dict[str, float]:
-        """The metrics of a round from the parts of its evaluation; which part came from where does not matter."""
+        """The metrics of a round from the parts of its evaluation, which may come in any order."""
         metrics = joined([part.central for part in parts if part.central is not None], self.model.module)
         clients = {client_id: row for part in parts for client_id, row in part.clients.items()}
         return metrics | summarize_clients([dict(clients[client_id]) for client_id in sorted(clients)])
 
 
 def client_batches(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
-    """The client batches of numbered tasks, in the order of their first clients."""
+    """The tasks grouped by their client batch, in the order of the batches' first tasks."""
     batches: dict[tuple[str, int], list[ClientTask]] = {}
     for index, task in enumerate(tasks):
         key = ("alone", index) if task.batch is None else ("batch", task.batch)
@@ -258,14 +268,14 @@ def client_batches(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
     return list(batches.values())
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether flrl itself has raised an error."""
+def _raised_by_flrl(error: BaseException) -> bool:
+    """Whether code of flrl itself has raised an error."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(flrl.__file__).parent)
 
 
 def _add(task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer) -> ClientReport:
-    """Add an update to those before it, unless it has to be rejected; what remains of it."""
+    """Add an update to the reducer unless it is rejected; returns the client's report."""
     if isinstance(update, ClientError):
         return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(update))
     stats = stats_of(update)
@@ -285,5 +295,5 @@ def _add(task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer)
 
 
 def _changed(task: ClientTask, update: ClientUpdate) -> Tensors | None:
-    """What an accepted client remembers from now on; None where it neither remembers nor has anything to forget."""
+    """The new memory of an accepted client; None where it had none and has none."""
     return update.memory if update.memory or task.memory else None

@@ -15,7 +15,7 @@ from flrl.types import ClientTask
 
 
 class FaultyTrainer(EagerTrainer):
-    """Does something bad while it trains one client in one round, until a file says that it has been done.
+    """Does something bad while it trains one client in one round, until a file records that it has been done.
 
     Args:
         fault: "raise", "exit", "kill" (SIGKILL to itself), "stop" (SIGSTOP), "sleep"; in all rounds: "always" raises,
@@ -64,7 +64,7 @@ class FaultyTrainer(EagerTrainer):
 
 
 class FullDisk(Callback):
-    """From a round on, nothing can be written into checkpoints any more, until a file says so."""
+    """From a round on, nothing can be written into checkpoints any more, until a file exists."""
 
     def __init__(self, *, round: int = 3, mark: str) -> None:
         self.round, self.mark = round, mark

@@ -199,10 +199,10 @@ def test_a_sweep_has_a_folder_per_job_and_returns_the_metric(cli: Any) -> None:
 def test_a_sweep_does_not_go_into_a_folder_that_holds_a_run(cli: Any) -> None:
     sweep = ("-m", "seed=0,1", *SMALL[:-1], "strategy.rounds=1", "hydra.sweep.dir=sweep")
     assert cli(*sweep).code == 0
-    said = "already holds a run: resume=auto goes on with it, or choose another hydra.sweep.dir"
-    assert cli(*sweep).err == f"error: sweep/0 {said}\n"
+    message = "already holds a run: resume=auto goes on with it, or choose another hydra.sweep.dir"
+    assert cli(*sweep).err == f"error: sweep/0 {message}\n"
     done = cli(*sweep[:-1], "hydra.sweep.dir=other", "hydra.sweep.subdir=same")
-    assert done.err == f"error: {Path('other/same').resolve()} {said}\n"
+    assert done.err == f"error: {Path('other/same').resolve()} {message}\n"
 
 
 UNNAMED = "_target_: tests.test_cli.Unnamed\nfeatures: 64\nclasses: 10"
@@ -261,7 +261,7 @@ class Failing(Unnamed):
         return super().training_step(batch, batch_idx)
 
 
-def test_an_empty_test_set_is_said(cli: Any) -> None:
+def test_an_empty_test_set_is_a_warning(cli: Any) -> None:
     folder = Path("my_conf/dataset")
     folder.mkdir(parents=True)
     (folder / "untested.yaml").write_text("defaults: [digits]\n_target_: tests.test_cli.untested\n")

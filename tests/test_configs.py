@@ -58,11 +58,11 @@ def test_every_choice_composes_and_instantiates(path: Path, monkeypatch: pytest.
 def test_every_nested_choice_composes_and_instantiates(path: Path) -> None:
     group, part = path.parts[:2]
     config = resolved(composed(f"{group}/{part}={path.stem}"))
-    said = yaml.safe_load((CONF_DIR / path).read_text())
+    node = yaml.safe_load((CONF_DIR / path).read_text())
     if part == "transforms":  # by name: the file of one holds that one
         assert list(config[group][part]) == ([] if path.stem == "none" else [path.stem])
     else:
-        assert config[group][part]["_target_"] == said["_target_"]
+        assert config[group][part]["_target_"] == node["_target_"]
     made = instantiate(config[group][part], _convert_="all")
     assert made is not None
 

@@ -275,7 +275,7 @@ def test_the_weighted_mean_is_that_of_all_samples_together() -> None:
     assert summary["clients/accuracy_weighted_mean"] == pytest.approx(together["test/accuracy"], rel=1e-6)
 
 
-def test_metrics_of_other_names_are_told_apart() -> None:
+def test_metrics_of_other_names_are_kept_apart() -> None:
     """Only `test/` and `val/` are dropped."""
     rows = [{"test/top1/accuracy": 0.25, "test/top5/accuracy": 0.75, "num_samples": 1.0}]
     means = {name: value for name, value in summarize_clients(rows).items() if name.endswith("_worst10")}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flrl import kernels
 from flrl.aggregation import exact_sum
-from flrl.kernels import VectorStats, difference, fold, vector_stats
+from flrl.kernels import VectorStats, difference, split_and_add, vector_stats
 from tests.aggregation.test_exact_sum import values
 
 ROUNDERS = (exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)
@@ -52,7 +52,7 @@ def vector_of(numbers: list[float]) -> Tensor:
         ([-math.nan, math.inf], math.nan),
     ],
 )
-def test_survey(numbers: list[float], largest: float) -> None:
+def test_vector_stats(numbers: list[float], largest: float) -> None:
     found = vector_stats(vector_of(numbers))
     assert found.largest == largest or (math.isnan(found.largest) and math.isnan(largest))
     assert found.bits == sum(struct.unpack("<Q", struct.pack("<d", number))[0] for number in numbers) % 2**64
@@ -60,7 +60,7 @@ def test_survey(numbers: list[float], largest: float) -> None:
 
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("size", [1, 7, 64, 1001])
-def test_survey_of_many_numbers(size: int) -> None:
+def test_vector_stats_of_many_numbers(size: int) -> None:
     vector = torch.randn(size, generator=torch.Generator().manual_seed(size))
     found = vector_stats(vector)
     assert found.largest == float(vector.abs().max())
@@ -68,7 +68,7 @@ def test_survey_of_many_numbers(size: int) -> None:
 
 
 @pytest.mark.usefixtures("either_way")
-def test_a_strided_vector_is_surveyed() -> None:
+def test_vector_stats_of_a_strided_vector() -> None:
     assert vector_stats(vector_of([1.0, 9.0, -2.0, 9.0])[::2]) == VectorStats(2.0, (0x3FF << 52) + (0xC00 << 52))
 
 
@@ -81,13 +81,13 @@ def test_difference_is_exact() -> None:
 
 @given(st.lists(values, min_size=1, max_size=40), st.floats(-4.0, 4.0))
 @settings(deadline=None)
-def test_both_ways_fold_to_the_same_bits(numbers: list[float], weight: float) -> None:
+def test_both_ways_split_and_add_to_the_same_bits(numbers: list[float], weight: float) -> None:
     parts = torch.rand(2, len(numbers) + 2, dtype=torch.float64)
     results = []
     for name in ("compiled", "torch"):
         with way(name):
             result = parts.clone()
-            fold(vector_of(numbers), weight, result, 1, ROUNDERS)
+            split_and_add(vector_of(numbers), weight, result, 1, ROUNDERS)
             results.append(result.numpy().tobytes())
             assert torch.equal(result[:, [0, -1]], parts[:, [0, -1]])
     assert results[0] == results[1]
@@ -95,14 +95,14 @@ def test_both_ways_fold_to_the_same_bits(numbers: list[float], weight: float) ->
 
 def test_little_work_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
-    monkeypatch.setattr(kernels, "_worked_through", 0)
+    monkeypatch.setattr(kernels, "_processed", 0)
     monkeypatch.setattr(kernels, "_LITTLE_WORK", 10)
-    monkeypatch.setattr(kernels, "_vector_stats", lambda: lambda bits: compiled.append("survey") or (0, 0))
+    monkeypatch.setattr(kernels, "_vector_stats", lambda: lambda bits: compiled.append("compiled loop") or (0, 0))
     for count in (4, 6):
         vector_stats(torch.ones(count))
     assert compiled == []
     vector_stats(torch.ones(1))
-    assert compiled == ["survey"]
+    assert compiled == ["compiled loop"]
 
 
 def test_the_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_loading_restores_what_is_not_in_the_vector() -> None:
     assert module.first.weight.grad is None
 
 
-def test_tensors_that_were_replaced_are_read_and_bound_again() -> None:
+def test_tensors_that_were_replaced_are_read_and_rebound() -> None:
     model = BoundModel(nn.Linear(2, 1))
     model.module.weight.data = torch.tensor([[3.0, 4.0]])
     assert model.read()[:2].tolist() == [3.0, 4.0]
@@ -136,7 +136,7 @@ def test_state_dict_has_the_modules_names_and_is_a_copy() -> None:
     assert model.vector[8] == 8
 
 
-def test_fingerprints_tell_models_apart() -> None:
+def test_models_have_different_fingerprints() -> None:
     prints = {ParameterLayout(m).fingerprint for m in (nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 3).double())}
     assert len(prints) == 3
     assert ParameterLayout(nn.Linear(2, 3)).fingerprint == ParameterLayout(nn.Linear(2, 3)).fingerprint

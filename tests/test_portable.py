@@ -64,8 +64,8 @@ def test_without_it_the_users_settings_stay() -> None:
     assert (python(code).stdout, python(code, MKL_CBWR="AVX2").stdout) == ("None\n", "AVX2\n")
 
 
-def test_a_waiting_rank_is_told_before_it_imports_torch() -> None:
-    """Its world has one message for it; what it would import then is a stand-in that says what it finds."""
+def test_a_waiting_rank_is_prepared_before_it_imports_torch() -> None:
+    """Its world has one message for it; what it would import then is a stand-in that prints what it finds."""
     code = """
 import os, sys, types
 from flrl.backends.mpi import launch
@@ -75,7 +75,7 @@ class Comm:
     rank, size = 1, 2
     def iprobe(self, **options): return True
     def recv(self, **options): return Content(Prepare(True))
-    def send(self, message, rank, tag): print("said", message)
+    def send(self, message, rank, tag): print("sent", message)
     def Abort(self, code): os._exit(code)
 def follow(here, first):
     print("torch" in sys.modules, *(os.environ.get(name) for name in sorted(PORTABLE)))
@@ -83,17 +83,23 @@ sys.modules["flrl.backends.mpi.rank"] = types.SimpleNamespace(follow=follow)
 launch._follow(World(Comm(), None, 0))
 """
     done = python(code, MKL_CBWR="AVX2")
-    assert (done.stdout, done.stderr) == ("False avx2 COMPATIBLE AVX2\nsaid None\n", "")
+    assert (done.stdout, done.stderr) == ("False avx2 COMPATIBLE AVX2\nsent None\n", "")
 
 
-def test_a_worker_is_told_before_it_imports_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_is_prepared_before_it_imports_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKL_CBWR", "AVX2")
     for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     without: dict[str, str | None] = dict.fromkeys(PORTABLE) | {"MKL_CBWR": "AVX2"}
     for chosen, expected in ((True, PORTABLE), (False, without)):
         here, there = process._SPAWN.Pipe()
-        arguments = ("tests.backends.told", "tell", pickle.dumps(list(PORTABLE)), there, chosen)
+        arguments = (
+            "tests.backends.environment_probe",
+            "send_environment",
+            pickle.dumps(list(PORTABLE)),
+            there,
+            chosen,
+        )
         child = process._SPAWN.Process(target=begin, args=arguments)
         child.start()
         assert here.recv() == (expected, False)
@@ -113,7 +119,7 @@ def test_a_worker_where_it_does_not_hold_is_refused() -> None:
 
 @BACKENDS
 def test_too_late_is_refused(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in PORTABLE.items():  # as a notebook might: torch does not look again
+    for name, value in PORTABLE.items():  # as a notebook might: torch reads them only once
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=rf"^{TOO_LATE.format('true', 'false')}$"):
         backend(portable=True)
@@ -135,7 +141,7 @@ print(portable._chosen)
     assert TOO_LATE.format("true", "false") in python(code, **PORTABLE | {"MKL_CBWR": "AVX2"}).stderr
 
 
-def test_the_command_line_says_so_in_one_line(cli: Any) -> None:
+def test_the_command_line_reports_it_in_one_line(cli: Any) -> None:
     done = cli("backend.portable=true", "logger=none")
     assert (done.code, done.err) == (1, f"error: {TOO_LATE.format('true', 'false')}\n")
 

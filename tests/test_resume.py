@@ -47,8 +47,8 @@ def test_a_run_folder_is_resumed_in_place_without_repeating_its_overrides(cli: A
     assert "resumed after round 3" in done.out
     assert last("part") == last("part") | {k: v for k, v in last("whole").items() if not k.startswith("time/")}
     assert json.loads(Path("part/summary.json").read_text())["resumed_from"] == "part"
-    again = cli("resume=part")
-    assert (again.code, last("part")["round"]) == (0, 5)
+    resumed = cli("resume=part")
+    assert (resumed.code, last("part")["round"]) == (0, 5)
 
 
 def test_a_run_is_resumed_into_another_folder(cli: Any) -> None:
@@ -136,7 +136,7 @@ def test_a_refused_typo_does_not_stick(cli: Any) -> None:
     assert last("run")["round"] == 4
 
 
-def test_a_model_of_ones_own_is_found_again(cli: Any) -> None:
+def test_a_users_own_model_is_found_on_resume(cli: Any) -> None:
     folder = Path("my_conf/model")
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("_target_: tests.toys.Late")

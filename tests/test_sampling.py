@@ -42,7 +42,7 @@ def test_cohorts_are_pinned() -> None:
     assert digest == "e7f3b1fb852ad93bd517bd5a6b3a31834ad49aa0a885b6e2dc2050a60331c411"
 
 
-def test_seeds_and_rounds_tell_cohorts_apart() -> None:
+def test_seeds_and_rounds_have_different_cohorts() -> None:
     sampler = UniformSampler(num=10)
     cohorts = {tuple(sampler(1000, seed=seed, round=round).tolist()) for seed in range(10) for round in range(1, 11)}
     assert len(cohorts) == 100

@@ -87,6 +87,6 @@ def test_clients_in_turn_are_seeded_each() -> None:
     seed_generators(1)
     following = draw()
     seed_generators(1)
-    with seeded_for_client(7, CPU):  # and alone again afterwards, putting back what was there
+    with seeded_for_client(7, CPU):  # afterwards each client restores the states itself
         assert draw() == expected
     assert draw() == following

@@ -119,15 +119,15 @@ def last_line(cli: Any, *arguments: str) -> str:
     return str(done.err.removesuffix("\n"))
 
 
-@pytest.mark.parametrize(("arguments", "said", "line"), FAULTS.values(), ids=FAULTS)
-def test_type_message_file_and_line(cli: Any, arguments: tuple[str, ...], said: str, line: str) -> None:
-    assert last_line(cli, *arguments) == f"error: {said.format(LINES[line])}; {MORE}"
+@pytest.mark.parametrize(("arguments", "message", "line"), FAULTS.values(), ids=FAULTS)
+def test_type_message_file_and_line(cli: Any, arguments: tuple[str, ...], message: str, line: str) -> None:
+    assert last_line(cli, *arguments) == f"error: {message.format(LINES[line])}; {MORE}"
 
 
 def test_a_partition(cli: Any) -> None:
-    said = last_line(cli, "partition=own", "~partition.num_clients")
-    assert said.startswith("error: IndexError: index 1438 is out of bounds")
-    assert said.endswith(f" (own.py:{LINES['partition']}, in partition); {MORE}")
+    message = last_line(cli, "partition=own", "~partition.num_clients")
+    assert message.startswith("error: IndexError: index 1438 is out of bounds")
+    assert message.endswith(f" (own.py:{LINES['partition']}, in partition); {MORE}")
 
 
 def test_a_module_that_cannot_be_imported(cli: Any) -> None:
@@ -141,8 +141,8 @@ def test_a_module_that_cannot_be_imported(cli: Any) -> None:
 
 def test_a_clients_training(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAILS", "training_step")
-    said = f"AssertionError: two lines (own.py:{LINES['training_step']}, in training_step); {MORE}"
-    assert last_line(cli, "model=own") == f"error: client 0, round 1: {said}"
+    message = f"AssertionError: two lines (own.py:{LINES['training_step']}, in training_step); {MORE}"
+    assert last_line(cli, "model=own") == f"error: client 0, round 1: {message}"
 
 
 def test_a_clients_training_in_another_process(
@@ -151,9 +151,9 @@ def test_a_clients_training_in_another_process(
     from flrl.train import main
 
     monkeypatch.setenv("FAILS", "worker")
-    said = last_line(cli, "model=own", "backend=process", "backend.workers=1")
+    message = last_line(cli, "model=own", "backend=process", "backend.workers=1")
     place = rf"\(own\.py:{LINES['worker']}, in training_step\); {MORE}"
-    assert re.fullmatch(rf"error: client 0, round 1, worker 0 \(process \d+\): LookupError: no {place}", said)
+    assert re.fullmatch(rf"error: client 0, round 1, worker 0 \(process \d+\): LookupError: no {place}", message)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     own = ("--config-dir=conf", *SMALL[:-1], "hydra.run.dir=other", "model=own", "backend=process", "backend.workers=1")
     monkeypatch.setattr(sys, "argv", ["flrl-train", *own])
@@ -167,9 +167,9 @@ def test_a_bug_of_our_own_has_its_place_too(cli: Any, monkeypatch: pytest.Monkey
     from flrl.data import FederatedData
 
     monkeypatch.setattr(FederatedData, "save", FederatedData.train_indices)
-    said = last_line(cli)
-    assert said.startswith("error: TypeError: unsupported operand")
-    assert f"({Path(flrl.__file__).parent / 'data' / 'federated.py'}:" in said
+    message = last_line(cli)
+    assert message.startswith("error: TypeError: unsupported operand")
+    assert f"({Path(flrl.__file__).parent / 'data' / 'federated.py'}:" in message
 
 
 def test_what_fails_in_test_step_fails_before_the_first_round_and_changes_nothing(

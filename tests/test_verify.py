@@ -1,4 +1,4 @@
-"""`flrl-verify`: says nothing but one line of a run that can be repeated, and finds what differs in one that cannot."""
+"""`flrl-verify`: prints one line for a run that can be repeated, and finds what differs in one that cannot."""
 
 import json
 from functools import partial
@@ -34,7 +34,7 @@ def rewrite(name: str, change: Any) -> None:
 
 def test_a_run_that_can_be_repeated_is_one_line(verify: Any) -> None:
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    for arguments, said in {
+    for arguments, verified in {
         (): "rounds 1 to 5: every digest is",
         ("rounds=2..3",): "rounds 2 to 3: every digest is",
         ("rounds=5",): "rounds 5 to 5: every digest is",
@@ -44,7 +44,7 @@ def test_a_run_that_can_be_repeated_is_one_line(verify: Any) -> None:
         assert (done.code, done.err) == (0, "")
         assert len(done.out.splitlines()) == 1
         assert done.out.startswith("verified  run  ")
-        assert f"{said} the same" in done.out
+        assert f"{verified} the same" in done.out
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
@@ -89,7 +89,7 @@ def test_another_learning_rate_is_found_in_the_first_round(verify: Any) -> None:
     assert "(4 of 4 differ)" in done.out
 
 
-def test_another_server_step_is_told_from_another_client(verify: Any) -> None:
+def test_another_server_step_is_distinguished_from_another_client(verify: Any) -> None:
     config = OmegaConf.load("run/.hydra/config.yaml")
     config.strategy.server_optimizer.lr = 0.5
     OmegaConf.save(config, "run/.hydra/config.yaml")
@@ -122,7 +122,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG.items(), ids=[" ".join(key) for key in WRONG])
-def test_what_cannot_be_verified_is_said_in_one_line(verify: Any, arguments: tuple[str, ...], message: str) -> None:
+def test_what_cannot_be_verified_is_an_error_of_one_line(verify: Any, arguments: tuple[str, ...], message: str) -> None:
     done = verify(*arguments)
     assert done.code == 1
     assert message in done.err
@@ -134,8 +134,8 @@ def test_a_checkpoint_of_another_history_is_refused(verify: Any) -> None:
     assert "round-00004 is not the state after round 4" in verify("rounds=5").err
 
 
-def test_a_client_is_trained_again_beside_those_it_trained_with(cli: Any) -> None:
-    """The last bits of a convolution's step depend on how many clients are in the stack."""
+def test_a_client_is_retrained_with_its_client_batch(cli: Any) -> None:
+    """The last bits of a convolution's step depend on the number of clients in the batch."""
     module = (f"--config-dir={Path(__file__).parent / 'conf'}", "model=convolved", "trainer=vectorized")
     cohort = ("partition.num_clients=40", "strategy.sampler.num=8", "strategy.rounds=1")
     assert cli(*module, *cohort, "trainer.width=3", "logger=none", "hydra.run.dir=run").code == 0

@@ -1,4 +1,4 @@
-"""What workers fold apart merges into what one worker folds: the interface that other backends stand on."""
+"""The sums of several workers merge into the sum of one worker: the property that other backends rely on."""
 
 from dataclasses import replace
 from functools import partial
@@ -43,7 +43,7 @@ def test_what_cannot_run_here_is_refused() -> None:
         prepare(Linear(), threads=0, device="cpu")
 
 
-def test_who_trains_beside_whom_is_a_matter_of_sizes() -> None:
+def test_client_batches_depend_on_sizes_alone() -> None:
     """The largest together, whose steps are as many; of equal ones the first. Who is numbered keeps the number."""
     strategy = FedAvg(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
     worker = make_worker(strategy, trainer=VectorizedTrainer(batch_size=8, width=2))

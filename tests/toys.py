@@ -43,7 +43,7 @@ class Linear(pl.LightningModule):
 
 
 class Convolved(Linear):
-    """The last bits of a step in a stack of clients depend on how many are in the stack."""
+    """The last bits of a step of a client batch depend on the number of its clients."""
 
     def __init__(self, rows: int = 1, columns: int = 5, classes: int = 3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How a round's updates become one. A new rule is a file like `median.py`; see `rows.py` for its base class."""
+"""Rules that aggregate a round's updates. A new rule is a file like `median.py`; see `rows.py` for its base class."""
 
 from flrl.aggregation.base import Aggregator, Parcel, Reducer, stats_of
 from flrl.aggregation.exact_sum import ExactSum

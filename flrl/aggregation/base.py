@@ -1,4 +1,4 @@
-"""How a round's updates become one: what every aggregator and its reducers do."""
+"""The interface of aggregators: a rule that aggregates a round's updates, and its reducers on every worker."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flrl.setup import Setup
 
 Stats = Mapping[str, VectorStats]
+"""The stats of an update's vectors, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,10 @@ class Parcel:
     """What a worker's reducer sends to the controller's.
 
     Attributes:
-        summand: float64, to be added to those of the other workers element by element, by whatever adds fastest; None
-            where nothing can be added.
-        extras: what travels besides: whole rows, say.
-        numbers: whole numbers that go with them: bounds of sums, say.
+        summand: float64 tensor that the backend adds to those of the other workers, element by element; None where the
+            rule needs more than a sum.
+        extras: further tensors by name: clients' whole updates, for instance.
+        numbers: whole numbers by name: bounds of sums, for instance.
     """
 
     summand: Tensor | None
@@ -34,17 +35,17 @@ class Parcel:
 
 
 class Reducer(Protocol):
-    """Takes the updates of one worker's clients as they come, and merges with those of the other workers.
+    """Reduces the updates of one worker's clients as they arrive, and merges with the reducers of other workers.
 
-    Its result must not depend on which worker took which update, nor in which order.
+    Its result must not depend on which worker added which update, nor on the order.
     """
 
     def rejection(self, update: ClientUpdate, stats: Stats) -> str | None:
-        """Why an update must be left out (not finite, too large), or None.
+        """The rejection reason of an update that must be left out (not finite, too large), or None.
 
         Args:
-            update: what may be added.
-            stats: of its vectors, by name.
+            update: the update, before it is added.
+            stats: the stats of its vectors, by name.
         """
 
     def add(self, update: ClientUpdate, stats: Stats) -> None:
@@ -55,29 +56,33 @@ class Reducer(Protocol):
         """
 
     def parcel(self) -> Parcel:
-        """All that has been added, to be sent."""
+        """All that has been added, in a form that can be sent to the controller's reducer."""
 
     def merge(self, others: "list[Parcel]") -> Tensor | None:
-        """Take what the other workers sent; the tensor that their summands are to be added to, if there are any."""
+        """Merge the parcels of the other workers, without their summands.
+
+        Returns:
+            The tensor that the caller adds the other workers' summands to, in place; None if there are no summands.
+        """
 
     def result(self) -> tuple[dict[str, Tensor], float]:
-        """What the vectors have become, float64 by name, and the sum of weights; no vectors if nothing was added."""
+        """The aggregated vectors, float64 by name, and the sum of weights; no vectors if nothing was added."""
 
 
 class Aggregator(ABC):
-    """Says how updates become one, and makes a reducer for each worker."""
+    """A rule that aggregates updates; makes a reducer for each worker."""
 
     def check(self, setup: "Setup") -> None:  # noqa: B027
-        """Raise ValueError, with the reason, for what it cannot go with; before any round."""
+        """Raise ValueError for parts of a setup that the rule cannot be combined with; called before any round."""
 
     @abstractmethod
     def reducer(self, sizes: Mapping[str, int], *, total_weight: float, device: torch.device | str = "cpu") -> Reducer:
-        """A reducer for a round.
+        """An empty reducer for a round.
 
         Args:
-            sizes: elements of each vector that the updates carry, by name.
-            total_weight: the sum of weights were every update to arrive.
-            device: where sums live.
+            sizes: number of elements of each vector in the updates, by name.
+            total_weight: the sum of the cohort's weights, rejected updates included.
+            device: where sums are kept.
         """
 
 
@@ -87,15 +92,15 @@ def stats_of(update: ClientUpdate) -> dict[str, VectorStats]:
 
 
 def check_sizes(update: ClientUpdate, sizes: Mapping[str, int]) -> None:
-    """Raise ValueError unless an update carries the vectors that were announced."""
+    """Raise ValueError unless an update has the vectors that the strategy announced, by name and number of elements."""
     found = {name: vector.numel() for name, vector in update.vectors.items()}
     if found != sizes:
         raise ValueError(f"client {update.client_id} sent vectors {found}, expected {dict(sizes)}")
 
 
 def not_usable(update: ClientUpdate, stats: Stats) -> str | None:
-    """Why no reducer can use an update: a weight that is none, or numbers that are not finite."""
+    """The rejection reason of an update that no reducer can use (weight not positive, values not finite), or None."""
     if not 0 < update.weight < float("inf"):
         return f"weight {update.weight} is not positive and finite"
-    infinite = [name for name, seen in stats.items() if not seen.largest < float("inf")]
+    infinite = [name for name, known in stats.items() if not known.largest < float("inf")]
     return f"{infinite[0]} is not finite" if infinite else None

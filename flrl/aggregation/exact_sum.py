@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from flrl.kernels import fold, vector_stats
+from flrl.kernels import split_and_add, vector_stats
 
 HIGH_QUANTUM = 2.0**-24
 LOW_QUANTUM = 2.0**-64
@@ -23,7 +23,7 @@ _ROUND_HIGH = 1.5 * 2.0**52 * HIGH_QUANTUM
 _ROUND_LOW = 1.5 * 2.0**52 * LOW_QUANTUM
 # A low part is at most 2^39 quanta, so 2^13 of them stay within 2^52.
 _MAX_PENDING = 2**12
-# The bound on the sum is kept as an integer number of these, so that it does not depend on order either.
+# The bound on the sum is an integer multiple of this unit, so that it does not depend on the order either.
 _BOUND_UNIT = 2.0**-20
 
 
@@ -33,13 +33,13 @@ class ExactSum:
     The resolution is 2^-64 (5.4e-20) per addend, the range 2^27 (1.3e8) for the sum of absolute values.
 
     Args:
-        size: elements of the vectors.
-        device: where the sum lives.
+        size: number of elements of the vectors.
+        device: where the sum is kept.
 
     Attributes:
-        parts: high and low parts of the sum, float64 `[2, size]`: what accumulators add when they merge.
+        parts: high and low parts of the sum, float64 `[2, size]`; accumulators merge by adding them.
         bound: an upper bound on the sum of absolute values, in units of 2^-20.
-        pending: how many addends the low part may hold; an addition of parts is exact up to 2^12 of them.
+        pending: number of addends that the low part may hold; an addition of parts is exact up to 2^12 of them.
 
     Example:
         >>> a, b = ExactSum(1), ExactSum(1)
@@ -58,9 +58,9 @@ class ExactSum:
         """Add `weight * vector` to the elements from `start` on.
 
         Args:
-            vector: what to add.
-            weight: its factor.
-            start: where its first element goes.
+            vector: the vector, of any shape and floating dtype.
+            weight: factor of the vector.
+            start: index in the sum of the vector's first element.
             largest: the vector's largest absolute value, where it is known.
 
         Raises:
@@ -72,7 +72,7 @@ class ExactSum:
             raise ValueError("a value to be summed is not finite")
         self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")
         values = vector.detach().reshape(-1).to(self.parts.device, torch.float64)
-        fold(values, weight, self.parts, start, (_ROUND_HIGH, _ROUND_LOW))
+        split_and_add(values, weight, self.parts, start, (_ROUND_HIGH, _ROUND_LOW))
 
     def add_number(self, value: float, place: int) -> None:
         """Add a positive number to one element: what `add` does with a vector of this number.
@@ -91,7 +91,7 @@ class ExactSum:
             self.parts[:, place] += self.parts.new_tensor([high, low])
 
     def merge(self, other: "ExactSum") -> None:
-        """Add all that another accumulator of the same size holds.
+        """Add the sum of another accumulator of the same size.
 
         Raises:
             OverflowError: the sum of absolute values could pass `LIMIT`.
@@ -100,7 +100,12 @@ class ExactSum:
         self.parts.add_(other.parts.to(self.parts.device))
 
     def expect(self, bound: int, pending: int, *, what: str = "the sum of another accumulator") -> None:
-        """Make room for parts with this bound and so many pending addends, which the caller is about to add.
+        """Prepare for parts that the caller is about to add: update the bounds, and carry if that is needed.
+
+        Args:
+            bound: the parts' bound.
+            pending: the parts' pending addends.
+            what: what is added, for the error message.
 
         Raises:
             OverflowError: the sum of absolute values could pass `LIMIT`.
@@ -113,7 +118,7 @@ class ExactSum:
         self.pending += pending
 
     def carry(self) -> None:
-        """Carry what the low part holds into the high part; the value stays, and one addend is pending."""
+        """Carry multiples of the high quantum from the low to the high part; the value stays, one addend is pending."""
         high, low = self.parts
         carry = torch.add(low, _ROUND_HIGH).sub_(_ROUND_HIGH)
         high.add_(carry)

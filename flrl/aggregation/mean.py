@@ -10,8 +10,8 @@ from flrl.aggregation.base import Aggregator, Parcel, Stats, check_sizes, not_us
 from flrl.aggregation.exact_sum import LIMIT, ExactSum
 from flrl.types import ClientUpdate
 
-# A sum of so few need not be carried before it is sent: the controller can add a thousand such sums exactly. Those are
-# one client's vectors and weight, the case in which two more passes over the sum would show.
+# A sum of so few addends is not carried before it is sent: the controller can add a thousand such sums exactly. It
+# holds the vectors and weights of one or two clients, where two more passes over the sum would take notable time.
 _FEW_ADDENDS = 4
 
 
@@ -21,20 +21,20 @@ class Mean(Aggregator):
     def reducer(
         self, sizes: Mapping[str, int], *, total_weight: float, device: torch.device | str = "cpu"
     ) -> "MeanReducer":
-        """An exact sum."""
+        """An empty exact sum."""
         return MeanReducer(sizes, total_weight=total_weight, device=device)
 
 
 class MeanReducer:
     """Adds weighted updates one by one.
 
-    All vectors and the weights lie in one `ExactSum`, so there is one buffer pair to add up over workers. Weights are
+    All vectors and the weights lie in one `ExactSum`, so that workers' sums are added in one operation. Weights are
     scaled by a power of two, which is exact, so that range and resolution of the sum hold for the mean.
 
     Args:
-        sizes: elements of each vector that the updates carry, by name.
-        total_weight: the sum of weights were every update to arrive.
-        device: where the sum lives.
+        sizes: number of elements of each vector in the updates, by name.
+        total_weight: the sum of the cohort's weights, rejected updates included.
+        device: where the sum is kept.
 
     Raises:
         ValueError: `total_weight` is not positive and finite.
@@ -48,10 +48,10 @@ class MeanReducer:
         self.sum = ExactSum(sum(self.sizes.values()) + 1, device=device)
 
     def rejection(self, update: ClientUpdate, stats: Stats) -> str | None:
-        """Why an update cannot be summed (not finite, too large), or None."""
-        for name, seen in stats.items():
-            if math.isfinite(seen.largest) and seen.largest * update.weight * self.scale > LIMIT:
-                return f"{name} is too large to be summed exactly ({seen.largest:.3g})"
+        """The rejection reason of an update that cannot be summed (not finite, too large), or None."""
+        for name, known in stats.items():
+            if math.isfinite(known.largest) and known.largest * update.weight * self.scale > LIMIT:
+                return f"{name} is too large to be summed exactly ({known.largest:.3g})"
         return not_usable(update, stats)
 
     def add(self, update: ClientUpdate, stats: Stats) -> None:
@@ -70,14 +70,18 @@ class MeanReducer:
         self.sum.add_number(update.weight * self.scale, start)
 
     def parcel(self) -> Parcel:
-        """Both parts of the sum, and their bounds."""
+        """Both parts of the sum, and their bounds; carried first, unless they hold few addends."""
         if self.sum.pending > _FEW_ADDENDS:
             self.sum.carry()
         numbers = {"bound": self.sum.bound, "pending": self.sum.pending}
         return Parcel(self.sum.parts.cpu(), numbers=numbers)
 
     def merge(self, others: list[Parcel]) -> Tensor | None:
-        """Make room for what the others have summed."""
+        """Prepare for the other workers' sums, which the caller adds to the returned parts (float64 `[2, n + 1]`).
+
+        Raises:
+            OverflowError: the sum leaves the exact range.
+        """
         bound, pending = (sum(parcel.numbers[name] for parcel in others) for name in ("bound", "pending"))
         self.sum.expect(bound, pending)
         self.sum.parts = self.sum.parts.cpu()

@@ -1,7 +1,7 @@
-"""The coordinatewise median: half of the clients may send anything, and no number leaves the range of the others.
+"""The coordinatewise median: if fewer than half of the clients are Byzantine, it stays in the range of the others.
 
 Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018,
-arXiv 1803.01498. Clients count equally; for an even number it is the mean of the two in the middle.
+arXiv 1803.01498. Clients count equally; for an even number of clients it is the mean of the two in the middle.
 """
 
 from torch import Tensor
@@ -15,6 +15,6 @@ class Median(RowRule):
     coordinatewise = True
 
     def rule(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """The middle of each column."""
+        """The median of each column of `[n, d]`, as `[d]`."""
         ordered, count = sorted_columns(rows), len(rows)
         return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2

@@ -13,28 +13,28 @@ from flrl.types import ClientUpdate
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 _COLUMNS = 2**14
-"""Columns of all rows that a coordinatewise rule is given at once: what fits the caches."""
+"""Columns that a coordinatewise rule gets at a time, so that they fit the caches."""
 
 
 class RowRule(Aggregator):
-    """Base of the rules: a rule of one's own is a subclass with `rule`, and `coordinatewise` where that holds."""
+    """Base class of rules that see all updates at once; a subclass defines `rule`, and sets `coordinatewise`."""
 
     coordinatewise = False
-    """Whether each column's result depends on that column alone: such a rule is given some columns at a time."""
+    """Whether each column's result depends on that column alone; such a rule is called with some columns at a time."""
 
     @abstractmethod
     def rule(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """What the rows become, `[d]`.
+        """The aggregate of the clients' vectors, `[d]`.
 
         Args:
             rows: the clients' vectors, float64 `[n, d]`, in the order of client ids; n is at least 1.
-            weights: of the clients, float64 `[n]`.
+            weights: the clients' weights, float64 `[n]`.
         """
 
     def reducer(
         self, sizes: Mapping[str, int], *, total_weight: float, device: torch.device | str = "cpu"
     ) -> "RowsReducer":
-        """Keeps rows; the rule is applied to each vector by itself."""
+        """An empty reducer that keeps all updates; the rule is applied to each named vector separately."""
         return RowsReducer(sizes, self._by_columns if self.coordinatewise else self.rule, device=device)
 
     def _by_columns(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class RowsReducer:
     """Keeps every update, and applies a rule to them in the order of client ids.
 
     Args:
-        sizes: elements of each vector that the updates carry, by name.
+        sizes: number of elements of each vector in the updates, by name.
         rule: `(rows [n, d], weights [n]) -> [d]`.
         device: where the rule is computed.
     """
@@ -64,7 +64,7 @@ class RowsReducer:
         self._rows: dict[int, Tensor] = {}
 
     def rejection(self, update: ClientUpdate, stats: Stats) -> str | None:
-        """Why an update cannot be used, or None."""
+        """The rejection reason of an update that cannot be used, or None."""
         return not_usable(update, stats)
 
     def add(self, update: ClientUpdate, stats: Stats) -> None:
@@ -81,17 +81,17 @@ class RowsReducer:
         self._rows[update.client_id] = torch.cat([*vectors, weight])
 
     def parcel(self) -> Parcel:
-        """All rows, under their clients' ids."""
+        """All updates as extras: the vectors and the weight of each client in one row, named by client id."""
         return Parcel(None, {str(client_id): row for client_id, row in self._rows.items()})
 
     def merge(self, others: list[Parcel]) -> Tensor | None:
-        """Take the rows of the others."""
+        """Add the rows of the other workers; there are no summands."""
         for parcel in others:
             self._rows |= {int(client_id): row.clone() for client_id, row in parcel.extras.items()}
         return None
 
     def result(self) -> tuple[dict[str, Tensor], float]:
-        """What the rule makes of each vector, and the sum of weights; no vectors if nothing was added."""
+        """The rule's results, float64 by name, and the sum of weights; no vectors if nothing was added."""
         if not self._rows:
             return {}, 0.0
         rows = torch.stack([self._rows[client_id] for client_id in sorted(self._rows)]).to(self.device)

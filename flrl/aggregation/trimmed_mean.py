@@ -12,10 +12,13 @@ from flrl.aggregation.rows import RowRule, sorted_columns
 
 
 class TrimmedMean(RowRule):
-    """The mean of each number over the clients without its extremes: of 1, 2, 3, 90 with a quarter off it is 2.5.
+    """The mean of each number over the clients without its extremes: of 1, 2, 3, 90 with `share=0.25` it is 2.5.
 
     Args:
-        share: of the clients that is left out at each end, in [0, 0.5); rounded down to whole clients.
+        share: share of the clients left out at each end, in [0, 0.5); rounded down to whole clients.
+
+    Raises:
+        ValueError: `share` is out of range.
     """
 
     coordinatewise = True
@@ -26,6 +29,6 @@ class TrimmedMean(RowRule):
         self.share = share
 
     def rule(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """The mean of the middle of each column."""
+        """The mean of each column of `[n, d]` without its extremes, as `[d]`."""
         trimmed = math.floor(self.share * len(rows))
         return sorted_columns(rows)[trimmed : len(rows) - trimmed].mean(dim=0)

@@ -1,4 +1,4 @@
-"""What a backend is: where clients train. Nothing outside this folder knows which one runs."""
+"""The interface of a backend: where clients train. Nothing outside this folder depends on which one runs."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ class WorkerRecipe(Protocol):
         """The clients' samples."""
 
     def client_store(self) -> ClientStore:
-        """Where client memory is kept that stays with a worker."""
+        """The store for the memory of clients that stay with one worker."""
 
     def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
-        """A worker with a model of its own over the given data."""
+        """A worker with its own model, for the given data."""
 
 
 class Backend(Protocol):
@@ -31,7 +31,7 @@ class Backend(Protocol):
     Attributes:
         threads: intra-op threads of each worker.
         device: where models train.
-        portable: whether libraries are held to what all processors can do.
+        portable: whether libraries are limited to the instructions that all x86-64 processors have.
     """
 
     threads: int
@@ -44,35 +44,35 @@ class Backend(Protocol):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Training samples of every client."""
+        """Number of training samples of every client, int64 `[num_clients]`."""
 
     def share(self, data: FederatedData) -> FederatedData:
-        """The data as the controller is to hold it; called once, before `start`."""
+        """The data as the controller holds it, in shared memory for instance; called once, before `start`."""
 
     def start(self, worker: Worker, recipe: WorkerRecipe, *, folder: Path | None = None) -> None:
         """Make the workers, and wait until all are ready.
 
         Args:
-            worker: the controller's own.
-            recipe: makes the others.
+            worker: the controller's own worker.
+            recipe: makes the other workers.
             folder: the run's folder, where workers may write logs and clients' memory.
 
         Raises:
-            WorkerError: one could not be made.
+            WorkerError: a worker could not be made.
         """
 
     def keep(self, state: ServerState, folder: Path) -> ServerState:
-        """The state to begin with, its client memory as the backend keeps it; called once, after `start`.
+        """The state with its client memory moved to where the backend keeps it; called once, after `start`.
 
         Args:
-            state: the state.
-            folder: the run's folder in whose `clients/` the files of its client memory lie.
+            state: the state that training begins with.
+            folder: the run's folder; its `clients/` holds the files of the client memory.
         """
 
     def train(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
     ) -> Aggregate:
-        """Train a cohort; `on_report` is called as clients finish, in any order.
+        """Train a cohort and aggregate its updates; `on_report` is called as clients finish, in any order.
 
         Raises:
             ClientError: a client's training raised.
@@ -80,7 +80,7 @@ class Backend(Protocol):
         """
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
-        """The metrics that are due after a round; may be empty."""
+        """The metrics that are due after a round of a run of `rounds` rounds; may be empty."""
 
     def close(self) -> None:
         """End the workers."""

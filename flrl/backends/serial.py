@@ -19,7 +19,10 @@ class SerialBackend:
     Args:
         threads: intra-op threads of torch. Another number gives other bits.
         device: where the model trains: "cpu", "cuda", "cuda:1", ...
-        portable: hold libraries to what all x86-64 processors can do, for the same bits on all of them.
+        portable: limit libraries to the instructions that all x86-64 processors have, for the same bits on all of them.
+
+    Raises:
+        ValueError: a setting is invalid, or `portable` cannot hold on this device.
     """
 
     def __init__(self, *, threads: int = 1, device: str = "cpu", portable: bool = False) -> None:
@@ -31,27 +34,30 @@ class SerialBackend:
         self._worker: Worker
 
     def share(self, data: FederatedData) -> FederatedData:
-        """The data as the controller is to hold it."""
+        """The data as it is."""
         return data
 
     def start(self, worker: Worker, recipe: WorkerRecipe | None = None, *, folder: Path | None = None) -> None:
-        """Begin to serve.
+        """Use the controller's worker.
 
         Args:
-            worker: the controller's own.
-            recipe: makes the like in another process; not needed here.
-            folder: where other processes may write logs; not needed here.
+            worker: trains all clients.
+            recipe: not needed, as there are no other processes.
+            folder: not needed, as there are no other processes.
+
+        Raises:
+            ValueError: the trainer cannot be portable, and the backend has to be.
         """
         check_trainer(self.portable, worker.trainer)
         self._worker = worker
 
     @property
     def holds_samples(self) -> bool:
-        """This process has them all."""
+        """Always: this process holds all samples."""
         return True
 
     def keep(self, state: ServerState, folder: Path) -> ServerState:
-        """Client memory stays in this process."""
+        """The state as it is: client memory stays in this process."""
         return state
 
     def close(self) -> None:
@@ -59,13 +65,17 @@ class SerialBackend:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Training samples of every client."""
+        """Number of training samples of every client, int64 `[num_clients]`."""
         return self._worker.data.sizes
 
     def train(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
     ) -> Aggregate:
-        """Train the cohort in the order of client ids."""
+        """Train the cohort, one client batch after another.
+
+        Raises:
+            ClientError: a client's training raised.
+        """
         reducer, reports = self._worker.train(broadcast, self._worker.batched(tasks), on_report)
         vectors, total_weight = reducer.result()
         place = {task.client_id: index for index, task in enumerate(tasks)}

@@ -1,4 +1,4 @@
-"""Observers of every round: progress, files, checkpoints, guards."""
+"""Callbacks, which are called in every round: progress, files, checkpoints, guards."""
 
 from flrl.callbacks.base import Callback, Callbacks, RunInfo
 from flrl.callbacks.checkpoint import Checkpoint

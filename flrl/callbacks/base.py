@@ -1,4 +1,4 @@
-"""What an observer of a run may do, and when it is called."""
+"""The base class of callbacks: what they are called with, and when."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,20 +12,21 @@ from flrl.types import ClientReport, RoundRecord, ServerState
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What observers may know of a run.
+    """A run's description for callbacks.
 
     Attributes:
         name: the experiment's name.
         folder: the run's folder, which exists.
         seed: the run's seed.
-        rounds: rounds of the whole run.
-        tags: free words for dashboards.
+        rounds: number of rounds of the whole run.
+        tags: tags for dashboards.
         config: the resolved configuration, as plain dicts and lists.
         command: the command line.
         model: the controller's model.
-        data: the clients' and the central samples.
+        data: the clients' samples and the central test samples.
         resumed_from: the run folder that the state was loaded from, or None.
-        environment: what the bits come from besides the configuration, from `flrl.runs.environment`; JSON can hold it.
+        environment: what bits depend on besides the configuration, from `flrl.runs.environment`; can be written as
+            JSON.
     """
 
     name: str
@@ -42,42 +43,42 @@ class RunInfo:
 
 
 class Callback:
-    """An observer; every method does nothing unless overridden.
+    """Base class of callbacks, whose methods do nothing.
 
-    It decides on `history` alone, so that a resumed run decides like an undisturbed one.
+    A callback that stops the run decides by `history` alone, so that a resumed run decides like an uninterrupted one.
     """
 
     def setup(self, run: RunInfo) -> None:
-        """Called once, before anything else."""
+        """Called once, before all other methods."""
 
     def on_fit_start(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Before the first round of this process; `history` holds the rounds before a resumed state."""
+        """Called before the first round of this process; `history` has the rounds before a resumed state."""
 
     def on_round_start(self, round: int, cohort: Sequence[int]) -> None:
-        """A cohort is about to train."""
+        """Called before a cohort trains; `cohort` has the client ids, ascending."""
 
     def on_client_end(self, report: ClientReport) -> None:
-        """A client of the cohort has finished."""
+        """Called when a client of the cohort has finished, in any order of clients."""
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """The last record of `history` is this round's."""
+        """Called after a round, whose record is the last one of `history`; also after an evaluation as round 0."""
 
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
-        """Why the run should end here, or None."""
+        """Called before every round; returns the reason to end the run, or None to go on."""
         return None
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
-        """The run ends with an error, an interrupt or a signal; `state` is that of the last complete round."""
+        """Called when an error, an interrupt or a signal ends the run; `state` is that of the last complete round."""
 
     def on_fit_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """The last round is done."""
+        """Called after the last round."""
 
     def close(self) -> None:
-        """Called once at the very end, whatever happened."""
+        """Called once at the very end, even after an error."""
 
 
 class Callbacks(Callback):
-    """Calls each of a list of callbacks in its order."""
+    """A list of callbacks, each of which is called in order."""
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self.callbacks = tuple(callbacks)
@@ -113,7 +114,7 @@ class Callbacks(Callback):
         return next((reason for reason in reasons if reason), None)
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
-        """Call `on_exception` of every callback, in order; a failure there is noted on the error that ended the run."""
+        """Call `on_exception` of every callback, in order; errors of callbacks become notes of `error`."""
         for callback in self.callbacks:
             try:
                 callback.on_exception(state, history, error)
@@ -126,7 +127,11 @@ class Callbacks(Callback):
             callback.on_fit_end(state, history)
 
     def close(self) -> None:
-        """Call `close` of every callback, in order, the later ones even if an earlier one fails."""
+        """Call `close` of every callback, in order, the later ones even if an earlier one fails.
+
+        Raises:
+            ExceptionGroup: at least one has failed.
+        """
         errors = []
         for callback in self.callbacks:
             try:

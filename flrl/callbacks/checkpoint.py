@@ -13,8 +13,11 @@ class Checkpoint(Callback):
     """Saves the server state after rounds, at the end, and when the run is interrupted.
 
     Args:
-        every: rounds between checkpoints.
-        keep: number of newest checkpoints that stay.
+        every: number of rounds between checkpoints.
+        keep: number of newest checkpoints that are kept.
+
+    Raises:
+        ValueError: a setting is below 1.
     """
 
     def __init__(self, *, every: int = 1, keep: int = 2) -> None:
@@ -26,11 +29,11 @@ class Checkpoint(Callback):
         self._run: RunInfo
 
     def setup(self, run: RunInfo) -> None:
-        """Note the run's folder and identity."""
+        """Note the run."""
         self._run = run
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Save if the round is due."""
+        """Save if a checkpoint is due."""
         if state.round > 0 and (state.round % self.every == 0 or state.round == self._run.rounds):
             self._save(state)
 
@@ -40,7 +43,7 @@ class Checkpoint(Callback):
             self._save(state)
 
     def on_fit_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Save the last round, where the run stopped early."""
+        """Save the last round, which may be early."""
         if state.round > 0:
             self._save(state)
 
@@ -50,7 +53,7 @@ class Checkpoint(Callback):
 
 
 def identity_of(run: RunInfo) -> Mapping[str, Any]:
-    """What a run must share with a checkpoint to be resumed from it."""
+    """What a run must have in common with a checkpoint to be resumed from it."""
     strategy, model = run.config["strategy"], run.config["model"]
     optimizers = {"server": (strategy.get("server_optimizer") or {}).get("_target_")}
     if run.config["trainer"].get("keep_optimizer_state"):

@@ -1,4 +1,4 @@
-"""Callbacks that end a run: when it stops improving, or when its numbers are no numbers."""
+"""Callbacks that end a run: when it stops improving, or when its loss is not finite."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ class EarlyStopping(Callback):
         monitor: a metric of `metrics.jsonl`.
         mode: "min" or "max".
         patience: evaluated rounds without improvement.
-        min_delta: the least change that counts as an improvement.
+        min_delta: smallest change that counts as an improvement.
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     def __init__(
@@ -38,7 +41,11 @@ class EarlyStopping(Callback):
         self.min_delta = min_delta
 
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
-        """The best value came too long ago."""
+        """Stop if the best value is `patience` evaluations old.
+
+        Raises:
+            ValueError: the evaluation did not give the metric.
+        """
         values = [self.sign * record.metrics[self.monitor] for record in history if self.monitor in record.metrics]
         evaluated = history and any(name.startswith(("test/", "val/")) for name in history[-1].metrics)
         if evaluated and self.monitor not in history[-1].metrics:
@@ -53,7 +60,7 @@ class EarlyStopping(Callback):
 class NanGuard(Callback):
     """Ends the run with an error when a round's loss is not finite.
 
-    Clients whose update is not finite are left out of the mean without it; this is for a global model gone astray.
+    Updates that are not finite are rejected anyway; this is for a global model that diverges.
 
     Args:
         monitor: metrics of `metrics.jsonl` that must be finite where they occur.
@@ -64,7 +71,7 @@ class NanGuard(Callback):
         self._folder = ""
 
     def setup(self, run: RunInfo) -> None:
-        """Note where the checkpoints are."""
+        """Note the run's folder, for the error message."""
         self._folder = str(run.folder)
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:

@@ -1,4 +1,4 @@
-"""Says when the metric that `optimized_metric` names is not among those that the evaluation gives."""
+"""Reports when the metric that `optimized_metric` names is not among the logged ones."""
 
 import logging
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ _OF_TRAINING = ("train/", "time/", "comm/", "transforms/", "clients/num", "clien
 
 
 class OptimizedMetric(Callback):
-    """Looks for the metric in the first round that is evaluated.
+    """Checks after the first evaluation that the metric is logged.
 
     Args:
-        name: of the metric; null looks for none.
-        required: its absence ends the run; otherwise it is a warning.
+        name: the metric's name; null checks nothing.
+        required: whether its absence ends the run; otherwise it is a warning.
     """
 
     def __init__(self, *, name: str | None, required: bool) -> None:
@@ -23,7 +23,11 @@ class OptimizedMetric(Callback):
         self.required = required
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Raise ValueError, or warn, after the first evaluation."""
+        """After the first evaluation, warn if the metric is missing.
+
+        Raises:
+            ValueError: it is missing, and required.
+        """
         *earlier, record = history
         if self.name is None or self.name in record.metrics or not evaluated(record):
             return
@@ -37,9 +41,9 @@ class OptimizedMetric(Callback):
 
 
 def evaluated(record: RoundRecord) -> list[str]:
-    """The names of a round's metrics that its evaluation gave, in the order of their logging.
+    """The names of a round's metrics that come from its evaluation, in the order of their logging.
 
-    What clients have logged while they trained is left out as long as their reports are there.
+    Metrics that clients logged in training are left out if the record still has their reports.
     """
     trained = {name for report in record.reports for name in report.metrics}
     return [name for name in record.metrics if not name.startswith(_OF_TRAINING) and name not in trained]

@@ -1,4 +1,4 @@
-"""What the terminal shows: a bar with the time left, a line per round, the result at the end."""
+"""Progress in the terminal: a bar with the time left, a line per round, the result at the end."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Progress(Callback):
     """Shows a run: with a live bar in a terminal, in plain lines elsewhere.
 
     Args:
-        max_clients: up to so many clients of a round are shown one by one, above that their range.
+        max_clients: the losses of at most this many clients of a round are shown one by one, else their range.
     """
 
     def __init__(self, *, max_clients: int = 4) -> None:
@@ -29,7 +29,7 @@ class Progress(Callback):
         self._run: RunInfo
 
     def setup(self, run: RunInfo) -> None:
-        """Print what is about to run."""
+        """Print the run's name, size and seed."""
         self._run = run
         layout, data = run.model.layout, run.data
         self._console.print(
@@ -38,7 +38,7 @@ class Progress(Callback):
         )
 
     def on_fit_start(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Open the bar, where there is a terminal."""
+        """Open the bar, if the output is a terminal."""
         if state.round:
             self._console.print(f"resumed after round {state.round}")
         if self._console.is_terminal:
@@ -54,7 +54,7 @@ class Progress(Callback):
             self._bar.start()
 
     def on_round_start(self, round: int, cohort: Sequence[int]) -> None:
-        """Begin to count the round's clients."""
+        """Reset the bar of the round's clients."""
         if self._bar is not None:
             self._bar.reset(bars.TaskID(1), total=len(cohort), description=f"round {round}", visible=True)
 
@@ -71,7 +71,7 @@ class Progress(Callback):
             self._bar.advance(bars.TaskID(0))
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
-        """Print where the run ended."""
+        """Print the round after which the run ended."""
         self.close()
         self._console.print(f"[bold red]stopped[/] after round {state.round} of {self._run.rounds}: {self._run.folder}")
 
@@ -89,7 +89,7 @@ class Progress(Callback):
         self._console.print(f"folder  {self._run.folder}")
 
     def close(self) -> None:
-        """Take the bar down."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -99,10 +99,10 @@ def round_line(record: RoundRecord, rounds: int, max_clients: int, width: int | 
     """A round in one line: losses of the clients, metrics of the evaluation, seconds, bytes.
 
     Args:
-        record: of the round.
-        rounds: of the whole run.
+        record: the round's record.
+        rounds: number of rounds of the whole run.
         max_clients: as for `Progress`.
-        width: columns that it has to fit into; bytes, clients and seconds are left out first, in this order.
+        width: columns of the terminal; bytes, clients and seconds are left out in this order until the line fits.
     """
     metrics = record.metrics
     parts = {"round": f"round {record.round:>{len(str(rounds))}}/{rounds}"}
@@ -131,7 +131,7 @@ def _fitted(parts: dict[str, str], width: int) -> str:
 
 
 def _shown_names(record: RoundRecord) -> list[str]:
-    """The evaluation's metrics; where the clients' reports are gone, those that cannot be the training's."""
+    """The names of the evaluation's metrics; without clients' reports, only those of test and validation."""
     names = evaluated(record)
     return names if record.reports or not record.round else [n for n in names if n.startswith(("test", "val"))]
 

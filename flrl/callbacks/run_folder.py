@@ -53,7 +53,7 @@ class RunFolder(Callback):
         run.data.save(run.folder / "partition.npz")
 
     def on_fit_start(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Begin the files anew, with the rows of the rounds before a resumed state."""
+        """Write the tables anew, with the rows of the rounds before a resumed state."""
         (self._run.folder / ERROR).unlink(missing_ok=True)
         replace_rows(self._run.folder / METRICS, [row_of(record) for record in history])
         self._written = len(history)
@@ -79,7 +79,7 @@ class RunFolder(Callback):
             self._written += 1
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
-        """Note why the run ends, and append what an interrupt has left out."""
+        """Write the error into `error.txt`, and append rows that an interrupt has left out."""
         with (self._run.folder / ERROR).open("a") as file:
             file.write(f"after round {state.round}: {type(error).__name__}: {error}\n")
         log.info("stopped after round %d: %s: %s", state.round, type(error).__name__, error)
@@ -92,7 +92,7 @@ class RunFolder(Callback):
         save_file(run.model.state_dict(state.vector), partial)
         saved = hashlib.sha256(partial.read_bytes()).hexdigest()
         *before, environment = read_rows(run.folder / ENVIRONMENTS)
-        if "sources" in environment:  # also what was imported after the start
+        if "sources" in environment:  # including modules imported after the start
             environment["sources"] = sources() | environment["sources"]
             replace_rows(run.folder / ENVIRONMENTS, [*before, environment])
         summary = {
@@ -108,7 +108,7 @@ class RunFolder(Callback):
             "resumed_from": None if run.resumed_from is None else str(run.resumed_from),
             **{name: value for name, value in environment.items() if name != "after_round"},
         }
-        # An earlier summary, of fewer rounds, would not be that of this model.
+        # An earlier summary, of fewer rounds, would not match the new model.
         (run.folder / "summary.json").unlink(missing_ok=True)
         os.replace(partial, run.folder / "model.safetensors")
         replace_text(run.folder / "summary.json", [json.dumps(summary, indent=2) + "\n"])
@@ -116,14 +116,14 @@ class RunFolder(Callback):
 
 
 def row_of(record: RoundRecord) -> dict[str, Any]:
-    """A record as a row of `metrics.jsonl`; what is not finite becomes null."""
+    """A record as a row of `metrics.jsonl`; values that are not finite become null."""
     names = [name for name in _FIRST if name in record.metrics]
     names += sorted(name for name in record.metrics if name not in _FIRST)
     return {"round": record.round} | {n: _number(n, record.metrics[n]) for n in names} | {"digest": record.digest}
 
 
 def digest_row(record: RoundRecord, state: ServerState, layout: ParameterLayout) -> dict[str, Any]:
-    """Where to look for a difference: checksums of each parameter after a round, and of what each client sent."""
+    """A row of `digests.jsonl`, to locate differences: checksums of each parameter and of each client's update."""
     return {
         "round": record.round,
         "parameters": {entry.name: checksum([state.vector[entry.slice]]) for entry in layout.entries},

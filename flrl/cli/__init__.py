@@ -1,1 +1,1 @@
-"""The command line: entry points under Hydra, keys that do not exist, errors in one line."""
+"""The command line: entry points under Hydra, checks of configurations, errors in one line."""

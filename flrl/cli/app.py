@@ -1,4 +1,4 @@
-"""How the entry points run under Hydra: one clear line for whatever goes wrong, folders that nothing overwrites."""
+"""Entry points under Hydra: every error ends in one clear line, and no run overwrites another."""
 
 import contextlib
 import functools
@@ -36,7 +36,7 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     register_resolvers()
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is shown is decided here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing; `explained` prints
 
     @functools.wraps(task)
     def guarded(cfg: DictConfig) -> Any:
@@ -55,34 +55,34 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
 
 
 def register_resolvers() -> None:
-    """Make known what `conf/hydra/` computes: a run's folder, the groups that `--help` lists."""
+    """Register the resolvers that `conf/hydra/` uses: for a run's folder, and for the groups that `--help` lists."""
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("flrl_groups", lambda: groups(config_dirs(sys.argv[1:])), replace=True)
 
 
 def _run_dir(resume: str | None, default: str) -> str:
-    """A resumed run goes on in its own folder; every other one gets a new one."""
+    """The folder of the run to resume, or `default`."""
     return default if resume in (None, "auto") else str(resume)
 
 
 @contextlib.contextmanager
 def restored(folder: Path) -> Iterator[None]:
-    """Put a run's own `.hydra` back if the command that wanted to go on with it was refused."""
+    """Restore a run's own `.hydra` at the end of the block, if the command that resumes the run was refused."""
     try:
         yield
     finally:
-        if (folder / BEFORE).is_dir():  # the run removes it once it has accepted the command
+        if (folder / BEFORE).is_dir():  # the run removes it once the command is accepted
             shutil.rmtree(folder / ".hydra", ignore_errors=True)
             (folder / BEFORE).rename(folder / ".hydra")
 
 
 class KeepRunFolder(Callback):
-    """A Hydra callback that looks before Hydra writes: no run overwrites another, no resume from nowhere."""
+    """A Hydra callback that checks folders before Hydra writes: no run overwrites another, a resume needs a run."""
 
-    # Hydra turns a callback's exceptions into warnings; `explained` turns them into an exit before that.
+    # Hydra turns a callback's exceptions into warnings; `explained` exits before that.
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """End the process if the run's folder is taken and not to be resumed, or if there is nothing to resume."""
+        """End the process if the run's folder holds a run that is not resumed, or if there is no run to resume."""
         with explained(full_error=False):
             check_top_level(config, TrainConfig)
             _check_name(config.name)
@@ -97,14 +97,14 @@ class KeepRunFolder(Callback):
             shutil.copytree(folder / ".hydra", folder / BEFORE)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """End the process if the sweep's folder holds a run already."""
+        """End the process if a folder of the sweep holds a run already."""
         with explained(full_error=False):
             check_top_level(config, TrainConfig)
             _check_name(config.name)
             if config.resume is None:
                 for metrics in sorted(Path(config.hydra.sweep.dir).glob("**/metrics.jsonl")):
                     _check_free(metrics.parent, "hydra.sweep.dir")
-        if config.resume == "auto":  # Hydra tells nobody before it writes a job's `.hydra`
+        if config.resume == "auto":  # Hydra calls nothing before it writes a job's `.hydra`
             for saved in sorted(Path(config.hydra.sweep.dir).glob("**/.hydra")):
                 with restored(saved.parent):
                     pass

@@ -1,9 +1,9 @@
-"""Command-line arguments in the order and the spelling that Hydra takes."""
+"""Command-line arguments in the order and the form that Hydra takes."""
 
 from collections.abc import Iterator, Sequence
 
 ADDED_GROUPS = ("experiment", "debug", "hparams_search")
-"""Groups of which nothing is chosen by default: Hydra wants a + before them."""
+"""Groups without a default choice: Hydra needs a + before them."""
 _OPTIONS_WITH_VALUE = (
     "-cp",
     "--config-path",
@@ -19,7 +19,7 @@ _OPTIONS_WITH_VALUE = (
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
-    """Arguments with options before overrides; `experiment=x` is understood as `+experiment=x`.
+    """Arguments with options before overrides, and `experiment=x` as `+experiment=x`.
 
     Example:
         >>> arranged(["experiment=mnist_fedavg", "seed=1", "--cfg", "job"])
@@ -30,7 +30,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
 
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options with their values, and overrides."""
+    """Divide arguments into options with their values, and overrides."""
     options, overrides = [], []
     remaining = iter(arguments)
     for argument in remaining:
@@ -44,7 +44,7 @@ def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def config_dirs(arguments: Sequence[str]) -> Iterator[str]:
-    """The folders of a user's own yamls that arguments name."""
+    """The folders of a user's own yamls in the arguments: the values of `--config-dir`."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         option, equals, value = argument.partition("=")
         if option in ("--config-dir", "-cd"):
@@ -52,7 +52,7 @@ def config_dirs(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def key_of(override: str) -> str:
-    """The key or group that an override is of.
+    """The key or group of an override.
 
     Example:
         >>> [key_of(override) for override in ("+a.b=1", "~c", "strategy/sampler=all")]
@@ -62,6 +62,6 @@ def key_of(override: str) -> str:
 
 
 def value_of(key: str, overrides: Sequence[str]) -> str | None:
-    """The last value that overrides give a key, without quotes; None where there is none."""
+    """The last value of a key among overrides, without quotes; None if there is none."""
     values = [override.partition("=")[2] for override in overrides if key_of(override) == key]
     return values[-1].strip("'\"") if values else None

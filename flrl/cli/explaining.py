@@ -1,4 +1,4 @@
-"""What a user is told of an error: one clear line, with the place in the user's own code where there is one."""
+"""Error messages for users: one clear line, with the place in the user's own code if the error comes from there."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from flrl.cli.tracebacks import Place, culprit, described, place_in
 from flrl.config import CONF_DIR
 from flrl.errors import ClientError, FlrlError, WorkerError
 
-# Errors with a message for users, unless they come from a user's own code.
+# Errors whose message is for users, unless they come from a user's own code.
 _DELIBERATE = (FlrlError, ValueError, OSError, ArithmeticError)
 _COMPOSING = (HydraException, OmegaConfBaseException)
 _MORE = "HYDRA_FULL_ERROR=1 shows the whole traceback"
@@ -23,27 +23,27 @@ Known = Callable[[], Mapping[str, Any]]
 
 
 class TerminalFormatter(logging.Formatter):
-    """A log record as the terminal shows it: "warning: ...", as errors are "error: ..."."""
+    """Formats log records for the terminal as "warning: ...", like errors as "error: ..."."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The level in small letters, and the message."""
+        """The level in lower case, and the message."""
         return f"{record.levelname.lower()}: {super().format(record)}"
 
 
 @contextlib.contextmanager
 def explained(full_error: bool, known: Known = dict) -> Iterator[None]:
-    """End the process with code 1 and one line for an error.
+    """For an error in the block, print one line and end the process with code 1.
 
     Args:
-        full_error: raise it as it is instead.
-        known: gives the configuration, without what is wrong with it, to look for keys in.
+        full_error: raise the error unchanged instead.
+        known: returns the configuration without the user's overrides, to search for similar keys.
     """
     try:
         yield
     except Exception as error:
         if full_error:
             if isinstance(error, ClientError | WorkerError) and error.__cause__ is None:
-                print(error.traceback, end="", file=sys.stderr)  # of another process
+                print(error.traceback, end="", file=sys.stderr)  # the traceback of another process
             raise
         print(f"error: {one_line(error, known)}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
@@ -52,7 +52,7 @@ def explained(full_error: bool, known: Known = dict) -> Iterator[None]:
 
 
 def one_line(error: BaseException, known: Known = dict) -> str:
-    """What a user needs to know of an error; only lists that an error of ours makes stay on lines of their own."""
+    """The message for users of an error, on one line; only lists in flrl's own messages have further lines."""
     if isinstance(error, ExceptionGroup):
         return one_line(error.exceptions[0], known)
     if isinstance(error, ClientError | WorkerError):
@@ -84,8 +84,8 @@ def _of_instantiation(error: InstantiationException) -> str:
     key = re.search(r"full_key: (\S+)", str(error))
     where = f"{key.group(1)}: " if key else ""
     if cause is not None and not isinstance(cause, HydraException):
-        return str(cause) if isinstance(cause, ValueError | OSError) else where + _folded(str(cause))
-    return where + _folded(str(error))
+        return str(cause) if isinstance(cause, ValueError | OSError) else where + _on_one_line(str(cause))
+    return where + _on_one_line(str(error))
 
 
 def _of_composition(error: BaseException, known: Known) -> str:
@@ -103,14 +103,14 @@ def _of_composition(error: BaseException, known: Known) -> str:
     user = re.search(r"full_key: (\S+)", text)
     if missing and user:
         return f"{user[1]}: there is no key {missing[1]} to be interpolated"
-    folded = _folded(text)
-    of_list = re.fullmatch(r"Error merging override (.+); Cannot merge DictConfig with ListConfig", folded)
+    line = _on_one_line(text)
+    of_list = re.fullmatch(r"Error merging override (.+); Cannot merge DictConfig with ListConfig", line)
     if of_list:
         return f"{of_list[1]}: must be a dict, name: object, not a list"
-    return folded + _other_choice(folded)
+    return line + _other_choice(line)
 
 
-def _folded(text: str) -> str:
+def _on_one_line(text: str) -> str:
     """Hydra's message without its hints about internals, on one line."""
     skipped = re.compile(
         r"\s*(full_key|object_type|reference_type|Config search path|provider=|Set the environment|To append to).*"
@@ -121,7 +121,7 @@ def _folded(text: str) -> str:
 
 
 def _other_choice(text: str) -> str:
-    """The choice that was meant, where one of the group is close."""
+    """A suggestion of the choice that was meant, if a choice of the group is similar."""
     wrong = re.search(r"Could not (?:find|load) '([\w/]+)/(\w+)'", text)
     if wrong is None:
         return ""

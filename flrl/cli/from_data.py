@@ -1,4 +1,4 @@
-"""What a model's configuration leaves to the dataset: `input_shape: null` and `num_classes: null`."""
+"""Values of a model's configuration that are read from the dataset: `input_shape: null` and `num_classes: null`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from flrl.data.facts import facts_of
 
 
 def filled(config: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
-    """The configuration with the dataset's facts where its model has null for them.
+    """The configuration with the dataset's shape and classes where its model has null for them.
 
     Args:
-        config: resolved.
+        config: the resolved configuration.
         splits: the whole dataset.
 
     Raises:
-        ValueError: a fact that is to be filled in cannot be read from the dataset, or one that is given contradicts it.
+        ValueError: a value cannot be read from the dataset, or one that is given contradicts it.
     """
     if not any(_asked(config["model"], "model")):
         return dict(config)
@@ -33,7 +33,7 @@ def filled(config: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
 
 
 def _asked(node: Any, path: str) -> Iterator[tuple[str, str, Any, str]]:
-    """Place, name, value and owner of each fact below a node."""
+    """Path, key, value and the node's `_target_` of each such value below a node."""
     if isinstance(node, list):
         for index, item in enumerate(node):
             yield from _asked(item, f"{path}[{index}]")
@@ -47,9 +47,9 @@ def _asked(node: Any, path: str) -> Iterator[tuple[str, str, Any, str]]:
 
 
 def _check(path: str, key: str, value: Any, known: Any, target: str) -> None:
-    if key == "num_classes" and isinstance(value, int) and value < known:  # more may be asked for than are there
+    if key == "num_classes" and isinstance(value, int) and value < known:  # a model may have more classes than the data
         raise ValueError(f"{path}={value}: the dataset has {known} classes")
-    # What a model of a user's own means by a shape is its own matter: it may resize its inputs.
+    # A user's own model may expect another shape, for instance because it resizes its inputs.
     if key == "input_shape" and target.startswith("flrl.") and [*value] != known:
         raise ValueError(f"{path}={shown(value)}: the dataset's samples have the shape {known}")
 

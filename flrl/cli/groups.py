@@ -1,4 +1,4 @@
-"""The groups of the conf tree and their choices, and what keys the yaml of a choice has."""
+"""The groups of the conf tree, their choices, and the keys in the yaml of a choice."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,13 +9,13 @@ import yaml
 from flrl.config import CONF_DIR
 
 BASE = "base"
-"""What the choices of a group have in common: included by yamls of the other groups, never chosen."""
+"""The folder of yamls that choices of a group have in common; it is included by them and no group itself."""
 _NOT_SHOWN = (BASE, "hydra")
 _WIDTH = 120
 
 
 def groups(own: Iterable[str] = ()) -> str:
-    """All groups with their choices, a line each, those that the default run takes with a star.
+    """All groups with their choices, a line each; default choices have a star.
 
     Args:
         own: folders of a user's own yamls.
@@ -38,7 +38,7 @@ def groups(own: Iterable[str] = ()) -> str:
 
 
 def group_names() -> list[str]:
-    """The groups that come with flrl, without those inside of others."""
+    """The groups that come with flrl, without nested ones."""
     return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != BASE)
 
 
@@ -49,7 +49,7 @@ def defaults_of(path: Path) -> list[str | dict[str, str]]:
 
 
 def keys_in(path: Path) -> Iterator[str]:
-    """The keys at the top of a yaml and of those that it includes as they are: `eager`, `/base/trainer@_here_`."""
+    """The top-level keys of a yaml and of those that it includes in place: `eager`, `/base/trainer@_here_`."""
     content = yaml.safe_load(path.read_text()) if path.is_file() else None
     yield from (key for key in content or {} if key != "defaults")
     for entry in defaults_of(path) if content else ():
@@ -60,7 +60,7 @@ def keys_in(path: Path) -> Iterator[str]:
 
 
 def options_with(group: str, name: str) -> list[str]:
-    """The choices of a group whose yaml names a key."""
+    """The choices of a group whose yaml has a key, as `group=choice`."""
     folder = CONF_DIR / group.replace(".", "/")
     if not group or not folder.is_dir():
         return []

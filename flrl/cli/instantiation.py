@@ -1,4 +1,4 @@
-"""From a resolved configuration to objects; keys and types are checked by name first."""
+"""From a resolved configuration to objects; keys and types are checked against signatures first."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def make(config: Mapping[str, Any], name: str) -> Any:
     """Instantiate the group `name` of a configuration.
 
     Raises:
-        ValueError: a key or the type of a value is not one that a constructor takes; names both.
+        ValueError: a constructor does not take a key or the type of a value, or raises; the message names the key.
     """
     check(config[name], name)
     try:
@@ -38,26 +38,26 @@ def make(config: Mapping[str, Any], name: str) -> Any:
 
 
 def accepts(node: Mapping[str, Any], argument: str) -> bool:
-    """Whether what a node names has an argument of that name, spelt out."""
+    """Whether the `_target_` of a node has an explicit argument of that name."""
     try:
         names = taken_by(str(node["_target_"]))
-    except (KeyError, ImportError, ValueError):  # `make` says what is wrong with it
+    except (KeyError, ImportError, ValueError):  # `make` reports it
         return False
     return names is not None and argument in names
 
 
 def without_seed(partition: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A partition's node without `seed`, which is for the generator that it is given, unless it takes one itself."""
+    """A partition's node without `seed`, which seeds its generator, unless the partition has such an argument."""
     if "seed" not in partition or accepts(partition, "seed"):
         return partition
     return {key: value for key, value in partition.items() if key != "seed"}
 
 
 def check_groups(config: Mapping[str, Any]) -> None:
-    """Check every group of a run's configuration before the first of them is made.
+    """Check every group of a run's configuration before the first object is made.
 
     Raises:
-        ValueError: as `make` does; also for a group that names nothing that could be made.
+        ValueError: as `check` does, or a group has no `_target_`.
     """
     for path, node in _objects(config):
         if not isinstance(node, Mapping) or "_target_" not in node:
@@ -73,7 +73,11 @@ def _objects(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def check(node: Any, path: str) -> None:
-    """Check keys and plain values (numbers, texts, choices) below a node against the signature of what it names."""
+    """Check keys and plain values (numbers, texts, choices) below a node against the signatures of its `_target_`s.
+
+    Raises:
+        ValueError: a key or value does not fit; the message names its path.
+    """
     if isinstance(node, list):
         for index, item in enumerate(node):
             check(item, f"{path}[{index}]")

@@ -1,4 +1,4 @@
-"""Keys that a configuration does not have: what was meant, found among all keys that it has."""
+"""Keys that a configuration does not have, and suggestions among those that it has."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +25,10 @@ _MAY_BE_EMPTY = ("paths", "vars")
 
 
 def check_top_level(config: DictConfig, schema: type) -> None:
-    """Raise ValueError for a key that nothing reads at the top level, and for one that has been taken away.
+    """Raise ValueError for an unknown key at the top level, and for a required one that has been removed.
 
     Args:
-        config: as composed.
+        config: the composed configuration.
         schema: the dataclass of the top level.
     """
     types = {field.name: field.type for field in fields(schema)}
@@ -44,12 +44,12 @@ def check_top_level(config: DictConfig, schema: type) -> None:
 
 
 def unknown(key: str, override: str, known: Mapping[str, Any]) -> str:
-    """What to say of a key that does not exist.
+    """The error message for a key that does not exist, with suggestions.
 
     Args:
-        key: with dots, or a group with slashes.
-        override: what the user has written.
-        known: the configuration that it was meant for.
+        key: the key with dots, or a group with slashes.
+        override: the override as the user has written it.
+        known: the configuration without the override.
     """
     start = f"{override}: there is no such key"
     found = meant(key, list(keys_of(known)))
@@ -76,9 +76,9 @@ def unknown(key: str, override: str, known: Mapping[str, Any]) -> str:
 
 
 def meant(key: str, known: Sequence[str]) -> list[str]:
-    """The keys that may have been meant by one that does not exist; those that are equally likely, in order.
+    """The keys that may have been meant by one that does not exist: all that are about equally likely, in order.
 
-    Keys that end alike come first, then those whose last part is spelled almost alike, siblings preferred.
+    Keys with the same end are preferred, then those with a similar last part, siblings first.
 
     Example:
         >>> meant("rounds", ["seed", "strategy.rounds", "strategy.sampler.num"])
@@ -102,7 +102,7 @@ def meant(key: str, known: Sequence[str]) -> list[str]:
 
 
 def keys_of(node: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """All keys of a configuration with dots, those that have keys below them too; what Hydra reads is left out."""
+    """All keys of a configuration with dots, including those of nodes; keys that begin with _ are left out."""
     for name, value in node.items():
         if str(name).startswith("_"):
             continue
@@ -112,11 +112,11 @@ def keys_of(node: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 
 def composed(config_name: str, arguments: Sequence[str]) -> Mapping[str, Any]:
-    """The configuration that a command line would have without its overrides of single keys.
+    """The configuration of a command line without its overrides of single keys; empty if it cannot be composed.
 
     Args:
-        config_name: of the primary configuration.
-        arguments: of the command line, options first.
+        config_name: name of the primary configuration.
+        arguments: the command line's arguments, options first.
     """
     folders = [Path(folder).resolve() for folder in config_dirs(arguments)]
     groups = [_first(argument) for argument in arguments if _is_group(argument, folders)]
@@ -126,13 +126,13 @@ def composed(config_name: str, arguments: Sequence[str]) -> Mapping[str, Any]:
         for overrides in (search + groups, search, []):
             try:
                 return _plain(compose(config_name, overrides=overrides))
-            except (HydraException, OmegaConfBaseException):  # a group may be what is wrong
+            except (HydraException, OmegaConfBaseException):  # a choice of a group may be the error
                 continue
     return {}
 
 
 def _first(argument: str) -> str:
-    """A choice of a group; the first one where it is swept over, a list of them as it is."""
+    """A choice of a group; the first one of a sweep; a list of choices as it is."""
     return argument if "=[" in argument else argument.partition(",")[0]
 
 
@@ -147,7 +147,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 def holds(known: Mapping[str, Any], key: str) -> bool:
-    """Whether a configuration has a key, be its value null."""
+    """Whether a configuration has a key, even with the value null."""
     above, _, name = key.rpartition(".")
     node = _node(known, above)
     return isinstance(node, Mapping) and name in node
@@ -161,7 +161,7 @@ def _node(known: Mapping[str, Any], path: str) -> Any:
 
 
 def _spelled(place: str) -> str:
-    """A key as it is written on the command line: groups inside of groups with slashes."""
+    """A key as it is written on the command line: nested groups with slashes."""
     group = place.replace(".", "/")
     return group if (CONF_DIR / group).is_dir() else place
 

@@ -1,13 +1,13 @@
-"""The log file of a run: what is logged before the run has accepted its command is kept until then."""
+"""The log file of a run: records are held back until the run's command is accepted."""
 
 import logging
 
 
 class LogFile(logging.FileHandler):
-    """Appends to a file, from `begin` on; a command that is refused changes no file.
+    """Appends records to a file once `begin` is called, so that a command that is refused changes no file.
 
     Args:
-        filename: in the run's folder.
+        filename: the file, in the run's folder.
     """
 
     def __init__(self, filename: str) -> None:
@@ -15,21 +15,21 @@ class LogFile(logging.FileHandler):
         self._waiting: list[logging.LogRecord] | None = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, or keep it until the run begins."""
+        """Write a record, or hold it back until `begin`."""
         if self._waiting is None:
             super().emit(record)
         else:
             self._waiting.append(record)
 
     def begin(self) -> None:
-        """Write what was kept, and everything from now on at once."""
+        """Write the records held back, and further ones at once."""
         waiting, self._waiting = self._waiting or [], None
         for record in waiting:
             super().emit(record)
 
 
 def begin() -> None:
-    """Let the log files of this process begin."""
+    """Call `begin` of all log files of this process."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, LogFile):
             handler.begin()

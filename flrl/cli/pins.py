@@ -1,4 +1,4 @@
-"""What experiments and debug yamls set in groups of which another choice has been made than they were written for."""
+"""Keys that experiments and debug yamls set in a group, when another choice of that group does not take them."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +15,17 @@ from flrl.cli.signatures import taken_by
 def without_foreign(
     config: Mapping[str, Any], choices: Mapping[str, Any], folders: Sequence[Path], overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """The configuration without keys that an experiment or a debug yaml sets and what is there does not take.
+    """The configuration without keys that an experiment or a debug yaml sets and the chosen object does not take.
 
-    An experiment pins what it depends on, `strategy.sampler.num` for one; with `strategy/sampler=all` on the command
-    line nothing takes that. Only groups that the command line chooses are looked at, so that a mistake in an experiment
-    stays an error; what a debug yaml sets is meant for whatever runs.
+    An experiment sets what it depends on, for instance `strategy.sampler.num`, which `strategy/sampler=all` on the
+    command line does not take. For experiments only groups chosen on the command line are changed, so that a mistake in
+    an experiment stays an error; for debug yamls all groups are.
 
     Args:
-        config: resolved.
-        choices: of each group, as Hydra has them.
-        folders: where yamls are looked for, first ones first.
-        overrides: of the command line.
+        config: the resolved configuration.
+        choices: the choice of each group, from Hydra.
+        folders: folders of yamls, in the order of search.
+        overrides: the command line's overrides.
     """
     left: dict[str, Any] = copy.deepcopy(dict(config))
     own = [key_of(override) for override in overrides]
@@ -48,7 +48,7 @@ def _leaves(node: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 
 
 def _drop(config: dict[str, Any], leaf: Sequence[str], chosen: set[str] | None) -> None:
-    """Take a key away, with all below it, at the first place above which something does not take it."""
+    """Remove the first part of a path, with all below it, that the object above it does not take."""
     node: Any = config
     for depth, key in enumerate(leaf):
         if not isinstance(node, dict) or key not in node:
@@ -65,6 +65,6 @@ def _drop(config: dict[str, Any], leaf: Sequence[str], chosen: set[str] | None) 
 def _takes(target: str, key: str) -> bool:
     try:
         names = taken_by(target)
-    except (ImportError, ValueError):  # said when the groups are checked
+    except (ImportError, ValueError):  # reported when the groups are checked
         return True
     return key.startswith("_") or names is None or key in names

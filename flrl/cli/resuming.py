@@ -1,8 +1,8 @@
-"""How `resume=` takes the configuration of the earlier run, and only what is given now on top of it.
+"""`resume=` starts from the configuration of the earlier run, and applies the command line's arguments to it.
 
 The saved groups become choices, named `resumed`, of a configuration that otherwise is `conf/train.yaml`. So Hydra
-applies today's arguments as ever: a value replaces a value, a choice replaces a whole group by today's yaml, `+` adds
-and `~` takes away. Nothing here imports torch.
+applies the arguments as usual: a value replaces a value, a choice replaces a whole group by its yaml, `+` adds and `~`
+removes. Nothing here imports torch.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ from flrl.errors import DamagedError
 from flrl.runs.saved import read_config, saved_in
 
 RESUMED = "resumed"
-"""The choice that stands in each group for what the earlier run had."""
+"""The choice in each group that stands for the earlier run's configuration."""
 _OUTPUT_DIR = "${hydra:runtime.output_dir}"
 
 
 @contextlib.contextmanager
 def resumable(config_name: str, arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """The primary configuration that a command line starts from, and its arguments as that configuration takes them.
+    """The name of the primary configuration for a command line, and the arguments adapted to it.
 
     Args:
-        config_name: of the command's own configuration, taken where no run is gone on with.
-        arguments: options first.
+        config_name: name of the command's own configuration, which is used if no run is resumed.
+        arguments: the command line's arguments, options first.
     """
     options, overrides = parted(arguments)
     saved = _earlier(options, overrides) if config_name == "train" else None
@@ -53,7 +53,7 @@ def resumable(config_name: str, arguments: Sequence[str]) -> Iterator[tuple[str,
 
 
 def _earlier(options: Sequence[str], overrides: Sequence[str]) -> dict[str, Any] | None:
-    """The configuration of the run that `resume` names; None where there is none, or none that can be read."""
+    """The configuration of the run that `resume` names; None if there is none, or it cannot be read."""
     resume = value_of("resume", overrides)
     if resume in (None, "", "null") or (resume == "auto" and {"-m", "--multirun"} & {*options}):
         return None  # each job of a sweep has a folder of its own
@@ -61,7 +61,7 @@ def _earlier(options: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]
     path = None if folder is None else saved_in(Path(folder))
     try:
         return None if path is None else read_config(path)
-    except DamagedError:  # said when the run is about to go on
+    except DamagedError:  # reported when the run is resumed
         return None
 
 
@@ -74,7 +74,7 @@ def _run_dir(options: Sequence[str], overrides: Sequence[str]) -> str | None:
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return str(compose("train", [search, *overrides], return_hydra_config=True).hydra.run.dir)
-    except (HydraException, OmegaConfBaseException):  # said when the command line is composed
+    except (HydraException, OmegaConfBaseException):  # reported when the command line is composed
         return None
 
 
@@ -101,7 +101,7 @@ def _offer(saved: Mapping[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _offer_group(group: str, node: dict[str, Any]) -> None:
-    """Store a group as a choice, and what is a group inside of it likewise."""
+    """Store a group as a choice, and the groups nested in it too."""
     inner = [key for key, value in node.items() if isinstance(value, dict) and (CONF_DIR / group / key).is_dir()]
     for key in inner:
         _offer_group(f"{group}/{key}", node[key])
@@ -111,7 +111,7 @@ def _offer_group(group: str, node: dict[str, Any]) -> None:
 
 
 def _kept(group: str, node: Mapping[str, Any], choice: str | None) -> dict[str, Any]:
-    """What stays of a group that is chosen anew: of a backend what all backends have, of a trainer what both have."""
+    """What a new choice keeps of the earlier one: keys that all backends have, or keys that both trainers have."""
     if choice is None or group not in ("backend", "trainer"):
         return {}
     common = CONF_DIR / BASE / f"{group}.yaml"
@@ -120,7 +120,7 @@ def _kept(group: str, node: Mapping[str, Any], choice: str | None) -> dict[str, 
 
 
 def _linked(node: Any, paths: Mapping[str, Any], group: str) -> Any:
-    """Values with what lay in the earlier run's folders following the folders of this one."""
+    """A node in which paths below the earlier run's folders are replaced by links to this run's folders."""
     if isinstance(node, dict):
         return {key: _linked(value, paths, group) for key, value in node.items()}
     if isinstance(node, list):
@@ -133,7 +133,7 @@ def _linked(node: Any, paths: Mapping[str, Any], group: str) -> Any:
 
 
 def _spelled(options: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Overrides as the saved configuration takes them: `+` sets what it has, `~` is left out for what it has not."""
+    """Overrides adapted to the saved configuration: `+` may set a key that it has, `~` may name one that it lacks."""
     changing = [given for given in overrides if given[:1] in "+~" and key_of(given) not in ADDED_GROUPS]
     if not changing:
         return list(overrides)
@@ -142,6 +142,6 @@ def _spelled(options: Sequence[str], overrides: Sequence[str]) -> list[str]:
     for given in overrides:
         if given in changing and given.startswith("~") and "/" not in given and not holds(there, key_of(given)):
             continue
-        again = given in changing and given[0] == "+" and given[1:2] != "+" and holds(there, key_of(given))
-        spelled.append(f"+{given}" if again else given)
+        present = given in changing and given[0] == "+" and given[1:2] != "+" and holds(there, key_of(given))
+        spelled.append(f"+{given}" if present else given)
     return spelled

@@ -1,4 +1,4 @@
-"""What a constructor or function that a yaml names takes: which keys, and plain values of which types."""
+"""The signatures of constructors and functions that yamls name: their arguments, and the types of plain values."""
 
 import importlib
 import inspect
@@ -8,15 +8,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 _PLAIN = (bool, int, float, str)
-# Whose annotations are to be relied on; others' may be loose.
+# Packages whose annotations are exact; those of others may be loose.
 _STRICT = ("flrl.", "torch.optim.")
 
 
 def named_by(target: str) -> Any:
-    """What a dotted name stands for.
+    """The object with a dotted name.
 
     Raises:
         ValueError: there is no such module, or nothing of that name in it.
+        ImportError: the module's own imports fail.
     """
     parts = target.split(".")
     for number in range(len(parts) - 1, 0, -1):
@@ -25,7 +26,7 @@ def named_by(target: str) -> Any:
             found: Any = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # something that the module imports
+                raise  # the module exists, but one of its imports does not
             continue
         for part in parts[number:]:
             if not hasattr(found, part):
@@ -36,9 +37,12 @@ def named_by(target: str) -> Any:
 
 
 def taken_by(target: str) -> list[str] | None:
-    """Names of the arguments of what a yaml names; None where it takes any, or cannot tell.
+    """The names of the arguments that a `_target_` takes; None if it takes any, or if they are unknown.
 
-    A class of flrl that passes further arguments on to its base takes those of the base too.
+    A class of flrl that passes further arguments on to its base class takes those of the base class too.
+
+    Raises:
+        ValueError: as `named_by` does.
     """
     named = named_by(target)
     if not isinstance(named, type):
@@ -47,7 +51,7 @@ def taken_by(target: str) -> list[str] | None:
     for base in named.__mro__:
         if "__init__" not in vars(base):
             continue
-        if base is object:  # nobody has a constructor
+        if base is object:  # no class has a constructor
             return None if any("__new__" in vars(one) for one in named.__mro__[:-1]) else names
         own = inspect.signature(base.__init__, follow_wrapped=False).parameters  # type: ignore[misc]
         passed_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
@@ -72,7 +76,7 @@ def _keywords(parameters: Sequence[inspect.Parameter]) -> list[str]:
 
 
 def hints_of(target: str) -> dict[str, Any]:
-    """Annotations of a constructor's arguments, those that it passes on to its bases included; of known ones only."""
+    """The annotations of a constructor's arguments, including those passed on to base classes; for `_STRICT` only."""
     if not target.startswith(_STRICT):
         return {}
     named = named_by(target)
@@ -84,7 +88,7 @@ def hints_of(target: str) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from a yaml can be meant for an annotation; what names an object fits all but plain types."""
+    """Whether a value from a yaml fits an annotation; a node that names an object fits all but plain types."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in arguments
@@ -104,12 +108,12 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _is_object(hint: Any) -> bool:
-    """Whether an annotation asks for what a plain value never is."""
+    """Whether an annotation stands for an object rather than a plain value."""
     return get_origin(hint) is Callable or (isinstance(hint, type) and hint.__module__.startswith(("flrl.", "torch")))
 
 
 def expected(hint: Any) -> str:
-    """An annotation in words."""
+    """An annotation in words, for error messages."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return " or ".join(repr(choice) for choice in arguments)

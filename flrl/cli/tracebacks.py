@@ -1,4 +1,4 @@
-"""Where in a user's own code an error comes from."""
+"""The place in a user's own code that an error comes from."""
 
 import re
 import traceback
@@ -18,9 +18,9 @@ class Place:
     """A line of code.
 
     Attributes:
-        file: as the traceback names it.
-        line: counted from 1.
-        function: the line is in; empty for a line that cannot be parsed.
+        file: the file as in the traceback.
+        line: the line's number, from 1 on.
+        function: the function that the line is in; empty for a line that cannot be parsed.
     """
 
     file: str
@@ -29,7 +29,7 @@ class Place:
 
     @property
     def own(self) -> bool:
-        """Whether the line is a user's: neither in flrl nor in the standard library nor in an installed package."""
+        """Whether the line is the user's: not in flrl, the standard library or an installed package."""
         return is_own_file(self.file)
 
     def __str__(self) -> str:
@@ -39,14 +39,14 @@ class Place:
 
 
 def culprit(error: BaseException, *, causes: bool = True) -> tuple[BaseException, Place | None]:
-    """The error to be told of, and where it was raised.
+    """The error to report, and where it was raised.
 
-    That is the first one that went through a user's own code, at the innermost line of that code; else the error
-    itself, at its innermost line.
+    That is the first one in the chain that went through a user's own code, at the innermost line of that code; else the
+    error itself, at its innermost line.
 
     Args:
-        error: what was caught.
-        causes: look at the chain of its causes too.
+        error: the error that was caught.
+        causes: whether to search the chain of its causes too.
     """
     for link in _causes(error) if causes else (error,):
         own = [place for place in _places(link) if place.own]
@@ -59,7 +59,7 @@ def culprit(error: BaseException, *, causes: bool = True) -> tuple[BaseException
 def place_in(text: str) -> Place | None:
     """The innermost line of a user's own code in a printed traceback, else its innermost line.
 
-    Of several tracebacks in a row, causes first, the last one counts that has a line of one's own.
+    Of several tracebacks in a row, causes first, the last one with a line of the user's counts.
     """
     blocks = [[Place(m[1], int(m[2]), m[3]) for m in _FRAME.finditer(block)] for block in text.split(_START)]
     for block in reversed(blocks):
@@ -70,7 +70,7 @@ def place_in(text: str) -> Place | None:
 
 
 def described(error: BaseException) -> str:
-    """An error's type and message on one line that is not too long."""
+    """An error's type and message on one line of limited length."""
     message = re.sub(r"\s+", " ", str(error)).strip()
     if len(message) > SHOWN_CHARACTERS:
         message = message[:SHOWN_CHARACTERS] + " ..."

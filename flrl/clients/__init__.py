@@ -1,4 +1,4 @@
-"""What clients remember between rounds: in RAM up to a budget, on disk beyond it."""
+"""Client memory: the tensors that clients keep between rounds, in RAM up to a budget and on disk beyond it."""
 
 from flrl.clients.index import ClientIndex
 from flrl.clients.memory import FOLDER, ClientMemory, VersionedMemory

@@ -1,4 +1,4 @@
-"""Client memory in RAM up to a budget, and on disk beyond it."""
+"""The cache of client memory: keeps entries in RAM up to a budget, and writes the others to segments on disk."""
 
 import weakref
 from collections import Counter, OrderedDict
@@ -13,17 +13,17 @@ from flrl.clients.index import ClientIndex, SegmentFile
 from flrl.clients.segment import Kind, Place, Segment, kind_of, nbytes_of, ordered, read
 
 _SEGMENT_BYTES = 2**27
-"""Tensors of one segment, at most, unless a single client has more."""
+"""Largest size in bytes of one segment's tensors, unless a single client has more."""
 
 
 class Entry:
-    """What one client remembers after one round: in RAM, in a segment, or in both.
+    """The memory of one client after one round: in RAM, in a segment, or in both.
 
     Attributes:
         client_id: the client.
-        kind: what its tensors are.
-        tensors: the tensors; None where they are on disk alone.
-        place: where in a segment they lie; None where they are in RAM alone.
+        kind: names, dtypes and shapes of its tensors.
+        tensors: the tensors; None if they are only on disk.
+        place: where in a segment they are; None if they are only in RAM.
     """
 
     __slots__ = ("__weakref__", "client_id", "kind", "place", "tensors")
@@ -36,52 +36,56 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors."""
+        """Size of the tensors in bytes."""
         return nbytes_of(self.kind)
 
 
 class Version(Protocol):
-    """What the cache knows of a version of a client memory: its entries by client id."""
+    """A version of a client memory as the cache sees it: entries by client id."""
 
     entries: dict[int, Entry]
 
 
 class Cache:
-    """Holds the entries of all versions of a client memory that somebody still refers to.
+    """Holds the entries of all versions of a client memory that are still referred to.
 
     Args:
-        budget: bytes of tensors in RAM; None for no limit.
+        budget: largest size in bytes of tensors in RAM; None for no limit.
 
     Attributes:
-        nbytes: bytes of tensors in RAM.
-        folder: where segments go; None where nothing may be written.
+        nbytes: size in bytes of the tensors in RAM.
+        folder: the folder of the segments; None while nothing may be written.
     """
 
     def __init__(self, budget: int | None) -> None:
         self.budget = budget
         self.nbytes = 0
         self.folder: SegmentFolder | None = None
-        # Entries in RAM, the least recently used first, with their bytes. An entry that no version has any more goes.
+        # Entries in RAM, the least recently used first, with their bytes; removed once no version has them any more.
         self._held: OrderedDict[weakref.ref[Entry], int] = OrderedDict()
         self._segments: weakref.WeakSet[Segment] = weakref.WeakSet()
         self._unsaved: set[Path] = set()  # segments that no index names yet
         self._written = 0  # bytes of changes that left RAM since the last save
         self._newest: weakref.ref[Version] | None = None
         this = weakref.ref(self)
-        self._when_lost = lambda ref: None if (cache := this()) is None else cache._let_go(ref)
+        self._when_lost = lambda ref: None if (cache := this()) is None else cache._drop(ref)
 
     def entry(self, client_id: int, tensors: Mapping[str, Tensor]) -> Entry:
-        """A new entry, in RAM."""
+        """A new entry, in RAM.
+
+        Raises:
+            ValueError: a tensor has a dtype that segments cannot hold.
+        """
         tensors = ordered(tensors, client_id)
         entry = Entry(client_id, kind_of(tensors))
         self._hold(entry, tensors)
         return entry
 
     def tensors(self, entry: Entry) -> Mapping[str, Tensor]:
-        """An entry's tensors, from wherever they are.
+        """An entry's tensors, read from disk if they are not in RAM.
 
         Raises:
-            DamagedError: they are on disk, and not what was written.
+            DamagedError: the file is missing or damaged.
         """
         if entry.tensors is not None:
             self._held.move_to_end(weakref.ref(entry))
@@ -96,20 +100,20 @@ class Cache:
         self._newest = weakref.ref(version)
 
     def open(self, folder: SegmentFolder, *, take_in: bool = True) -> None:
-        """Say where segments go; those of other folders that somebody refers to are taken in, if wanted."""
+        """Write segments into a folder from now on; with `take_in`, link or copy those of other folders into it."""
         self.folder = folder
         if take_in:
             for segment in sorted(self._segments, key=lambda segment: segment.path):
                 folder.take_in(segment)
 
     def add(self, segment: Segment) -> None:
-        """Know of a segment that an index names, and have it in the folder, if there is one."""
+        """Add a segment that an index names, and link or copy it into the folder, if there is one."""
         self._segments.add(segment)
         if self.folder is not None:
             self.folder.take_in(segment)
 
     def shrink(self) -> None:
-        """Put what was least recently used on disk until the rest is within the budget."""
+        """Move the least recently used entries from RAM to disk until the rest is within the budget."""
         if self.budget is None or self.nbytes <= self.budget:
             return
         for entry in self._oldest_first():
@@ -118,11 +122,11 @@ class Cache:
             if entry.place is None and self.folder is not None:
                 self._make_room(max(self.nbytes - self.budget, self.budget // 8))
             if entry.place is not None:
-                self._let_go(weakref.ref(entry))
+                self._drop(weakref.ref(entry))
                 entry.tensors = None
 
     def save(self, version: Version) -> ClientIndex:
-        """Write what no segment has yet; returns where everything lies.
+        """Write the version's entries that are in no segment yet; returns the index of all.
 
         Raises:
             ValueError: there is no folder.
@@ -140,7 +144,7 @@ class Cache:
         return index
 
     def prune(self, kept: Iterable[ClientIndex], *, newest: bool = True) -> None:
-        """Delete the segments that neither a kept index nor, if wanted, the newest version refers to."""
+        """Delete the segments that neither a kept index nor, with `newest`, the newest version refers to."""
         version = self._newest() if newest and self._newest is not None else None
         names = {segment.name for index in kept for segment in index.segments}
         entries = () if version is None else version.entries.values()
@@ -154,7 +158,7 @@ class Cache:
         self._held[weakref.ref(entry, self._when_lost)] = entry.nbytes
         self.nbytes += entry.nbytes
 
-    def _let_go(self, ref: "weakref.ref[Entry]") -> None:
+    def _drop(self, ref: "weakref.ref[Entry]") -> None:
         self.nbytes -= self._held.pop(ref, 0)
 
     def _oldest_first(self) -> Iterator[Entry]:
@@ -168,7 +172,7 @@ class Cache:
         return read(entry.place, entry.kind, entry.client_id)
 
     def _make_room(self, least: int) -> None:
-        """Write the least recently used entries that no segment has, of so many bytes together, or all."""
+        """Write the least recently used entries that are in no segment, at least `least` bytes of them, or all."""
         chosen, total = [], 0
         for entry in self._oldest_first():
             if total >= least:
@@ -187,7 +191,7 @@ class Cache:
         self._unsaved &= alive
 
     def _scattered(self, entries: Iterable[Entry], limit: int) -> list[Entry]:
-        """Entries in segments of which less than half is alive, up to a number of bytes: the emptiest first."""
+        """Entries in segments with less than 50 % live bytes, up to `limit` bytes; the emptiest segments first."""
         placed = [(entry, entry.place.segment) for entry in entries if entry.place is not None]
         alive: Counter[Segment] = Counter()
         for entry, segment in placed:
@@ -203,7 +207,7 @@ class Cache:
         return chosen
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        """Put entries into new segments."""
+        """Write entries into new segments."""
         assert self.folder is not None
         for part in _parts(entries):
             clients = [(entry.client_id, entry.kind) for entry in part]
@@ -216,7 +220,7 @@ class Cache:
 
 
 def _parts(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """The entries of each segment; none has a client twice, which two versions may remember differently."""
+    """Divide entries into those of each new segment; entries of one client, of two versions, go into two segments."""
     part: dict[int, Entry] = {}
     total = 0
     for entry in entries:

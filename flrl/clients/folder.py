@@ -1,4 +1,4 @@
-"""The folder that a run's segments lie in."""
+"""The folder of a run's segments."""
 
 import os
 import re
@@ -14,14 +14,17 @@ from flrl.clients.segment import Kind, Place, Segment, sync_folder, write_segmen
 class SegmentFolder:
     """Writes, takes in and deletes the segments of one writer.
 
-    The folder itself is made when the first file is written. What a killed process has left half-written is deleted.
+    The folder is made when the first file is written. Incomplete files that a killed process has left are deleted.
 
     Args:
         path: the folder.
-        writer: prefix of this writer's files; letters, digits, `_` and `-`.
+        writer: prefix of the names of this writer's files; letters, digits, `_` and `-`.
 
     Attributes:
         path: the folder.
+
+    Raises:
+        ValueError: `writer` has other characters.
     """
 
     def __init__(self, path: Path, *, writer: str = "") -> None:
@@ -48,11 +51,11 @@ class SegmentFolder:
         return self._free() if path.exists() else path
 
     def write(self, clients: Sequence[tuple[int, Kind]], tensors: Iterable[Mapping[str, Tensor]]) -> list[Place]:
-        """Write a segment, as `write_segment` does."""
+        """Write a new segment; arguments and result as for `write_segment`."""
         return write_segment(self._free(), clients, tensors)
 
     def take_in(self, segment: Segment) -> None:
-        """Have a segment in this folder: a hard link if the file system can, a copy otherwise."""
+        """Put a segment of another folder into this one, by a hard link if the file system has them, else by a copy."""
         if segment.path.parent.resolve() == self.path.resolve():
             self._foreign.add(segment.path.name)
             return
@@ -79,7 +82,7 @@ class SegmentFolder:
         sync_folder(self.path)
 
     def prune(self, kept: Collection[str]) -> None:
-        """Delete this writer's segments, and those taken in, except the kept ones."""
+        """Delete this writer's segments, and those taken in, except those with the given names."""
         for name in self._names():
             if name not in kept and (name in self._foreign or self._own.fullmatch(name)):
                 (self.path / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Where the memory of each client lies: what a checkpoint holds in place of the memory itself."""
+"""The index of client memory: where each client's tensors are; checkpoints hold it instead of the tensors."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ _COLUMNS = ("client_ids", "files", "starts", "kinds", "checksums")
 
 @dataclass(frozen=True, slots=True)
 class SegmentFile:
-    """A segment as an index names it.
+    """A segment's entry in an index.
 
     Attributes:
-        name: of the file in the folder `clients/`.
-        nbytes: the file's length.
-        data_bytes: how many of them are tensors.
+        name: name of the file in the folder `clients/`.
+        nbytes: the file's length in bytes.
+        data_bytes: size of its tensors in bytes.
     """
 
     name: str
@@ -31,16 +31,16 @@ class SegmentFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientIndex:
-    """Which segment holds which client.
+    """The place of each client's memory, one row per client.
 
     Attributes:
         client_ids: int64 `[n]`, ascending.
-        files: int32 `[n]`: whose entry of `segments` holds the client.
-        starts: int64 `[n]`: the client's first byte there.
-        kinds: int32 `[n]`: which entry of `descriptions` says what its tensors are.
-        checksums: int64 `[n]`: CRC-32 of its bytes.
+        files: int32 `[n]`: index in `segments` of the file that holds the client.
+        starts: int64 `[n]`: position of the client's first byte in that file.
+        kinds: int32 `[n]`: index in `descriptions` of the client's tensors.
+        checksums: int64 `[n]`: CRC-32 of the client's bytes.
         segments: the files.
-        descriptions: names, dtypes and shapes.
+        descriptions: names, dtypes and shapes of tensors.
     """
 
     client_ids: Tensor
@@ -82,13 +82,13 @@ class ClientIndex:
         return len(self.client_ids)
 
     def rows(self) -> Iterable[tuple[int, SegmentFile, int, Kind, int]]:
-        """What `of` was given, in the order of client ids."""
+        """The rows (id, segment, first byte, kind, checksum), in the order of client ids: the inverse of `of`."""
         columns = [getattr(self, name).tolist() for name in _COLUMNS]
         for client_id, file, start, kind, checksum in zip(*columns, strict=True):
             yield client_id, self.segments[file], start, self.descriptions[kind], checksum
 
     def only(self, client_ids: Iterable[int]) -> "ClientIndex":
-        """The part of the given clients; those that are not in the index are passed over."""
+        """The index of the given clients alone; those that are not in this index are ignored."""
         chosen = torch.isin(self.client_ids, torch.tensor(sorted(client_ids), dtype=torch.int64))
         part = replace(self, **{name: getattr(self, name)[chosen] for name in _COLUMNS})
         return ClientIndex.of(part.rows())
@@ -98,7 +98,7 @@ class ClientIndex:
         """The index of the clients of all parts.
 
         Raises:
-            ValueError: a client is in two of them, or they give one file two lengths.
+            ValueError: a client is in two parts, or a file has two lengths.
         """
         index = cls.of(row for part in parts for row in part.rows())
         for one, other in zip(index.segments, index.segments[1:], strict=False):
@@ -107,7 +107,7 @@ class ClientIndex:
         return index
 
     def contents(self) -> str:
-        """SHA-256 of what the clients remember, wherever it lies, as 64 hexadecimal digits."""
+        """SHA-256 of the clients' memory, wherever its files are, as 64 hexadecimal digits."""
         found = hashlib.sha256(json.dumps(self.descriptions).encode())
         for column in (self.client_ids, self.kinds, self.checksums):
             found.update(column.numpy().data)
@@ -118,16 +118,16 @@ class ClientIndex:
         return {name: getattr(self, name) for name in _COLUMNS}
 
     def described(self) -> dict[str, Any]:
-        """All that is not in `tensors`, as JSON can hold it."""
+        """The rest of the index besides `tensors`; can be written as JSON."""
         segments = [[segment.name, segment.nbytes, segment.data_bytes] for segment in self.segments]
         return {"segments": segments, "descriptions": self.descriptions, "contents": self.contents()}
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> "ClientIndex":
-        """The index that gave `tensors` and `described`.
+        """The index from its `tensors` and `described`.
 
         Raises:
-            ValueError, KeyError, TypeError, IndexError: they are not those of an index.
+            ValueError, KeyError, TypeError, IndexError: they are not those of one index.
         """
         index = cls(
             **{name: tensors[name] for name in _COLUMNS},

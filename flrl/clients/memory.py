@@ -1,4 +1,4 @@
-"""What every client remembers between its rounds, as an immutable mapping with versions."""
+"""Client memory as an immutable mapping with versions: from client id to tensors by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,13 +11,13 @@ from flrl.clients.folder import SegmentFolder
 from flrl.clients.index import ClientIndex
 
 FOLDER = "clients"
-"""Where in a run's folder segments lie."""
+"""The folder of segments in a run's folder."""
 
 
 class VersionedMemory(Mapping[int, Mapping[str, Tensor]], ABC):
-    """Client memory as the round loop and checkpoints use it, wherever it is kept: tensors by name, by client id.
+    """The interface of client memory for the round loop and checkpoints: from client id to tensors by name.
 
-    Clients come in ascending order. A version never changes; nobody may change its tensors in place.
+    Iteration is in ascending order of client ids. A version never changes; its tensors must not be changed in place.
     """
 
     @abstractmethod
@@ -25,12 +25,12 @@ class VersionedMemory(Mapping[int, Mapping[str, Tensor]], ABC):
         """A new version; this one stays readable.
 
         Args:
-            changes: what clients remember from now on; a client without any tensors is forgotten.
+            changes: the new tensors of clients, by client id; a client with no tensors is removed.
         """
 
     @abstractmethod
     def save(self) -> ClientIndex:
-        """Write to disk what is not there yet, and return where all of it lies."""
+        """Write to disk what is not there yet, and return the index of all of it."""
 
     @abstractmethod
     def prune(self, kept: Iterable[ClientIndex]) -> None:
@@ -57,38 +57,38 @@ class ClientMemory(VersionedMemory):
 
     @classmethod
     def version(cls, cache: Cache, entries: dict[int, Entry]) -> "ClientMemory":
-        """The version of these entries, which is the cache's newest."""
+        """The version with these entries, which becomes the cache's newest."""
         memory = cls.__new__(cls)
         memory._cache, memory.entries = cache, entries
         cache.made(memory)
         return memory
 
     def __getitem__(self, client_id: int) -> Mapping[str, Tensor]:
-        """What a client remembers.
+        """A client's tensors, by name.
 
         Raises:
-            KeyError: nothing.
-            DamagedError: its file is missing, short, or not what was written; names file and client.
+            KeyError: the client has no memory.
+            DamagedError: its file is missing, too short or damaged; the message names file and client.
         """
         return self._cache.tensors(self.entries[client_id])
 
     def __contains__(self, client_id: object) -> bool:
-        """Whether a client remembers anything."""
+        """Whether a client has any memory."""
         return client_id in self.entries
 
     def __iter__(self) -> Iterator[int]:
-        """The clients, ascending."""
+        """The ids of clients with memory, ascending."""
         return iter(sorted(self.entries))
 
     def __len__(self) -> int:
-        """How many clients remember something."""
+        """Number of clients with memory."""
         return len(self.entries)
 
     def updated(self, changes: Mapping[int, Mapping[str, Tensor]]) -> "ClientMemory":
         """A new version; this one stays readable.
 
         Args:
-            changes: what clients remember from now on; a client without any tensors is forgotten.
+            changes: the new tensors of clients, by client id; a client with no tensors is removed.
 
         Raises:
             ValueError: a client id is negative, or a tensor has a dtype that cannot be kept.
@@ -106,10 +106,10 @@ class ClientMemory(VersionedMemory):
         return memory
 
     def open(self, folder: Path) -> None:
-        """Have segments written below a run's folder, unless it has been said before where they go.
+        """Write segments into a run's folder, unless the store has been opened with a folder already.
 
         Raises:
-            ValueError: they go somewhere else.
+            ValueError: that was another folder.
         """
         path = folder / FOLDER
         if self._cache.folder is None:
@@ -118,7 +118,7 @@ class ClientMemory(VersionedMemory):
             raise ValueError(f"client memory is kept in {self._cache.folder.path}: it cannot be saved in {path}")
 
     def save(self) -> ClientIndex:
-        """Write what no segment has yet, and part of what lies in segments that are mostly dead.
+        """Write entries that are in no segment yet, and move some out of segments with few live bytes.
 
         Raises:
             ValueError: the memory has no folder.

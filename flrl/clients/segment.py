@@ -1,7 +1,7 @@
-"""Files of client memory: a segment holds the tensors of many clients, is written once, and read a client at a time.
+"""Files of client memory: a segment holds the tensors of many clients, is written once, and read client by client.
 
-A segment is a safetensors file with the names `<client id>/<name>`. A client's tensors lie side by side in it, so that
-one read gets all of them; it is a plain read, because pages of a mapped file count as the process's own memory.
+A segment is a safetensors file with the names `<client id>/<name>`. A client's tensors are adjacent in it, so that one
+read gets all of them; it is a plain read, because pages of a mapped file count as the process's own memory.
 """
 
 import json
@@ -43,7 +43,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _OWN_PAGES = 2**16
-"""From so many bytes on tensors get pages of their own: what lives for rounds would leave the heap full of holes."""
+"""Tensors of at least this many bytes get pages of their own: those that live for rounds would fragment the heap."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -52,8 +52,8 @@ class Segment:
 
     Attributes:
         path: its file.
-        nbytes: the file's length.
-        data_bytes: how many of them are tensors.
+        nbytes: the file's length in bytes.
+        data_bytes: size of its tensors in bytes.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class Segment:
     data_bytes: int
 
     def check(self) -> None:
-        """Raise DamagedError unless the file is there and has its length."""
+        """Raise DamagedError unless the file exists and has its length."""
         found = self.path.stat().st_size if self.path.exists() else None
         if found != self.nbytes:
             what = "is missing" if found is None else f"has {found} bytes, it should have {self.nbytes}"
@@ -70,12 +70,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a client's tensors lie.
+    """Where a client's tensors are.
 
     Attributes:
-        segment: in which segment.
-        start: the first byte in its file.
-        checksum: CRC-32 of the bytes.
+        segment: the segment.
+        start: position of the first byte in its file.
+        checksum: CRC-32 of the tensors' bytes.
     """
 
     segment: Segment
@@ -84,7 +84,7 @@ class Place:
 
 
 def ordered(tensors: Mapping[str, Tensor], client_id: int) -> dict[str, Tensor]:
-    """A client's tensors as they are kept: on the CPU, owning their memory, wide elements first, then by name.
+    """A client's tensors in the form in which they are kept: on the CPU, each with its own memory, widest dtypes first.
 
     Raises:
         ValueError: a tensor has a dtype that segments cannot hold.
@@ -106,41 +106,44 @@ def ordered(tensors: Mapping[str, Tensor], client_id: int) -> dict[str, Tensor]:
 
 
 def _room(size: int) -> Tensor:
-    """So many bytes, which go back to the system when nobody refers to them any more."""
+    """Uninitialised memory as uint8 `[size]`; large pieces go back to the system as soon as they are not used."""
     if size >= _OWN_PAGES:
         try:
             return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
-        except OSError:  # a process may have so many mappings only
+        except OSError:  # a process may have too many mappings
             pass
     return torch.empty(size, dtype=torch.uint8)
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
-    """What the tensors, which `ordered` has given, are."""
+    """The kind of a client's tensors, from `ordered`."""
     return shared(tuple((name, _NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()))
 
 
 @cache
 def shared(kind: Kind) -> Kind:
-    """The one copy of a kind that all its clients share: there may be a million of them."""
+    """The first of all equal kinds, so that a million clients share one object."""
     return kind
 
 
 @cache
 def nbytes_of(kind: Kind) -> int:
-    """Bytes of all tensors of a kind."""
+    """Size in bytes of all tensors of a kind."""
     return sum(prod(shape) * _DTYPES[dtype].itemsize for _, dtype, shape in kind)
 
 
 def write_segment(
     path: Path, clients: Sequence[tuple[int, Kind]], tensors: Iterable[Mapping[str, Tensor]]
 ) -> list[Place]:
-    """Write a segment, whole or not at all; returns where each client lies.
+    """Write a segment, completely or not at all.
 
     Args:
-        path: of the new file.
-        clients: id and kind of each.
-        tensors: of each, in the order of `clients`; asked for one after the other, so that they need not be held.
+        path: the new file.
+        clients: id and kind of each client.
+        tensors: tensors of each client, in the order of `clients`; iterated once, so that not all need be in RAM.
+
+    Returns:
+        The place of each client's tensors.
     """
     header = _header(clients)
     data_bytes = sum(nbytes_of(kind) for _, kind in clients)
@@ -164,10 +167,10 @@ def write_segment(
 
 
 def read(place: Place, kind: Kind, client_id: int) -> dict[str, Tensor]:
-    """A client's tensors.
+    """Read a client's tensors.
 
     Raises:
-        DamagedError: the file is missing or short, or the bytes are not those that were written.
+        DamagedError: the file is missing, too short or damaged.
     """
     path, size = place.segment.path, nbytes_of(kind)
     whole = _room(size)
@@ -188,12 +191,12 @@ def read(place: Place, kind: Kind, client_id: int) -> dict[str, Tensor]:
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file lies until it is complete."""
+    """The path of a file until it is complete."""
     return path.with_name(f".{path.name}.partial")
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names of the files in a folder survive a power cut."""
+    """Sync a folder, so that the names of its files survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

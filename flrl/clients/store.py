@@ -1,4 +1,4 @@
-"""Where a run keeps its clients' memory: in RAM up to a budget, in the run's folder beyond it."""
+"""The store of a run's client memory: in RAM up to a budget, in the run's folder beyond it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,13 +11,16 @@ from flrl.clients.segment import Place, Segment, shared
 
 
 class ClientStore:
-    """Keeps client memory: what was used last in RAM, the rest in files.
+    """Keeps client memory: the most recently used part in RAM, the rest in files.
 
-    Until `open` has said where files may be written, everything stays in RAM. What a resumed run reads from its
-    checkpoint's files does not.
+    Until `open` is called, all changes stay in RAM; memory that a resumed run reads from files can be dropped from it.
 
     Args:
-        budget_bytes: bytes of tensors in RAM; a round's changes may exceed it for a moment. 0 keeps all on disk.
+        budget_bytes: largest size in bytes of tensors in RAM; a round's changes may exceed it shortly. 0 keeps all on
+            disk.
+
+    Raises:
+        ValueError: the budget is negative.
     """
 
     def __init__(self, *, budget_bytes: int = 2**30) -> None:
@@ -27,13 +30,13 @@ class ClientStore:
         self._cache = Cache(budget_bytes)
 
     def open(self, folder: Path, *, writer: str = "", take_in: bool = True) -> None:
-        """Have files written into `<folder>/clients/`, and delete what a killed process has left half-written there.
+        """Write files into `<folder>/clients/` from now on; incomplete ones that a killed process left are deleted.
 
         Args:
             folder: a run's folder.
-            writer: prefix of the files' names, by which several processes share a folder.
-            take_in: have the files of a restored memory there too, by hard links where the file system has them, so
-                that the folder they are in now is not needed any more.
+            writer: prefix of the files' names, so that several processes can share a folder.
+            take_in: put the files of a restored memory there too, by hard links where the file system has them, so that
+                their old folder is not needed any more.
 
         Raises:
             ValueError: the writer's name has other characters than letters, digits, `_` and `-`.
@@ -42,20 +45,20 @@ class ClientStore:
 
     @property
     def bytes_in_ram(self) -> int:
-        """Bytes of tensors in RAM, of all versions that are referred to."""
+        """Size in bytes of the tensors in RAM, of all versions that are referred to."""
         return self._cache.nbytes
 
     def memory(self) -> ClientMemory:
-        """The memory of clients that remember nothing yet."""
+        """An empty client memory."""
         return ClientMemory.version(self._cache, {})
 
     def restored(self, index: ClientIndex, folder: Path) -> ClientMemory:
-        """The memory that an index describes; no tensor is read before it is asked for.
+        """The memory that an index describes; a client's tensors are read at the first access.
 
         Args:
             index: from `ClientMemory.save`.
-            folder: the run's folder, in whose `clients/` the files are. If it is not the one that has been opened, they
-                are linked or copied there.
+            folder: the run's folder, whose `clients/` has the files; if another one has been opened, they are linked or
+                copied there.
 
         Raises:
             DamagedError: a file is missing or has another length.
@@ -76,7 +79,7 @@ class ClientStore:
         self._cache.prune(kept)
 
     def close(self, kept: Iterable[ClientIndex] = ()) -> None:
-        """Delete files that no kept index refers to: the memory itself is not needed any more."""
+        """Delete files that no kept index refers to; the memory itself cannot be used any more."""
         self._cache.prune(kept, newest=False)
         if self._cache.folder is not None:
             self._cache.folder.close()

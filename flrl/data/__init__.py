@@ -1,4 +1,4 @@
-"""Data: where samples come from (sources), who owns which (partitions), and both together (`FederatedData`)."""
+"""Data: sources of samples, partitions of samples among clients, and both together (`FederatedData`)."""
 
 from flrl.data.datamodule import from_datamodule, from_datasets
 from flrl.data.federated import FederatedData

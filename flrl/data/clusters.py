@@ -1,4 +1,4 @@
-"""Gaussian clusters as scikit-learn's `make_classification` draws them, to the bit, in a fraction of its memory."""
+"""Gaussian clusters with the bits of scikit-learn's `make_classification`, in a fraction of its memory."""
 
 import numpy as np
 
@@ -8,17 +8,17 @@ _ROWS = 2**16
 def gaussian_clusters(
     num_samples: int, features: int, *, num_classes: int, separation: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `make_classification` returns for one cluster a class and informative features alone, inputs as float32.
+    """What `make_classification` returns for one cluster per class and only informative features, inputs as float32.
 
-    It holds three float64 copies of all inputs. Here one cluster is drawn at a time: its normal numbers come from where
-    the generator was, while what is drawn after them is known already.
+    scikit-learn holds three float64 copies of all inputs. Here one cluster is drawn at a time: a second generator draws
+    its normal numbers, while the first one has already drawn everything that comes after them.
 
     Args:
-        num_samples: how many, of all classes together.
-        features: of one sample.
-        num_classes: at most 2 to the number of features.
-        separation: half the edge of the hypercube on whose corners the clusters are.
-        seed: of the generator, below 2^32.
+        num_samples: number of samples of all classes together.
+        features: number of features of a sample.
+        num_classes: number of classes, at most 2 to the number of features.
+        separation: the clusters are at the corners of a hypercube with edges of twice this length.
+        seed: seed of the generator, below 2^32.
 
     Returns:
         Inputs, float32 `[num_samples, features]`, and classes, int64 `[num_samples]`.
@@ -49,7 +49,7 @@ def gaussian_clusters(
     stop = 0
     for corner, mixing, count in zip(corners, mixings, counts, strict=True):
         start, stop = stop, stop + count
-        # All rows in one product, as there: the last bits may depend on how many there are.
+        # All rows in one product, as in scikit-learn: the last bits may depend on their number.
         cluster = np.dot(normals.standard_normal((count, features)), mixing)
         cluster += corner
         for first in range(0, count, _ROWS):

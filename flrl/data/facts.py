@@ -1,4 +1,4 @@
-"""What a model is sized by: the shape of a dataset's samples and the number of its classes, read from the data."""
+"""The facts of a dataset that determine a model's size: the shape of its samples and the number of its classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from flrl.data.sources import LABEL_KEYS, Source, Splits, TensorSource
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a dataset says of itself.
+    """Facts of a dataset.
 
     Attributes:
-        input_shape: of one sample's inputs; None where samples are no tensors.
-        num_classes: the largest class of all samples, plus one; None where samples have no class.
+        input_shape: shape of one sample's inputs; None if samples are no tensors.
+        num_classes: the largest class of all samples, plus one; None if samples have no class.
     """
 
     input_shape: tuple[int, ...] | None
@@ -23,7 +23,7 @@ class Facts:
 
 
 def facts_of(splits: Splits) -> Facts:
-    """The facts of a dataset, from its first training sample and the classes of all samples.
+    """Read the facts of a dataset from its first training sample and the classes of all samples.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Partitions: which client owns which training sample. A new one is a function here (or anywhere) and a yaml.
+"""Partitions: functions that assign training samples to clients. A new one is a function here, or anywhere, and a yaml.
 
 A partition is called as `partition(num_samples, labels, rng)` and returns each sample's owner, int64 `[num_samples]`
 with values in `[0, num_clients)`. The same generator state gives the same partition.
@@ -13,7 +13,7 @@ from flrl.data.sources import LABEL_KEYS
 def iid(
     num_samples: int, labels: np.ndarray | None, rng: np.random.Generator, *, num_clients: int, min_samples: int = 1
 ) -> np.ndarray:
-    """Random equal split: sizes differ by one at the most.
+    """Random equal split: sizes differ by at most one.
 
     Raises:
         ValueError: there are fewer samples than `num_clients * min_samples`.
@@ -33,19 +33,19 @@ def dirichlet(
     alpha: float,
     min_samples: int = 1,
 ) -> np.ndarray:
-    """Label skew: each class is shared out in proportions drawn from a symmetric Dirichlet distribution.
+    """Label skew: each class is divided among clients in proportions drawn from a symmetric Dirichlet distribution.
 
     As in Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
     Classification", 2019, arXiv 1909.06335, drawn by class as in Yurochkin et al., ICML 2019, arXiv 1905.12022. Clients
-    that end up below `min_samples` are given random samples of the largest clients.
+    with fewer than `min_samples` get random samples of the largest clients.
 
     Args:
-        num_samples: training samples.
-        labels: their classes.
-        rng: where all random numbers come from.
-        num_clients: clients to share the samples out to.
-        alpha: concentration; towards 0 each class goes to one client, towards infinity all clients look alike.
-        min_samples: every client gets at least as many.
+        num_samples: number of training samples.
+        labels: their classes, int64 `[num_samples]`.
+        rng: generator of all random numbers.
+        num_clients: number of clients.
+        alpha: concentration; towards 0 each class goes to one client, towards infinity all clients have equal shares.
+        min_samples: smallest number of samples of a client.
 
     Raises:
         ValueError: `alpha` is not positive, there are no labels, or there are too few samples.
@@ -56,7 +56,7 @@ def dirichlet(
     owner = np.empty(num_samples, dtype=np.int64)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        owner[members] = _deal(len(members), rng.dirichlet(np.full(num_clients, alpha)))
+        owner[members] = _by_shares(len(members), rng.dirichlet(np.full(num_clients, alpha)))
     return _top_up(owner, num_clients, min_samples, rng)
 
 
@@ -69,13 +69,13 @@ def shards(
     shards_per_client: int = 2,
     min_samples: int = 1,
 ) -> np.ndarray:
-    """The pathological split of McMahan et al., AISTATS 2017, arXiv 1602.05629: few classes a client.
+    """The pathological split of McMahan et al., AISTATS 2017, arXiv 1602.05629: few classes per client.
 
     Samples are sorted by class and cut into `num_clients * shards_per_client` shards of equal size (to one sample),
-    which are dealt out at random.
+    which are assigned to clients at random.
 
     Raises:
-        ValueError: there are no labels, or too few samples for a sample in every shard and `min_samples` a client.
+        ValueError: there are no labels, or too few samples for one in every shard and `min_samples` per client.
     """
     _check(num_samples, num_clients, min_samples)
     labels = _require(labels, "shards")
@@ -104,7 +104,7 @@ def quantity_skew(
     alpha: float,
     min_samples: int = 1,
 ) -> np.ndarray:
-    """Clients of different sizes but alike in distribution: sizes follow a symmetric Dirichlet distribution.
+    """Quantity skew: sizes follow a symmetric Dirichlet distribution, samples are drawn uniformly.
 
     As in Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, arXiv 2102.02079.
 
@@ -114,7 +114,7 @@ def quantity_skew(
     _check(num_samples, num_clients, min_samples)
     _check_alpha(alpha, num_clients)
     owner = np.empty(num_samples, dtype=np.int64)
-    owner[rng.permutation(num_samples)] = _deal(num_samples, rng.dirichlet(np.full(num_clients, alpha)))
+    owner[rng.permutation(num_samples)] = _by_shares(num_samples, rng.dirichlet(np.full(num_clients, alpha)))
     return _top_up(owner, num_clients, min_samples, rng)
 
 
@@ -146,21 +146,22 @@ def _require(labels: np.ndarray | None, name: str) -> np.ndarray:
     return labels
 
 
-def _deal(count: int, proportions: np.ndarray) -> np.ndarray:
-    """Owners of `count` samples in a row, shares rounded so that each is within one of its proportion."""
+def _by_shares(count: int, proportions: np.ndarray) -> np.ndarray:
+    """Owners of `count` consecutive samples, int64 `[count]`; each share is within one sample of its proportion."""
     ends = np.rint(np.cumsum(proportions) / proportions.sum() * count).astype(np.int64)
     ends[-1] = count
     return np.repeat(np.arange(len(proportions)), np.diff(ends, prepend=0))
 
 
 def _top_up(owner: np.ndarray, num_clients: int, min_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Move single random samples from whoever is largest, the lowest id first, to the clients below the minimum."""
+    """Move random samples to clients below the minimum, each from the client that is then largest, lowest id first."""
     sizes = np.bincount(owner, minlength=num_clients)
     missing = np.maximum(min_samples - sizes, 0)
     if not missing.any():
         return owner
     by_client = by_owner(owner, rng.permutation(len(owner)))
-    # All that may be given, from each client's last sample on, and how many its owner then holds: who has most gives.
+    # All samples that may be moved, from each client's last one on, and the number that its owner has at that time: the
+    # owner with most samples is next.
     spare = np.maximum(sizes - min_samples, 0)
     given = spans(np.zeros_like(spare), spare)
     holds = np.repeat(sizes, spare) - given

@@ -1,6 +1,6 @@
-"""Where samples come from: tensors held in memory, or any map-style dataset.
+"""Sources of samples: tensors in memory, or any map-style dataset.
 
-A source gives batches for a list of indices; it knows nothing of clients.
+A source returns batches for an array of indices; it has no notion of clients.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,28 +15,28 @@ from torch.utils.data import DataLoader, Dataset, Subset
 # A TensorSource gathers and normalises this many bytes of float32 inputs at a time: many small batches share the cost
 # of the calls, and the block still fits the cache.
 _BLOCK_BYTES = 2**20
-# Sources on one machine keep at most this many bytes of prepared samples for indices that come again.
+# Sources on one machine keep at most this many bytes of prepared samples for indices that are requested repeatedly.
 _KEPT_BYTES = 2**28
-# What two tensors, their key and their place among the others take besides (measured). Samples that take less are not
-# kept: they are soon prepared, and a million small clients would fill memory with what is around them.
+# Overhead of two tensors, their key and their entry in the dict (measured). Samples that take less are not kept: they
+# are prepared quickly, and the overhead of a million small clients would fill memory.
 _KEPT_ENTRY_BYTES = 1200
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
-"""Where the class of a sample is looked for that is a dict."""
+"""Keys under which the class of a sample is searched, if samples are dicts."""
 
 
 class Source(Protocol):
-    """What the rest of flrl asks of a source of samples."""
+    """The interface of a source of samples."""
 
     labels: np.ndarray | None
-    """Class of each sample, int64 `[len]`, or None where samples have no class."""
+    """Class of each sample, int64 `[len]`, or None if samples have no class."""
 
     def __len__(self) -> int:
         """Number of samples."""
 
     def batches(self, indices: np.ndarray, batch_size: int, *, reuse: bool = False) -> Iterator[Any]:
-        """The samples of `indices`, in that order, in batches; the last one may be smaller.
+        """The samples of `indices` (int64 `[n]`), in that order, in batches; the last one may be smaller.
 
-        `reuse` says that the same indices are going to be asked for again, so what is prepared may be kept.
+        With `reuse`, prepared samples may be kept, as the same indices will be requested repeatedly.
         """
 
     def subset(self, indices: np.ndarray) -> "Source":
@@ -45,14 +45,19 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """A dataset: its training samples, which clients share out, and its central test samples."""
+    """A dataset.
+
+    Attributes:
+        train: training samples, which are divided among clients.
+        test: central test samples.
+    """
 
     train: Source
     test: Source
 
 
 class TensorSource:
-    """Samples held in memory as two tensors, batched by indexing; pixels become floats on the batch only.
+    """Samples in memory as two tensors, batched by indexing; pixels become floats only in batches.
 
     Args:
         inputs: `[samples, ...]`; uint8 inputs are taken as pixels and divided by 255.
@@ -62,8 +67,11 @@ class TensorSource:
 
     Attributes:
         inputs: as given, or on the device that they have moved to.
-        targets: likewise.
-        kept_limit: bytes of prepared samples that may be kept; copies on one machine should share it out.
+        targets: as given, or on that device too.
+        kept_limit: largest size in bytes of prepared samples that are kept; copies on one machine should divide it.
+
+    Raises:
+        ValueError: the arguments do not fit together.
     """
 
     def __init__(
@@ -92,14 +100,14 @@ class TensorSource:
         self._forget()
 
     def move_to(self, device: torch.device) -> None:
-        """Have the samples on a device from the first batch on, unless they take a quarter of its free memory."""
+        """Move the samples to a device at the first batch, unless they take more than a quarter of its free memory."""
         self._device = device
 
-    def _settle(self) -> None:
+    def _move(self) -> None:
         device, self._device = self._device, None
         if device is None or (device.type == "cuda" and self._nbytes > torch.cuda.mem_get_info(device)[0] / 4):
             return
-        with torch.inference_mode(False):  # whoever asks next may need tensors that autograd takes
+        with torch.inference_mode(False):  # the next batches may be needed for training
             self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
             self._white = self._white.to(device)
             if self._mean is not None and self._std is not None:
@@ -118,12 +126,12 @@ class TensorSource:
         return {name: value for name, value in vars(self).items() if not name.startswith("_kept")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What `__getstate__` gave."""
+        """Restore the state from `__getstate__`."""
         vars(self).update(state)
         self._forget()
 
     def subset(self, indices: np.ndarray) -> "TensorSource":
-        """A source of its own with copies of the given samples."""
+        """A new source with copies of the given samples."""
         chosen = torch.from_numpy(np.array(indices)).to(self.inputs.device)
         other = TensorSource(self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen))
         other._mean, other._std, other._white = self._mean, self._std, self._white
@@ -136,7 +144,7 @@ class TensorSource:
 
     def batches(self, indices: np.ndarray, batch_size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (inputs, targets); inputs that were pixels or that have a mean come as float32."""
-        self._settle()
+        self._move()
         kept = self._keep(indices) if reuse else None
         if kept is not None:
             yield from zip(torch.split(kept[0], batch_size), torch.split(kept[1], batch_size), strict=True)
@@ -151,9 +159,9 @@ class TensorSource:
             yield from zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True)
 
     def _keep(self, indices: np.ndarray) -> tuple[Tensor, Tensor] | None:
-        """The prepared samples of `indices`, made once; None where they are too many or too few to be kept.
+        """The prepared samples of `indices`, made once; None if they are too large or too small to be kept.
 
-        Batches are views of what is kept. If somebody changed one in place, its version tells, and it is made anew.
+        Batches are views of the kept tensors. If one was changed in place, as their versions show, they are made anew.
         """
         key = np.ascontiguousarray(indices).tobytes()
         if key not in self._kept:
@@ -165,7 +173,7 @@ class TensorSource:
         elif self._kept[key][2] == self._kept[key][0]._version + self._kept[key][1]._version:
             return self._kept[key][:2]
         order, step = torch.from_numpy(np.array(indices)).to(self.inputs.device), 512
-        with torch.inference_mode(False):  # likewise
+        with torch.inference_mode(False):  # the same batches may be needed for training
             targets = self.targets.index_select(0, order)
             like = self._prepare(self.inputs[:0])
             inputs = torch.empty(len(order), *self.inputs.shape[1:], dtype=like.dtype, device=like.device)
@@ -176,7 +184,7 @@ class TensorSource:
 
     def _prepare(self, inputs: Tensor) -> Tensor:
         if inputs.dtype == torch.uint8:
-            # By a tensor there: CUDA multiplies by the inverse of a number, and images would not be those of a CPU.
+            # A tensor as divisor: for a number, CUDA multiplies by its inverse, with other bits than on a CPU.
             inputs = inputs.to(torch.float32).div_(self._white)
         if self._mean is not None and self._std is not None:
             inputs = inputs.to(torch.float32).sub_(self._mean).div_(self._std)
@@ -196,10 +204,13 @@ class DatasetSource:
 
     Args:
         dataset: the dataset; random transforms draw from the client's seed while they run in this process.
-        labels: class of each sample; found by `labels_of` if not given.
-        label_key: where samples are dicts, the key of their class; null takes the first of `LABEL_KEYS` that is there.
-        num_workers: of the DataLoader; 0 loads in this process.
-        collate_fn: of the DataLoader.
+        labels: class of each sample, int64 `[len]`; found by `labels_of` if not given.
+        label_key: if samples are dicts, the key of their class; null takes the first of `LABEL_KEYS` that exists.
+        num_workers: worker processes of the DataLoader; 0 loads in this process.
+        collate_fn: collate function of the DataLoader.
+
+    Raises:
+        ValueError: the number of labels is not that of samples, or samples do not have the key.
     """
 
     def __init__(
@@ -223,8 +234,8 @@ class DatasetSource:
         return len(self.dataset)  # type: ignore[arg-type]  # a map-style dataset is sized
 
     def batches(self, indices: np.ndarray, batch_size: int, *, reuse: bool = False) -> Iterator[Any]:
-        """Batches as the dataset's samples collate; nothing is kept, since samples may be random."""
-        # The generator keeps the loader from drawing a base seed from the global one, which belongs to the client.
+        """Batches of the dataset's samples, collated; nothing is kept, since samples may be random."""
+        # Without this generator the loader would draw a base seed from the global one, which belongs to the client.
         seed = int(torch.initial_seed() % 2**63) if self._num_workers else 0
         yield from DataLoader(
             Subset(self.dataset, indices.tolist()),
@@ -235,7 +246,7 @@ class DatasetSource:
         )
 
     def subset(self, indices: np.ndarray) -> "DatasetSource":
-        """A source that asks the dataset for the given samples only."""
+        """A source of the given samples of the same dataset."""
         return DatasetSource(
             Subset(self.dataset, indices.tolist()),
             labels=None if self.labels is None else self.labels[indices],
@@ -245,16 +256,16 @@ class DatasetSource:
 
 
 def labels_of(dataset: Dataset[Any], key: str | None = None) -> np.ndarray | None:
-    """The classes of a dataset's samples: its `targets`, `labels` or `y`, else what each sample says of itself.
+    """The classes of a dataset's samples: its `targets`, `labels` or `y`, else read from each sample.
 
-    That is the second part of a sample, or where it is a dict the first of `LABEL_KEYS` that it has.
+    The class of a sample is its second part, or for a dict the first of `LABEL_KEYS` that it has.
 
     Args:
-        dataset: map-style.
-        key: of the class in samples that are dicts; nothing else is looked at then.
+        dataset: a map-style dataset.
+        key: key of the class in samples that are dicts; then nothing else is tried.
 
     Returns:
-        int64 `[len]`, or None where they are not whole numbers, one a sample.
+        int64 `[len]`, or None if classes are not one whole number per sample.
 
     Raises:
         ValueError: samples do not have the key.
@@ -270,7 +281,7 @@ def labels_of(dataset: Dataset[Any], key: str | None = None) -> np.ndarray | Non
             return None
     try:
         labels = np.asarray(found)
-    except ValueError:  # ragged: not one number a sample
+    except ValueError:  # ragged: not one number per sample
         return None
     if labels.ndim != 1 or len(labels) != len(dataset) or not np.issubdtype(labels.dtype, np.integer):  # type: ignore[arg-type]
         return None

@@ -1,9 +1,9 @@
-"""Which hooks of a LightningModule or LightningDataModule are its own."""
+"""Which hooks a LightningModule or LightningDataModule overrides."""
 
 import functools
 from typing import Any
 
-# `lightning.pytorch` is a second copy of `pytorch_lightning`; modules of both are welcome.
+# `lightning.pytorch` is a second copy of `pytorch_lightning`; modules of both are supported.
 _CORES = ("pytorch_lightning.core.", "lightning.pytorch.core.")
 
 
@@ -32,9 +32,9 @@ FIT_HOOKS = (
 
 
 def overridden(module: object, hook: str) -> bool:
-    """Whether a module has another version of a hook than Lightning's base classes, by its class or on the instance.
+    """Whether a module's class or the instance itself overrides a hook of Lightning's base classes.
 
-    Functions are compared: a class that Lightning ships itself (`pytorch_lightning.demos`) overrides like any other.
+    Functions are compared, so that classes in Lightning's own package (`pytorch_lightning.demos`) can override too.
     """
     kind: Any = type(module)
     return hook in vars(module) or _overridden(kind, hook)

@@ -1,4 +1,4 @@
-"""What a strategy's `adjust_loss` sees of a training step: the batch, values, and outputs of the module's layers."""
+"""The training step as a strategy's `adjust_loss` sees it: the batch, values, and outputs of the module's layers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +15,18 @@ from flrl.types import Tensors
 
 
 class LocalStep:
-    """One batch of one client.
+    """One training step of one client.
 
-    Whatever is computed from it must be tensor operations on what it gives: engines record them once and replay them.
+    Use only tensor operations on its attributes and results: engines record them once and replay them.
 
     Args:
-        module: the user's.
-        layout: of its parameters.
-        batch: what `training_step` was given.
+        module: the user's module.
+        layout: the layout of its parameters.
+        batch: the argument of `training_step`.
         values: `LocalProblem.values`.
-        outputs: of the observed layers in this step, by their names.
-        buffers: the module's, by name, where others than its own stand for them.
-        training_step: the module's own, where another one stands in its place.
+        outputs: outputs of the observed layers in this step, by layer name.
+        buffers: buffers by name, where they differ from the module's own.
+        training_step: the module's original `training_step`, where it is replaced.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class LocalStep:
         self._training_step = module.training_step if training_step is None else training_step
 
     def outputs_with(self, vector: Tensor) -> dict[str, Tensor]:
-        """The observed layers' outputs on this batch had the model this vector, without gradients.
+        """The outputs of the observed layers on this batch for another model, without gradients, by layer name.
 
         Args:
-            vector: shape `[layout.local_size]` or `[layout.size]`, usually one of `values`.
+            vector: the model, shape `[layout.local_size]` or `[layout.size]`; usually one of `values`.
         """
         own_buffers = dict(self._module.named_buffers()) if self._buffers is None else self._buffers
         tensors = {**own_buffers, **self._layout.unflatten(vector)}
@@ -75,7 +75,7 @@ class StepModule(nn.Module):
 
 @contextmanager
 def observed(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Note the outputs of layers, by their names, while the module is called.
+    """Record the outputs of layers by name while the module is called.
 
     Raises:
         ValueError: the module has no such layer.
@@ -90,7 +90,11 @@ def observed(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Ten
 
 
 def layer_of(module: nn.Module, name: str) -> nn.Module:
-    """A submodule by its name; ValueError if there is none."""
+    """A submodule by its name.
+
+    Raises:
+        ValueError: the module has no such layer.
+    """
     layers: Mapping[str, nn.Module] = dict(module.named_modules())
     if name not in layers:
         known = ", ".join(name for name in layers if name)

@@ -1,4 +1,4 @@
-"""What a user's LightningModule logs while it trains or is evaluated, and how parts of it become one."""
+"""The numbers that a user's LightningModule logs while it trains or is evaluated, and how parts of them are joined."""
 
 import math
 import warnings
@@ -14,13 +14,13 @@ from torchmetrics import Metric
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """What a module logged over some batches, in a form that can be sent and joined with that of other batches.
+    """All that a module logged over some batches, in a form that can be pickled and joined with that of other batches.
 
     Attributes:
-        values: numbers and their weights, by name.
-        reduce: how each name's numbers become one.
-        states: by logged name, a torchmetrics object's place in the module and its counts as plain lists.
-        computed: values that stand for all batches already.
+        values: (value, weight) pairs, by name.
+        reduce: the reduction of each name: mean, sum, min or max.
+        states: by logged name, a torchmetrics object's path in the module and its counts as plain lists.
+        computed: values of torchmetrics objects over all batches.
     """
 
     values: Mapping[str, Sequence[tuple[float, float]]]
@@ -30,15 +30,15 @@ class Logged:
 
 
 class LogCollector:
-    """Takes the place of `self.log` and keeps what a module logs while it trains one client.
+    """Replaces `self.log` and collects what a module logs while it trains one client.
 
-    Numbers become sample-weighted means over the whole local training; torchmetrics objects give their value at the end
-    of the last epoch.
+    Numbers are averaged over the whole local training, weighted by samples; torchmetrics objects have their value at
+    the end of the last epoch.
     """
 
     def __init__(self) -> None:
         self.batch_size = 1
-        """Samples of the present batch: the weight of what is logged, unless `batch_size` is given."""
+        """Number of samples of the current batch: the weight of logged numbers, unless `batch_size` is given."""
         self._values: dict[str, list[tuple[Tensor, float]]] = {}
         self._reduce: dict[str, str] = {}
         self._metrics: dict[str, Metric] = {}
@@ -48,7 +48,11 @@ class LogCollector:
         """Batches for which `training_step` returned nothing."""
 
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
-        """What `LightningModule.log` is called with; all but value, `reduce_fx` and `batch_size` is ignored."""
+        """Replaces `LightningModule.log`; options other than `reduce_fx` and `batch_size` are ignored.
+
+        Raises:
+            ValueError: the value is not one number, or the reduction is not mean, sum, min or max.
+        """
         if isinstance(value, Metric):
             self._metrics[name] = value
             return
@@ -64,21 +68,21 @@ class LogCollector:
         self._values.setdefault(name, []).append((value.reshape(()), float(weight)))
 
     def log_dict(self, dictionary: Any, *args: Any, **options: Any) -> None:
-        """What `LightningModule.log_dict` is called with."""
+        """Replaces `LightningModule.log_dict`; raises as `log` does."""
         for name, value in dictionary.items():
             self.log(name, value, **options)
 
     @property
     def num_losses(self) -> int:
-        """Batches whose loss was noted."""
+        """Number of batches whose loss was added."""
         return len(self._losses)
 
     def add_loss(self, loss: Tensor) -> None:
-        """Note the loss that `training_step` returned for the present batch."""
+        """Add the loss that `training_step` returned for the current batch."""
         self._losses.append((loss.detach(), float(self.batch_size)))
 
     def end_epoch(self, *, reset: bool) -> None:
-        """Compute the logged torchmetrics objects, and make them ready for the next epoch if `reset`."""
+        """Compute the logged torchmetrics objects, and reset them for the next epoch if `reset`."""
         for name, metric in self._metrics.items():
             self._computed[name] = float(metric.compute())
             if reset:
@@ -86,14 +90,18 @@ class LogCollector:
         self._metrics.clear()
 
     def result(self) -> dict[str, float]:
-        """All that was logged, by name; `train/loss` is the mean of the losses noted, where there are any."""
+        """All that was logged, by name; `train/loss` is the mean of the added losses, if there are any."""
         numbers = {name: reduced(self._reduce[name], _numbers(logged)) for name, logged in self._values.items()}
         if self._losses:
             numbers["train/loss"] = reduced("mean", _numbers(self._losses))
         return numbers | self._computed
 
     def logged(self, module: pl.LightningModule) -> Logged:
-        """All that was logged since the last `end_epoch`, and what that computed."""
+        """All that was logged, with the counts of torchmetrics objects since the last `end_epoch`.
+
+        Raises:
+            ValueError: a torchmetrics object is no attribute of the module, or keeps more than counts.
+        """
         paths = {id(part): path for path, part in module.named_modules()}
         for name, metric in self._metrics.items():
             if id(metric) not in paths or not counts_only(metric):
@@ -107,7 +115,7 @@ class LogCollector:
 
 
 def joined(parts: Sequence[Logged], module: nn.Module) -> dict[str, float]:
-    """What a module logged over all batches together, given what it logged over each part of them."""
+    """The values that a module logged over all batches, by name, from its logs over parts of them."""
     values: dict[str, list[tuple[float, float]]] = {}
     for part in parts:
         for name, logged in part.values.items():
@@ -122,7 +130,7 @@ def joined(parts: Sequence[Logged], module: nn.Module) -> dict[str, float]:
             if name in part.states:
                 states = part.states[name][1].items()
                 metric.merge_state({key: torch.tensor(value, device=metric.device) for key, value in states})
-        with warnings.catch_warnings():  # it was updated, though not here
+        with warnings.catch_warnings():  # it was updated in other processes
             warnings.filterwarnings("ignore", ".*was called before the ``update`` method", UserWarning)
             result[name] = float(metric.compute())
         metric.reset()
@@ -130,7 +138,7 @@ def joined(parts: Sequence[Logged], module: nn.Module) -> dict[str, float]:
 
 
 def counts_only(metric: Metric) -> bool:
-    """Whether all that a torchmetrics object keeps are counts, so that those of several parts can be joined exactly."""
+    """Whether a torchmetrics object keeps only counts, so that those of several parts can be joined exactly."""
     states = metric.metric_state.values()
     whole = all(isinstance(state, Tensor) and not state.is_floating_point() for state in states)
     return whole and metric.full_state_update is False and not metric.dist_sync_on_step
@@ -149,7 +157,7 @@ def _numbers(logged: list[tuple[Tensor, float]]) -> list[tuple[float, float]]:
 
 
 def reduced(reduce: str, logged: Sequence[tuple[float, float]]) -> float:
-    """One number for (value, weight) pairs; sums are rounded once, so that no order of the pairs matters."""
+    """Reduce (value, weight) pairs to one number; sums are rounded once, so that the order does not matter."""
     values = [value for value, _ in logged]
     if reduce in ("min", "max"):
         return float(getattr(torch, reduce)(torch.tensor(values, dtype=torch.float64)))

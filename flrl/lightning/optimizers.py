@@ -1,4 +1,4 @@
-"""What a module's `configure_optimizers` returns, in the forms that Lightning knows, for one optimizer."""
+"""The optimizer and schedulers of a module, from any form of `configure_optimizers` that has one optimizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,13 @@ _OF_SCHEDULERS = ("base_lrs", "max_lrs", "eta_min")
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStep:
-    """A learning-rate scheduler, and when it steps: every `frequency` batches or epochs."""
+    """A learning-rate scheduler, and when it steps.
+
+    Attributes:
+        scheduler: the scheduler.
+        interval: "epoch" or "step".
+        frequency: number of intervals between two of its steps.
+    """
 
     scheduler: Any
     interval: str = "epoch"
@@ -25,7 +31,7 @@ class SchedulerStep:
 
 
 def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerStep]]:
-    """The one optimizer, and its schedulers.
+    """The optimizer and the schedulers in what `configure_optimizers` returned.
 
     Raises:
         ValueError: there is no optimizer, there are several, or a scheduler follows a monitored metric.
@@ -47,7 +53,7 @@ def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerStep]]:
 
 
 def check_stepped(module: nn.Module, optimizer: Optimizer) -> None:
-    """Raise ValueError if an optimizer steps what is no parameter of its module, and so would not be sent."""
+    """Raise ValueError if an optimizer steps tensors that are no parameters of its module and would not be sent."""
     known = {id(parameter) for parameter in module.parameters()}
     strange = sum(id(parameter) not in known for group in optimizer.param_groups for parameter in group["params"])
     if strange:
@@ -70,7 +76,7 @@ def _scheduler(item: Any) -> SchedulerStep:
 
 
 def scale_learning_rates(optimizer: Optimizer, schedulers: list[SchedulerStep], factor: float) -> None:
-    """Multiply all learning rates, those that schedulers start from or lead to included."""
+    """Multiply all learning rates by a factor, including those that schedulers start from or lead to."""
     if factor == 1.0:
         return
     for group in optimizer.param_groups:
@@ -89,7 +95,7 @@ def scale_learning_rates(optimizer: Optimizer, schedulers: list[SchedulerStep], 
 
 
 def optimizer_tensors(optimizer: Optimizer, prefix: str = "optimizer/") -> dict[str, Tensor]:
-    """Copies of an optimizer's state, named `<prefix><index of the parameter>/<name>`."""
+    """Copies of an optimizer's state on the CPU, named `<prefix><index of the parameter>/<name>`."""
     tensors = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -100,7 +106,7 @@ def optimizer_tensors(optimizer: Optimizer, prefix: str = "optimizer/") -> dict[
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Tensors, prefix: str = "optimizer/") -> None:
-    """Give an optimizer a copy of the state that `optimizer_tensors` kept; its learning rates stay its own."""
+    """Load a copy of the state from `optimizer_tensors` into an optimizer; its learning rates are not changed."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):

@@ -1,4 +1,4 @@
-"""Plain SGD: a client's update is minus the sum of its gradients times the learning rates, so it tells their mean."""
+"""Plain SGD: a client's update is minus the sum of gradients times learning rates, so their mean follows from it."""
 
 from contextlib import suppress
 from operator import itemgetter
@@ -14,13 +14,13 @@ _values = itemgetter(*_MUST_BE_ZERO)
 
 
 def check_plain_sgd(module: pl.LightningModule, trainer: Any) -> None:
-    """Raise ValueError, by name, unless a module's optimizer is plain SGD and its gradients are not clipped.
+    """Raise ValueError that names the optimizer or setting, unless a module trains by plain SGD without clipping.
 
-    A module whose `configure_optimizers` needs a real Trainer shows its optimizer while it trains only: what was
-    trained then says so in `Trained.not_plain_sgd`.
+    The optimizer of a module whose `configure_optimizers` needs a real Trainer is known only while it trains: see
+    `Trained.not_plain_sgd`.
 
     Args:
-        module: the user's.
+        module: the user's module.
         trainer: a `flrl.trainers.Trainer`.
     """
     with (
@@ -35,13 +35,13 @@ def check_plain_sgd(module: pl.LightningModule, trainer: Any) -> None:
 
 
 def require_plain_sgd(found: str) -> None:
-    """Raise ValueError if `not_plain_sgd` has found another optimizer."""
+    """Raise ValueError unless `found`, a result of `not_plain_sgd`, is empty."""
     if found:
         raise ValueError(f"model.optimizer: this strategy needs plain torch.optim.SGD with one lr, got {found}")
 
 
 def not_plain_sgd(optimizer: Optimizer) -> str:
-    """What an optimizer is, unless it is plain SGD with one learning rate; empty if it is that."""
+    """A description of an optimizer that is not plain SGD with one learning rate; empty if it is."""
     groups = optimizer.param_groups
     if type(optimizer) is SGD and len(groups) == 1 and not any(_values(groups[0])):  # most are, and this is quick
         return ""

@@ -1,4 +1,4 @@
-"""What `self.trainer` is for a module while no Lightning Trainer runs."""
+"""The module's `self.trainer` while no Lightning Trainer runs."""
 
 import contextlib
 import functools
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class OnlyRealTrainerError(RuntimeError):
-    """Something was asked for that only a real Trainer has."""
+    """The module used an attribute that only a real Trainer has."""
 
 
 class TrainerStandIn:
-    """Counters, the optimizer, and a clear no to all that only a real Trainer has.
+    """Counters and the optimizer; raises OnlyRealTrainerError for all that only a real Trainer has.
 
     Args:
-        max_epochs: local epochs.
-        num_training_batches: of an epoch.
-        engine: who does without a Trainer, as messages call it.
+        max_epochs: number of local epochs.
+        num_training_batches: number of batches of an epoch.
+        engine: the engine's name in messages.
     """
 
     def __init__(self, max_epochs: int, num_training_batches: int, *, engine: str = "trainer=eager") -> None:
@@ -49,17 +49,17 @@ class TrainerStandIn:
 
     @property
     def logger(self) -> "ClientLogger":
-        """One that keeps nothing."""
+        """A logger that drops everything."""
         return ClientLogger(self._engine)
 
     @property
     def loggers(self) -> list["ClientLogger"]:
-        """The one."""
+        """A list of `logger` alone."""
         return [self.logger]
 
     @property
     def should_stop(self) -> bool:
-        """Never: a client trains its epochs."""
+        """Always False; setting it to True raises OnlyRealTrainerError."""
         return False
 
     @should_stop.setter
@@ -70,14 +70,14 @@ class TrainerStandIn:
             )
 
     def __getattr__(self, name: str) -> Any:
-        """Anything that only a real Trainer has."""
+        """Raise OnlyRealTrainerError for any other attribute."""
         if name.startswith("__"):
             raise AttributeError(name)
         raise OnlyRealTrainerError(f"{self._engine} has no Trainer.{name}: use trainer=lightning")
 
 
 class ClientLogger(DummyLogger):
-    """`self.logger` of a module that trains a client: takes all that it is given, keeps nothing, and says so once."""
+    """`self.logger` of a module that trains a client: drops everything, and warns of that once."""
 
     def __init__(self, engine: str) -> None:
         super().__init__()
@@ -85,21 +85,21 @@ class ClientLogger(DummyLogger):
 
     @property
     def experiment(self) -> Any:
-        """Something whose every method does nothing."""
-        _say_once(
+        """An object whose methods all do nothing."""
+        _warn_once(
             f"{self._engine}: what goes to self.logger of a client is kept nowhere; self.log goes to metrics.jsonl"
         )
         return super().experiment
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def _warn_once(text: str) -> None:
     log.warning(text)
 
 
 @contextlib.contextmanager
 def attached(module: pl.LightningModule, stand_in: TrainerStandIn) -> Iterator[TrainerStandIn]:
-    """Make a stand-in the module's `self.trainer` for a while."""
+    """Make a stand-in the module's `self.trainer` inside the block."""
     before = [(part, part._trainer) for part in _lightning_modules(module)]
     for part, _ in before:
         part._trainer = stand_in  # type: ignore[assignment]
@@ -119,7 +119,11 @@ def _lightning_modules(module: pl.LightningModule) -> Iterator[pl.LightningModul
 
 
 def configure(module: pl.LightningModule, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
-    """Ask the module for its optimizer and schedulers, and let the stand-in know them."""
+    """Call the module's `configure_optimizers`, and set optimizer and schedulers in the stand-in.
+
+    Raises:
+        ValueError: as `parse_optimizers` does.
+    """
     optimizer, schedulers = parse_optimizers(module.configure_optimizers())
     stand_in.optimizers, stand_in.lr_scheduler_configs = [optimizer], schedulers
     return optimizer, schedulers

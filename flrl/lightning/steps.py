@@ -1,4 +1,4 @@
-"""Calling a user's LightningModule's steps: their arguments, what they return, attributes replaced for a while."""
+"""Calling the steps of a user's LightningModule: their arguments, their results, and attributes replaced meanwhile."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ from flrl.lightning.hooks import overridden
 
 
 def check_automatic(module: pl.LightningModule) -> None:
-    """Raise ValueError unless the module leaves the optimization to its trainer."""
+    """Raise ValueError unless the module has a `training_step` and uses automatic optimization."""
     if not overridden(module, "training_step"):
         raise ValueError(f"{type(module).__name__} has no training_step")
     if not module.automatic_optimization:
@@ -24,7 +24,11 @@ def check_automatic(module: pl.LightningModule) -> None:
 
 
 def step_caller(step: Callable[..., Any]) -> Callable[[Any, int], Any]:
-    """A step method as a function of (batch, batch_idx), whichever of them it takes."""
+    """A step method as a function of (batch, batch_idx), even if it takes only the batch.
+
+    Raises:
+        ValueError: it takes `dataloader_iter`.
+    """
     function = getattr(step, "__func__", step)
     names = _arguments(function)[int(function is not step) :]
     if "dataloader_iter" in names:
@@ -38,7 +42,11 @@ def _arguments(function: Callable[..., Any]) -> list[str]:
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """The loss in what `training_step` returned: a tensor, a mapping with `loss`, or None to skip the batch."""
+    """The loss in a result of `training_step`: a tensor, a dict with `loss`, or None to skip the batch.
+
+    Raises:
+        ValueError: it is anything else.
+    """
     loss = output["loss"] if isinstance(output, dict) else output
     if loss is not None and not isinstance(loss, Tensor):
         raise ValueError(f"training_step returned {type(loss).__name__}; it must return a tensor, a dict or None")
@@ -46,7 +54,7 @@ def loss_of(output: Any) -> Tensor | None:
 
 
 def require_losses(found: int, skipped: int) -> None:
-    """Raise ValueError if `training_step` returned nothing for every batch of a client."""
+    """Raise ValueError if `training_step` skipped all batches of a client."""
     if skipped and not found:
         raise ValueError(
             f"training_step returned no loss for any of the client's {skipped} batches: nothing was trained"
@@ -55,7 +63,7 @@ def require_losses(found: int, skipped: int) -> None:
 
 @contextlib.contextmanager
 def replaced(module: pl.LightningModule, **attributes: Any) -> Iterator[None]:
-    """Set attributes on the instance for a while, over those of its class."""
+    """Set attributes on the instance inside the block, hiding those of its class."""
     before = {name: vars(module)[name] for name in attributes if name in vars(module)}
     for name, value in attributes.items():
         object.__setattr__(module, name, value)

@@ -1,4 +1,4 @@
-"""Moving a batch to the model's device, as the module's own transfer hooks say."""
+"""Moving a batch to the model's device with the module's own transfer hooks."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def transfers(module: pl.LightningModule, device: torch.device) -> bool:
 
 
 def to_device(module: pl.LightningModule, batch: Any, device: torch.device) -> Any:
-    """Move a batch as the module's own transfer hooks say."""
+    """Move a batch to the device with the module's own transfer hooks."""
     if overridden(module, "on_before_batch_transfer"):
         batch = module.on_before_batch_transfer(batch, 0)
     if device.type != "cpu" or overridden(module, "transfer_batch_to_device"):

@@ -1,4 +1,4 @@
-"""Dashboards: Lightning's loggers fed with a row per round, and what W&B gets besides."""
+"""Dashboards: Lightning's loggers get a row per round, W&B some artifacts besides."""
 
 from flrl.logging.loggers import Loggers
 

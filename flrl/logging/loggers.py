@@ -1,4 +1,4 @@
-"""Feeds Lightning's loggers (CSV, TensorBoard, W&B, or anybody's) with every round's metrics."""
+"""Logs every round's metrics with Lightning's loggers: CSV, TensorBoard, W&B, or any other."""
 
 import contextlib
 import math
@@ -13,12 +13,12 @@ from flrl.types import RoundRecord, ServerState
 
 
 class Loggers(Callback):
-    """Any number of Lightning loggers; `step` is the round.
+    """A callback with any number of Lightning loggers; `step` is the round.
 
-    After a resume the rounds before it are logged again, so that each log is complete.
+    After a resume the earlier rounds are logged too, so that each log is complete.
 
     Args:
-        loggers: by name, as in `conf/logger/`.
+        loggers: the loggers by name, as in `conf/logger/`.
     """
 
     def __init__(self, loggers: Mapping[str, Logger]) -> None:
@@ -44,19 +44,19 @@ class Loggers(Callback):
         self._log(history[-1])
 
     def on_fit_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """Give W&B the final model and the partition."""
+        """Finalize all loggers; log the final model and the partition with W&B."""
         for logger in self.loggers.values():
             if isinstance(logger, FlrlWandbLogger):
                 logger.log_end(self._run, history)
             logger.finalize("success")
 
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
-        """Write out what is logged."""
+        """Finalize all loggers, with the status "failed"."""
         for logger in self.loggers.values():
             logger.finalize("failed")
 
     def close(self) -> None:
-        """End the W&B runs: a sweep's next job starts its own."""
+        """End the W&B runs, so that a sweep's next job starts its own."""
         for logger in self.loggers.values():
             if isinstance(logger, FlrlWandbLogger):
                 logger.finish()
@@ -71,7 +71,7 @@ class Loggers(Callback):
 
 @contextlib.contextmanager
 def _folders_that_exist() -> Iterator[None]:
-    """After a resume the CSV logger finds its folder, and is about to get all rows again: no need to warn."""
+    """Suppress the CSV logger's warning that its folder exists: after a resume it gets all rows anew."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
         yield

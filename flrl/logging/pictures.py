@@ -7,10 +7,10 @@ MAX_ROWS = 100
 
 
 def partition_figure(counts: np.ndarray) -> Figure:
-    """A heat map of how many samples of each class each client has.
+    """A heat map of the numbers of samples by client and class.
 
     Args:
-        counts: `[num_clients, classes]`; of more than 100 clients an even choice of 100 is shown.
+        counts: int64 `[num_clients, classes]`; of more than 100 clients, 100 at even distances are shown.
     """
     chosen = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), MAX_ROWS)).round().astype(int))
     height = min(8.0, 1.5 + 0.3 * len(chosen))

@@ -15,14 +15,14 @@ from flrl.types import RoundRecord
 
 
 class FlrlWandbLogger(WandbLogger):
-    """Lightning's W&B logger, with a federation's artifacts. It never prompts and needs no account when offline.
+    """Lightning's W&B logger, with a federation's artifacts. It never prompts, and needs no account when offline.
 
     Args:
-        save_dir: where the `wandb/` folder goes.
+        save_dir: folder in which the `wandb/` folder is made.
         project: W&B project.
         name: name of the run.
         group: runs of one group are shown together; the experiment's name by default.
-        tags: free words.
+        tags: tags of the run.
         offline: keep everything on disk; `wandb sync` sends it later.
 
     Raises:
@@ -73,7 +73,7 @@ class FlrlWandbLogger(WandbLogger):
             self.experiment.summary["digest"] = history[-1].digest
 
     def finish(self) -> None:
-        """End the run, if it began."""
+        """End the W&B run, if it has begun."""
         if self._experiment is not None:
             self._experiment.finish()
 

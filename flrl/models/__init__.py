@@ -1,4 +1,4 @@
-"""Models: a LightningModule for classification, and the nets it wraps."""
+"""Models: a LightningModule for classification, and nets for it."""
 
 from flrl.models.classifier import Classifier
 

@@ -20,7 +20,7 @@ class Classifier(pl.LightningModule):
         num_classes: number of classes.
         optimizer: called with the net's trainable parameters.
         loss: called with (scores, classes); cross-entropy by default, which is log-softmax and negative log-likelihood.
-        scheduler: called with the optimizer; steps once a local epoch.
+        scheduler: called with the optimizer; its scheduler steps once per local epoch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The nets of the federated-learning literature, sized by the data's shape."""
+"""Nets of the federated-learning literature, for any shape of inputs and number of classes."""
 
 from collections.abc import Sequence
 from math import prod
@@ -17,9 +17,12 @@ def mlp_2nn(*, input_shape: Sequence[int], num_classes: int, hidden: int = 200) 
     """The "2NN" of McMahan et al., AISTATS 2017, arXiv 1602.05629: 784-200-200-10, 199,210 parameters on MNIST.
 
     Args:
-        input_shape: of one sample.
+        input_shape: shape of one sample.
         num_classes: number of classes.
         hidden: units of each of the two hidden layers.
+
+    Raises:
+        ValueError: `hidden` is below 1.
     """
     if hidden < 1:
         raise ValueError(f"model.net.hidden={hidden}: must be at least 1")
@@ -41,6 +44,9 @@ def mcmahan_cnn(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequentia
     Args:
         input_shape: (channels, height, width).
         num_classes: number of classes.
+
+    Raises:
+        ValueError: the inputs are no images of at least 4 x 4 pixels.
     """
     channels, height, width = _image(input_shape)
     return nn.Sequential(
@@ -69,7 +75,10 @@ def resnet18(
         input_shape: (channels, height, width).
         num_classes: number of classes.
         norm: "group" or "batch" normalisation.
-        groups: groups of each group normalisation.
+        groups: number of groups of each group normalisation.
+
+    Raises:
+        ValueError: a setting is invalid, or the inputs are no images of at least 4 x 4 pixels.
     """
     channels, _, _ = _image(input_shape)
     if norm not in ("group", "batch"):

@@ -1,1 +1,1 @@
-"""A run's folder: checkpoints, rows, what may change on a resume, whether its files belong together."""
+"""A run's folder: checkpoints, tables, settings that may change on a resume, and checks of its files."""

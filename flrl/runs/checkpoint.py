@@ -1,9 +1,9 @@
-"""Checkpoints: a server state on disk, whole or not at all, and only for the run it belongs to.
+"""Checkpoints: a server state on disk, complete or not there at all, and valid only for its own run.
 
 A checkpoint is a folder `round-00005` with `state.safetensors` and `state.json`. It is written under another name and
-renamed once it is complete, so that a process killed at any time leaves the previous checkpoint valid. Of what clients
-remember it holds the index alone: the tensors are in segments in the run's folder `clients/`, each of which several
-checkpoints may refer to. In format 1, which is still read, they were in the checkpoint.
+renamed once it is complete, so that a process killed at any time leaves the previous checkpoint valid. Of client memory
+it holds only the index: the tensors are in segments in the run's folder `clients/`, each of which several checkpoints
+may refer to. In format 1, which is still read, they were in the checkpoint.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ from flrl.types import ServerState
 
 FORMAT = 2
 _MEMORY = "memory/"
-_SEEDS = ("partition.seed", "model_seed", "sampling_seed")  # one with `seed` in what was written before they had names
+_SEEDS = ("partition.seed", "model_seed", "sampling_seed")  # checkpoints of earlier versions have `seed` alone
 
 
 def checkpoint_path(folder: Path, round: int) -> Path:
-    """Where a run keeps the checkpoint after a round."""
+    """The path of a run's checkpoint after a round."""
     return folder / "checkpoints" / f"round-{round:05d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first; those that were set aside are none."""
+    """The complete checkpoints of a run's folder, oldest first, without damaged ones that were renamed."""
     paths = [path for path in (folder / "checkpoints").glob("round-*") if re.fullmatch(r"round-\d+", path.name)]
     return sorted(paths, key=round_of)
 
@@ -47,16 +47,20 @@ def round_of(path: Path) -> int:
 
 
 def save_checkpoint(folder: Path, state: ServerState, identity: Mapping[str, Any]) -> Path:
-    """Write a run's checkpoint; one that is already there for this round and state is left alone.
+    """Write a run's checkpoint; an existing one of this round and state is not written anew.
 
     Args:
         folder: the run's folder.
-        state: what to save.
-        identity: what a run must share with the checkpoint to be resumed from it.
+        state: the state to save.
+        identity: what a run must have in common with the checkpoint to be resumed from it.
+
+    Returns:
+        The checkpoint's path.
 
     Raises:
         FileExistsError: a checkpoint of this round is there, with another state.
         ValueError: client memory is kept in another run's folder.
+        OSError: it cannot be written.
     """
     path = checkpoint_path(folder, state.round)
     if isinstance(state.memory, ClientMemory):
@@ -92,12 +96,12 @@ def save_checkpoint(folder: Path, state: ServerState, identity: Mapping[str, Any
 
 
 def prune_checkpoints(folder: Path, keep: int, memory: VersionedMemory | None = None) -> None:
-    """Delete all but the newest `keep` checkpoints, and what a process that was killed has left half-written.
+    """Delete all but the newest `keep` checkpoints, and incomplete ones that a killed process has left.
 
     Args:
         folder: the run's folder.
-        keep: how many checkpoints stay.
-        memory: has the files deleted that neither it nor these checkpoints need.
+        keep: number of checkpoints that are kept.
+        memory: the client memory, whose files are deleted if neither it nor a kept checkpoint needs them.
     """
     for path in [*list_checkpoints(folder)[:-keep], *(folder / "checkpoints").glob(".round-*.partial")]:
         shutil.rmtree(path)
@@ -106,7 +110,7 @@ def prune_checkpoints(folder: Path, keep: int, memory: VersionedMemory | None = 
 
 
 def kept_indexes(folder: Path) -> list[ClientIndex]:
-    """The index of client memory of each of a run's checkpoints; of one that cannot be read there is none."""
+    """The indices of client memory of a run's checkpoints; unreadable checkpoints are skipped."""
     found = []
     for path in list_checkpoints(folder):
         try:
@@ -121,16 +125,16 @@ def kept_indexes(folder: Path) -> list[ClientIndex]:
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any], store: ClientStore | None = None) -> ServerState:
-    """Read a checkpoint back.
+    """Read a checkpoint.
 
     Args:
         path: the checkpoint, in its run's folder.
         identity: what the checkpoint's run must have in common with this one.
-        store: keeps the client memory; without it, what is changed of it stays in RAM.
+        store: keeps the client memory; without it, changes of it stay in RAM.
 
     Raises:
-        DamagedError: it is torn, or not a checkpoint, or a file of its client memory is missing or cut off.
-        ValueError: it is of another format, or of a run with another model, partition, seed or strategy.
+        DamagedError: it is incomplete, or not a checkpoint, or a file of its client memory is missing or too short.
+        ValueError: it has another format, or belongs to a run with another model, partition, seed or strategy.
     """
     meta, tensors = _read(path)
     found = {name: meta["identity"].get("seed") for name in _SEEDS} | meta["identity"]
@@ -149,7 +153,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any], store: ClientStore 
 
 
 def _memory(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, Tensor], store: ClientStore) -> ClientMemory:
-    """What clients remember, from the index or, in format 1, the tensors themselves."""
+    """The client memory, from its index or, in format 1, from the tensors themselves."""
     if meta["format"] == 1:
         found: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -163,7 +167,7 @@ def _memory(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, Tensor], 
 
 
 def _is_of(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a checkpoint that is there already is of this state, wherever the files of its client memory are."""
+    """Whether an existing checkpoint has the same state, wherever the files of its client memory are."""
     found, kept = _read(path)
     same = all(found[name] == meta[name] for name in ("round", "digest", "identity"))
     if found["format"] == FORMAT:
@@ -175,7 +179,7 @@ def _is_of(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A checkpoint's description and tensors, which belong together."""
+    """A checkpoint's `state.json` and its tensors, checked against each other."""
     try:
         meta = json.loads((path / "state.json").read_text())
         data = (path / "state.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""What a run's bits come from besides its configuration: code, libraries, processor. Recorded, and compared later."""
+"""The environment that a run's bits depend on besides its configuration: code, libraries, processor."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from flrl.own_code import is_own_file
 _LIBRARIES = ["torch", "torchvision", "torchmetrics", "pytorch-lightning", "numpy", "numba", "safetensors"]
 _LIBRARIES += ["hydra-core", "omegaconf"]
 _OF_BITS = ("flrl", "torch", "numpy")
-_LEVELS = {  # of x86-64, by what they have that the one below has not
+_LEVELS = {  # of x86-64: the instruction sets that each adds to the one before
     "x86-64-v2": {"sse42", "popcnt", "ssse3"},
     "x86-64-v3": {"avx2", "fma", "bmi2", "f16c"},
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
@@ -29,7 +29,7 @@ _GIT_S = 5.0
 
 
 def environment() -> dict[str, Any]:
-    """All that this module records, of this process as it is now; JSON can hold it."""
+    """All that this module records, for this process; can be written as JSON."""
     return {
         "versions": versions(),
         "git": repository(Path.cwd()),
@@ -45,13 +45,13 @@ def versions() -> dict[str, str]:
     for name in _LIBRARIES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # its files are there without their metadata
+        except PackageNotFoundError:  # installed without metadata
             continue
     return found
 
 
 def repository(folder: Path) -> dict[str, Any] | None:
-    """The commit that a folder's repository is at, and whether tracked files differ from it; None without git."""
+    """The current commit of a folder's repository, and whether tracked files differ from it; None without git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -60,7 +60,7 @@ def repository(folder: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers within seconds; it takes no lock, asks nobody and starts no monitor."""
+    """The output of a git command, without locks, prompts or monitors; None if it fails or takes more than `_GIT_S`."""
     command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
     quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
@@ -71,9 +71,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def sources() -> dict[str, str]:
-    """SHA-256 of each file that a module was imported from, those of flrl and of installed packages left out.
+    """SHA-256 of each imported file of the user's own, by name; files of flrl and of installed packages are left out.
 
-    A file is named relative to the entry of `sys.path` that it is below, else to the working directory.
+    A file is named relative to the entry of `sys.path` that contains it, else to the working directory.
     """
     found: dict[str, str] = {}
     for name, module in sorted(sys.modules.items()):
@@ -99,7 +99,7 @@ def _sha256(path: Path) -> str:
 
 
 def processor() -> dict[str, Any]:
-    """What kernels are chosen by: the capability that torch uses, the processor's model, level and instruction sets."""
+    """What kernels are chosen by: torch's CPU capability, the processor's model, level and instruction sets."""
     described = _described_by_linux()
     flags = _flags(described)
     level = "x86-64" if platform.machine() in ("x86_64", "AMD64") else platform.machine()
@@ -124,7 +124,7 @@ def _described_by_linux() -> dict[str, str]:
 
 
 def _flags(described: Mapping[str, str]) -> list[str]:
-    """The instruction sets, spelt alike whoever names them: as the processor itself says, where torch asks it."""
+    """The processor's instruction sets, in one spelling, from torch where it can list them, else from /proc/cpuinfo."""
     ask = getattr(torch.cpu, "get_capabilities", None)
     names = [name for name, has in ask().items() if has is True] if ask else described.get("flags", "").split()
     spelt = {_SPELT.get(name, name.replace("_", "")) for name in names}
@@ -133,7 +133,7 @@ def _flags(described: Mapping[str, str]) -> list[str]:
 
 
 def libraries() -> dict[str, Any]:
-    """How the libraries are set that compute: threads, and what the environment says about kernels."""
+    """Settings of the libraries that compute: threads, BLAS, and environment variables that choose kernels."""
     built = torch.__config__.show().splitlines()
     blas = next((part for part in " ".join(built).split() if part.startswith("BLAS_INFO=")), "BLAS_INFO=unknown,")
     return {
@@ -146,7 +146,7 @@ def libraries() -> dict[str, Any]:
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is otherwise now than it was recorded, a sentence each, as far as bits may follow from it."""
+    """The differences between a recorded environment and this one that bits may depend on, a sentence each."""
     found = []
     for name, known in recorded.get("sources", {}).items():
         current = now["sources"].get(name) or _found_on_path(name)

@@ -1,4 +1,4 @@
-"""Whether the files that a run has left belong together: the model, the newest checkpoint, the partition, the rows."""
+"""Checks that the files of a run belong together: the model, the newest checkpoint, the partition, the tables."""
 
 import hashlib
 import json
@@ -27,12 +27,12 @@ _TORN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
 def check_files(folder: Path, layout: ParameterLayout) -> None:
     """Check a run's files against each other.
 
-    The final model is that of the digest in `summary.json` and of the round's row in `metrics.jsonl`; what its file
-    holds besides the vector (frozen parameters, integer buffers) is as it was written. The newest checkpoint is that of
-    its round's row. The partition has the hash that it names, and that the summary or the checkpoint names.
+    The final model must have the digest of `summary.json` and of the round's row in `metrics.jsonl`, and its file
+    (frozen parameters and integer buffers too) the SHA-256 of the summary. The newest checkpoint must have the digest
+    of its round's row, and the partition the hash that its own file, the summary and the checkpoint name.
 
     Raises:
-        DamagedError: a file is torn, or is not what another one names; says both digests.
+        DamagedError: a file is damaged, or does not match another one; the message has both digests.
     """
     summary = _summary(folder)
     digests = _digests(folder, finished=summary is not None)
@@ -46,10 +46,10 @@ def check_files(folder: Path, layout: ParameterLayout) -> None:
 
 
 def check_checkpoint(folder: Path, path: Path, layout: ParameterLayout) -> Mapping[str, Any]:
-    """Check that a checkpoint is that of its round's row; returns the identity that it names.
+    """Check that a checkpoint has the digest of its round's row; returns its identity.
 
     Raises:
-        DamagedError: it is torn, or of another history.
+        DamagedError: it is damaged, or of another history.
     """
     try:
         state = load_checkpoint(path, {"model": layout.fingerprint})
@@ -77,7 +77,7 @@ def _summary(folder: Path) -> dict[str, Any] | None:
 
 
 def _digests(folder: Path, *, finished: bool) -> dict[int, str]:
-    """The digest after each round; half a row at the end is what a kill leaves of a run that has not finished."""
+    """The digest after each round; an unfinished run may have an incomplete last row, from when it was killed."""
     for name in (METRICS, DIGESTS, CLIENTS):
         path = folder / name
         lines = damaged_lines(path)
@@ -107,12 +107,12 @@ def _check_model(
         written = hashlib.sha256(path.read_bytes()).hexdigest()
         if summary.get("model", written) != written:
             raise DamagedError(f"{path} has SHA-256 {written}, {SUMMARY} names {summary['model']}")
-    elif found not in digests.values():  # a run that was resumed and killed has the model of an earlier end
+    elif found not in digests.values():  # a finished run that was resumed and killed still has its earlier model
         _agree(path, found, digests[max(digests)] if digests else None, max(digests, default=0))
 
 
 def _vector(path: Path, layout: ParameterLayout) -> Tensor:
-    """The vector of a model under its module's names."""
+    """The vector of a saved model, `[layout.size]`."""
     try:
         tensors = load_file(path)
         parts = [tensors[entry.name] for entry in layout.entries]
@@ -129,13 +129,13 @@ def _vector(path: Path, layout: ParameterLayout) -> Tensor:
 
 def _check_partition(path: Path, named: Mapping[str, str]) -> None:
     try:
-        with path.open("rb") as file, np.load(file) as saved:  # NumPy leaves a file open that is no archive
-            said = str(saved["hash"])
+        with path.open("rb") as file, np.load(file) as saved:  # NumPy would not close a file that is no archive
+            own = str(saved["hash"])
             found = partition_hash(**{name: saved[name] for name in ("ends", "sizes", "indices")})
     except FileNotFoundError:
         raise
     except _TORN as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
-    for where, expected in {"it": said, **named}.items():
+    for where, expected in {"it": own, **named}.items():
         if found != expected:
             raise DamagedError(f"{path} has hash {found}, {where} names {expected}")

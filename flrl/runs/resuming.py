@@ -1,4 +1,4 @@
-"""Where a run goes on: with the same settings, as far as results follow from them, from the last state that is good."""
+"""Finding the state to resume a run from: the newest checkpoint that is valid and whose rounds have all their rows."""
 
 import math
 import os
@@ -23,25 +23,25 @@ _UNCHANGED = "; nothing was changed"
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """Where a run goes on.
+    """The state to resume from.
 
     Attributes:
-        state: the last good one.
+        state: the state.
         history: the records of its rounds.
-        dropped: checkpoints that are left out and tables whose damaged lines are, and what is said of them.
+        dropped: newer checkpoints and tables with damaged lines, which are left out, each with the reason.
     """
 
     state: ServerState
     history: list[RoundRecord]
     dropped: Mapping[Path, str]
 
-    def said(self) -> list[str]:
-        """What is left out, a sentence each."""
+    def notes(self) -> list[str]:
+        """A sentence on each file that is left out."""
         return [f"{path} {what}" for path, what in self.dropped.items()]
 
     def set_aside(self) -> list[str]:
-        """Keep what is left out under other names; says so, a sentence each."""
-        said = []
+        """Rename or copy the files that are left out, and rewrite the tables; returns a sentence on each."""
+        notes = []
         for path, what in self.dropped.items():
             aside = _free(path)
             if path.is_dir():
@@ -49,12 +49,20 @@ class Resumption:
             else:
                 shutil.copy2(path, aside)
                 replace_rows(path, read_rows(path))
-            said.append(f"{path} {what}; kept as {aside.name}")
-        return said
+            notes.append(f"{path} {what}; kept as {aside.name}")
+        return notes
 
 
 def run_to_resume(resume: str | None, folder: Path) -> Path | None:
-    """The run folder to go on from, or None to start from the beginning."""
+    """The run's folder to resume from; None to start from the beginning.
+
+    Args:
+        resume: the setting: a folder, "auto" for `folder`, or None.
+        folder: this run's folder.
+
+    Raises:
+        ValueError: the run in it is finished, and has no checkpoints.
+    """
     source = folder if resume == "auto" else Path(resume) if resume else None
     if source is not None and (source / "summary.json").exists() and not list_checkpoints(source):
         raise ValueError(f"{source} holds a finished run without checkpoints: there is nothing to resume from")
@@ -62,7 +70,14 @@ def run_to_resume(resume: str | None, folder: Path) -> Path | None:
 
 
 def last_good(folder: Path, identity: Mapping[str, Any], store: ClientStore | None = None) -> Resumption:
-    """The newest checkpoint that is whole, and whose rounds all have whole rows; `store` keeps its client memory.
+    """The newest valid checkpoint whose rounds all have complete rows.
+
+    If tables besides `metrics.jsonl` have lost rows of all checkpoints, the newest valid one is taken all the same.
+
+    Args:
+        folder: the run's folder.
+        identity: what the checkpoint's run must have in common with this one.
+        store: keeps the client memory.
 
     Raises:
         ValueError: there is none; or a checkpoint is of another run, or of another history than `metrics.jsonl`.
@@ -94,7 +109,7 @@ def last_good(folder: Path, identity: Mapping[str, Any], store: ClientStore | No
 
 
 def _records(folder: Path) -> list[RoundRecord]:
-    """The records of all whole rows."""
+    """The records of all complete rows."""
     records = []
     for row in read_rows(folder / METRICS):
         metrics = {n: math.nan if v is None else float(v) for n, v in row.items() if n not in ("round", "digest")}
@@ -112,13 +127,13 @@ def _until(history: Sequence[RoundRecord], rounds: int, folder: Path) -> list[Ro
 
 
 def _lost_details(folder: Path, history: Sequence[RoundRecord]) -> dict[str, int]:
-    """The first round of which a damaged line has taken rows, for each table beside `metrics.jsonl` that lacks some."""
+    """For each table besides `metrics.jsonl` that has lost rows in damaged lines, the first round that lacks some."""
     last = max((record.round for record in history), default=0)
     clients = {record.round: int(record.metrics.get("clients/num", 0)) for record in history}
     lost = {}
     for name, wanted in ((DIGESTS, dict.fromkeys(clients, 1)), (CLIENTS, clients)):
         counts: Counter[int] = Counter()
-        spans: list[list[int]] = []  # the rounds that a damaged line may be of
+        spans: list[list[int]] = []  # first and last round that each damaged line may belong to
         before = 1
         for _, row in read_lines(folder / name):
             if row is None:
@@ -136,7 +151,7 @@ def _lost_details(folder: Path, history: Sequence[RoundRecord]) -> dict[str, int
 
 
 def _with_tables(found: Resumption, folder: Path) -> Resumption:
-    """Also name the tables with damaged lines, and the checkpoints after the state, whatever they are."""
+    """The same state, with `dropped` for the checkpoints after it and for tables with damaged lines."""
     dropped = {path: reason for path, reason in found.dropped.items() if round_of(path) > found.state.round}
     for name in _TABLES:
         lines = damaged_lines(folder / name)
@@ -147,7 +162,7 @@ def _with_tables(found: Resumption, folder: Path) -> Resumption:
 
 
 def _free(path: Path) -> Path:
-    """A name beside a path that is not taken."""
+    """A path beside this one that does not exist."""
     number, aside = 1, path.with_name(f"{path.name}.damaged")
     while aside.exists():
         number += 1

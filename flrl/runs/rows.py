@@ -1,4 +1,4 @@
-"""The tables of a run's folder: a row of JSON a line, whole lines only."""
+"""The tables of a run's folder: one row as JSON per line."""
 
 import json
 import os
@@ -27,33 +27,37 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a table; a kill can leave half a row at its end."""
+    """The complete rows of a table; a process that was killed may have left an incomplete one at the end."""
     return (row for _, row in read_lines(path) if row is not None)
 
 
 def damaged_lines(path: Path) -> list[int]:
-    """The numbers of the lines that are no rows."""
+    """The numbers of the lines that are damaged, from 1 on."""
     return [number for number, row in read_lines(path) if row is None]
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows at the end of a table, all or none."""
+    """Write rows at the end of a table, all or none.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
     except OSError:
-        os.truncate(path, size)  # no half row in the middle, should there be another attempt
+        os.truncate(path, size)  # no incomplete row in the middle, should there be another attempt
         raise
 
 
 def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table anew, whole or not at all."""
+    """Replace a table, completely or not at all."""
     replace_text(path, (json.dumps(row) + "\n" for row in rows))
 
 
 def replace_text(path: Path, lines: Iterable[str]) -> None:
-    """Write a file anew, whole or not at all."""
+    """Replace a file, completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
         file.writelines(lines)

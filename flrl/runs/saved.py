@@ -1,4 +1,4 @@
-"""The configuration that a run has left in its folder. Nothing here imports torch."""
+"""The configuration saved in a run's folder. Nothing here imports torch."""
 
 from pathlib import Path
 from typing import Any
@@ -9,22 +9,22 @@ from yaml import YAMLError
 from flrl.errors import DamagedError
 
 BEFORE = ".hydra.before"
-"""Where the `.hydra` of a run stays while another command asks to go on with that run."""
+"""The name of a run's `.hydra` while another command is checked that resumes the run."""
 _SHAPED = tuple(f"flrl.data.datasets.{name}" for name in ("digits", "mnist", "fashion_mnist"))
 
 
 def saved_in(folder: Path) -> Path | None:
-    """The file with the configuration of the run in a folder, as it was before this command; None where none is."""
-    # Where the run goes on in its own folder, Hydra has written the new configuration there already.
+    """The file with the configuration of the run in a folder, as it was before this command; None if there is none."""
+    # If the run is resumed in its own folder, Hydra has written the new configuration there already.
     paths = [folder / name / "config.yaml" for name in (BEFORE, ".hydra")]
     return next((path for path in paths if path.exists()), None)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A resolved configuration from a file, as this version would have written it.
+    """A resolved configuration from a file, with the keys of this version.
 
     Raises:
-        DamagedError: the file is torn, or holds something else.
+        DamagedError: the file is damaged, or holds something else.
     """
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
@@ -38,8 +38,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def migrated(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration of an earlier version with the keys of this one.
 
-    Datasets of flrl were told the shape of their samples and the number of their classes, which are now read from them.
-    What backends call `schedule` was `dealing`; transforms, of which flrl had one, were a list.
+    Datasets of flrl had arguments for the shape of samples and the number of classes, which are now read from the data.
+    The key `backend.schedule` was `backend.dealing`; transforms were a list.
     """
     dataset = config.get("dataset")
     if isinstance(dataset, dict) and dataset.get("_target_") in _SHAPED:

@@ -1,4 +1,4 @@
-"""Which settings of a run its results follow from: those stay what they were when it is resumed."""
+"""The settings that a run's results depend on, which must not change when it is resumed."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ _FREE |= {
     "dataset.download",
 }
 _OF_BACKENDS = {"backend.threads", "backend.device", "backend.portable"}
-"""What bits follow from in a backend; where and in how many processes clients train is free."""
+"""The settings of a backend that bits depend on; its kind and the number of processes may change."""
 _SAME_BITS = {f"flrl.trainers.{name}Trainer" for name in ("Eager", "Traced", "Lightning")}
 _AUTO = "flrl.trainers.choose_engine"
 _SHOWN = 5
@@ -27,16 +27,25 @@ _ABSENT = object()
 
 
 def earlier_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the run in a folder as it was before this command; None where none was kept."""
+    """The configuration of the run in a folder as it was before this command; None if none was saved.
+
+    Raises:
+        DamagedError: its file is damaged.
+    """
     path = saved_in(folder)
     return None if path is None else read_config(path)
 
 
 def continued(config: Mapping[str, Any], earlier: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration that the run in a folder goes on with; `trainer=auto` stands for the engine that it had.
+    """The configuration to resume a run with; `trainer=auto` becomes the engine that the run had.
+
+    Args:
+        config: the new configuration.
+        earlier: the run's configuration so far.
+        folder: the run's folder.
 
     Raises:
-        ValueError: a setting that results follow from has changed.
+        ValueError: a setting that results depend on has changed.
     """
     config = dict(config)
     if config["trainer"].get("_target_") == _AUTO:
@@ -55,7 +64,7 @@ def continued(config: Mapping[str, Any], earlier: Mapping[str, Any], folder: Pat
 
 
 def differences(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
-    """Each setting that results follow from and that differs, with its two values, in the configuration's order."""
+    """The settings that results depend on and that differ, each with its two values, in the configuration's order."""
     was, now = (dict(_leaves(_with_seeds(tree))) for tree in (earlier, config))
     trainers = {leaves.get("trainer._target_") for leaves in (was, now)}
     found = []
@@ -79,15 +88,15 @@ def _alike(key: str, old: Any, new: Any) -> bool:
     if key == "backend.device":
         old, new = (str(device).partition(":")[0] for device in (old, new))
     if key.startswith("model.") and key.rpartition(".")[2] in FROM_DATA and (old is None or new is None):
-        return True  # null stands for what the data says
-    # Engines and backends of other kinds, or of other versions, have options that the others lack: off is not there.
+        return True  # null stands for the data's own value
+    # Engines and backends of other kinds or versions may lack an option: that is the same as an option that is off.
     if key.startswith(("trainer.", "backend.")):
         old, new = (None if value is _ABSENT or value is False or value in ({}, []) else value for value in (old, new))
     return bool(old == new)
 
 
 def _follows_paths(old: Any, new: Any, earlier: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether two values differ by where the data or the outputs are alone."""
+    """Whether two values differ only by the folders of data or outputs."""
     if not isinstance(old, str) or not isinstance(new, str):
         return False
     places = [(str(place), str(config["paths"].get(name))) for name, place in (earlier.get("paths") or {}).items()]
@@ -95,7 +104,7 @@ def _follows_paths(old: Any, new: Any, earlier: Mapping[str, Any], config: Mappi
 
 
 def _with_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with all seeds spelt out: those of before they had names are `seed`."""
+    """The configuration with all seeds; those that an earlier version did not have are `seed`."""
     seeds = Seeds.of(config)
     partition = {**config["partition"], "seed": seeds.partition}
     return {**config, "model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition}

@@ -1,4 +1,4 @@
-"""What an object and all that it holds were at one moment, to be put back: so nothing leaks from client to client."""
+"""Snapshots of an object and all that it holds, which restore it so that no state leaks from client to client."""
 
 from flrl.snapshot.shared import Shared
 from flrl.snapshot.snapshot import Snapshot, refuse_changes

@@ -1,6 +1,6 @@
-"""The kinds of things that hold state, each with a way to tell that it has changed and to put it back in place.
+"""Cells: each notes the state of one mutable object, sees whether it has changed, and restores it in place.
 
-A cell is shallow: a list's knows which objects were in it, and each of those that can change has a cell of its own.
+A cell is shallow: that of a list notes which objects are in it, and each of those that can change has its own cell.
 """
 
 import array
@@ -23,35 +23,35 @@ _WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64
 
 
 class Cell(Protocol):
-    """One thing that can change."""
+    """The noted state of one mutable object."""
 
     place: str
-    """Where it is, as one would write it in Python."""
+    """Where the object is, as a Python expression."""
 
     def differs(self) -> bool:
-        """Whether it is not what it was."""
+        """Whether the object has changed."""
 
     def names(self) -> list[str]:
-        """The places in it that have changed."""
+        """The places in the object that have changed, as Python expressions."""
 
     def put_back(self) -> None:
-        """Make it what it was."""
+        """Restore the noted state."""
 
 
 class Entries:
-    """A dict, or the attributes of an object: which values are under which keys, in their order."""
+    """The items of a dict, or the attributes of an object, in their order."""
 
     def __init__(self, place: str, mapping: dict[Any, Any], *, attributes: bool = False) -> None:
         self.place, self.mapping, self.attributes = place, mapping, attributes
         self.keys, self.values = list(mapping), tuple(mapping.values())
 
     def differs(self) -> bool:
-        """Other keys, other values, or another order."""
+        """Whether there are other keys, other values, or another order."""
         found = self.mapping
         return list(found) != self.keys or not all(map(is_, found.values(), self.values))
 
     def names(self) -> list[str]:
-        """Keys that were added, taken away or given other values."""
+        """The keys that were added, removed or given other values."""
         before = dict(zip(self.keys, self.values, strict=True))
         keys = [*before, *(key for key in self.mapping if key not in before)]
         changed = [k for k in keys if before.get(k, _MISSING) is not dict.get(self.mapping, k, _MISSING)]
@@ -59,7 +59,7 @@ class Entries:
         return [form.format(self.place, key) for key in changed] or [self.place]
 
     def put_back(self) -> None:
-        """In the original order; subclasses of dict may have methods of their own, which are passed by."""
+        """Restore the items in their order, without calling methods that a subclass of dict overrides."""
         kind: Any = OrderedDict if isinstance(self.mapping, OrderedDict) else dict
         kind.clear(self.mapping)
         for key, value in zip(self.keys, self.values, strict=True):
@@ -67,48 +67,48 @@ class Entries:
 
 
 class Items:
-    """A list or deque."""
+    """The items of a list or deque."""
 
     def __init__(self, place: str, sequence: list[Any] | deque[Any]) -> None:
         self.place, self.sequence, self.items = place, sequence, tuple(sequence)
         self.size = len(self.items)
 
     def differs(self) -> bool:
-        """Other objects, or another order."""
+        """Whether there are other objects, or another order."""
         return not (len(self.sequence) == self.size and all(map(is_, self.sequence, self.items)))
 
     def names(self) -> list[str]:
-        """The whole."""
+        """The place of the whole list."""
         return [self.place]
 
     def put_back(self) -> None:
-        """The same objects."""
+        """Restore the same objects in their order."""
         self.sequence.clear()
         self.sequence.extend(self.items)
 
 
 class Members:
-    """A set."""
+    """The members of a set."""
 
     def __init__(self, place: str, members: set[Any]) -> None:
         self.place, self.members, self.before = place, members, set(members)
 
     def differs(self) -> bool:
-        """Other members."""
+        """Whether there are other members."""
         return self.members != self.before
 
     def names(self) -> list[str]:
-        """The whole."""
+        """The place of the whole set."""
         return [self.place]
 
     def put_back(self) -> None:
-        """The same members."""
+        """Restore the same members."""
         self.members.clear()
         self.members.update(self.before)
 
 
 class Named:
-    """Some attributes of an object that are in no dict: slots, and a class's own."""
+    """Attributes of an object that are in no plain dict: slots, and attributes of a class."""
 
     def __init__(self, place: str, thing: Any, names: Iterable[str]) -> None:
         self.place, self.thing = place, thing
@@ -120,15 +120,15 @@ class Named:
         return getattr(self.thing, name, _MISSING)
 
     def differs(self) -> bool:
-        """Another value under one of the names."""
+        """Whether one of the names has another value."""
         return any(self._now(name) is not value for name, value in self.before)
 
     def names(self) -> list[str]:
-        """The names with other values."""
+        """The attributes with other values."""
         return [f"{self.place}.{name}" for name, value in self.before if self._now(name) is not value]
 
     def put_back(self) -> None:
-        """Where an object forbids it, as frozen dataclasses do, it is passed by."""
+        """Restore the values, even where the object's own `__setattr__` forbids it, as in frozen dataclasses."""
         assign, remove = (type.__setattr__, type.__delattr__) if isinstance(self.thing, type) else _ASSIGN
         for name, value in self.before:
             now = self._now(name)
@@ -140,23 +140,23 @@ _ASSIGN: Any = (object.__setattr__, object.__delattr__)
 
 
 class Hooks:
-    """What is registered on a tensor."""
+    """The registers of hooks on a tensor."""
 
     def __init__(self, place: str, tensor: Tensor) -> None:
         self.place, self.tensor = place, tensor
         self.backward, self.accumulated = tensor._backward_hooks, _after_accumulation(tensor)
 
     def differs(self) -> bool:
-        """Other registers; what is in them has cells of its own."""
+        """Whether there are other registers; the hooks in them have their own cells."""
         tensor: Any = self.tensor
         return tensor._backward_hooks is not self.backward or _after_accumulation(tensor) is not self.accumulated
 
     def names(self) -> list[str]:
-        """The whole."""
+        """The hooks of the tensor."""
         return [f"hooks of {self.place}"]
 
     def put_back(self) -> None:
-        """The same registers, or none."""
+        """Restore the same registers, or none."""
         self.tensor._backward_hooks = self.backward
         self.tensor._post_accumulate_grad_hooks = self.accumulated
 
@@ -166,9 +166,9 @@ def _after_accumulation(tensor: Any) -> Any:
 
 
 class Numbers:
-    """A tensor that is not part of the model's vector: its bits, its gradient, and whether it asks for one.
+    """A tensor that is not part of the model's vector: its bits, its gradient, and `requires_grad`.
 
-    One of more than `LARGE_BYTES` (a dataset, say) is not copied: that it has changed is told by its version alone.
+    A tensor of more than `LARGE_BYTES` (a dataset, for instance) is not copied: a change is seen by its version alone.
     """
 
     def __init__(self, place: str, tensor: Tensor) -> None:
@@ -181,11 +181,11 @@ class Numbers:
         self.where, self.count = tensor.data_ptr(), tensor.numel()
         self.memory: np.ndarray | None = None
         if tensor.device.type == "cpu" and tensor.nbytes <= _SMALL_BYTES and tensor.dtype in _IN_NUMPY:
-            self.memory = tensor.detach().numpy()  # the same memory, and several times quicker to look at
+            self.memory = tensor.detach().numpy()  # the same memory, several times faster to compare
             self.bytes = self.memory.tobytes()
 
     def differs(self) -> bool:
-        """Compared to the bit: writing through `.data` leaves no other trace."""
+        """Whether a bit, the gradient or `requires_grad` has changed; writing through `.data` changes no version."""
         tensor = self.tensor
         if self.requires_grad is not None and (
             tensor.requires_grad is not self.requires_grad or tensor.grad is not self.grad
@@ -199,15 +199,15 @@ class Numbers:
         return self.memory.tobytes() != self.bytes
 
     def names(self) -> list[str]:
-        """The whole."""
+        """The place of the tensor."""
         return [self.place]
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """In its own memory where that is possible, so that views of it follow.
+        """Restore the tensor, in its own memory where that is possible, so that views of it change too.
 
         Raises:
-            ValueError: it is too large to be kept twice.
+            ValueError: the tensor is larger than `LARGE_BYTES`, and has not been copied.
         """
         tensor = self.tensor
         if self.large:
@@ -240,22 +240,22 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 class Stateful:
-    """Something whose state can be asked for and set: generators of random numbers, arrays, bytes."""
+    """An object whose whole state can be read and set: a generator of random numbers, an array, bytes."""
 
     def __init__(self, place: str, get: Callable[[], Any], set_: Callable[[Any], None]) -> None:
         self.place, self.get, self.set = place, get, set_
         self.before = get()
 
     def differs(self) -> bool:
-        """Another state."""
+        """Whether the state has changed."""
         return bool(self.get() != self.before)
 
     def names(self) -> list[str]:
-        """The whole."""
+        """The place of the object."""
         return [self.place]
 
     def put_back(self) -> None:
-        """Set the state."""
+        """Restore the state."""
         self.set(self.before)
 
 
@@ -273,7 +273,7 @@ def stateful(place: str, thing: Any) -> Stateful | None:
     if isinstance(thing, random.Random):
         return Stateful(place, thing.getstate, thing.setstate)
     if isinstance(thing, np.ndarray) and thing.dtype.hasobject:
-        kept = thing.copy()  # its bytes tell which objects there are
+        kept = thing.copy()  # the bytes of such an array are its objects' addresses
         return Stateful(place, thing.tobytes, lambda s: thing.__setitem__(..., kept))
     if isinstance(thing, np.ndarray):
         return Stateful(place, thing.tobytes, lambda s: _fill(thing, s))

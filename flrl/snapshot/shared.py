@@ -1,6 +1,6 @@
-"""What the code of an object's classes shares with everybody: globals that it names, variables that it closes over.
+"""State outside of an object that the code of its classes uses: globals that it names, variables that it closes over.
 
-They are not put back, since others may have changed them; but whether they have changed can be seen.
+It is not restored, since other code may have changed it; but changes can be detected.
 """
 
 import dis
@@ -21,10 +21,10 @@ _HOLDERS = (list, dict, set, deque, np.ndarray, torch.Tensor, torch.Generator, n
 
 
 class Shared:
-    """Globals and closed-over variables that the code of a module's own classes assigns, and globals that can change.
+    """Globals and closed-over variables that the code of a module's classes assigns, and mutable globals that it names.
 
     Args:
-        module: the module; the classes of all its parts count, as far as they are a user's own.
+        module: the module; the user's own classes among those of all its submodules are read.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -45,7 +45,7 @@ class Shared:
         self._names = list(holders)
 
     def changed(self) -> list[str]:
-        """Those that are not what they were."""
+        """The names of those that have changed."""
         names = [name for slot in self._assigned if slot.differs() for name in slot.names()]
         if self._holders is not None:
             for place in self._holders.changed():

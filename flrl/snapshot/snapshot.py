@@ -1,4 +1,4 @@
-"""Walks through all that an object holds, notes what can change, and puts it back."""
+"""Walks through all that an object holds, notes the state of mutable objects, and restores it."""
 
 import enum
 import functools
@@ -25,35 +25,35 @@ _PLAIN = (
     enum.Enum, pathlib.PurePath, np.generic, np.dtype, types.ModuleType, types.BuiltinFunctionType, types.CodeType,
     types.FrameType, types.MappingProxyType, weakref.ref, torch.jit.ScriptModule,
 )  # fmt: skip
-"""What cannot change, or is nobody's state."""
+"""Types of objects that cannot change, or hold no state of a model."""
 _PASSED_BY = (
     "logging", "wandb", "threading", "_thread", "concurrent", "multiprocessing", "asyncio", "socket", "subprocess",
     "tqdm", "rich", "tensorboard", "tensorboardX", "matplotlib", "weakref", "mlflow", "torch._dynamo",
     "torch._inductor", "torch._C", "torch.fx", "torch.jit", "pytorch_lightning.loggers", "lightning.pytorch.loggers",
     "pytorch_lightning.trainer", "lightning.pytorch.trainer", "flrl.trainers",
 )  # fmt: skip
-"""Packages whose objects are not entered: what they hold is of this process, not of a model."""
+"""Packages whose objects are not entered: their state belongs to the process, not to a model."""
 _REGISTERS = ("_parameters", "_buffers", "_modules")
 _NO_STATE = ("_trainer", "_fabric")
-_NOT_TOLD = (*_NO_STATE, "log", "log_dict", "_flat_weights", "_flat_weight_refs")
-"""Attributes that engines replace for a while, or that torch derives from parameters; put back all the same."""
+_NOT_REPORTED = (*_NO_STATE, "log", "log_dict", "_flat_weights", "_flat_weight_refs")
+"""Attributes that engines replace meanwhile, or that torch derives from parameters; they are restored all the same."""
 
 
 class Snapshot:
-    """What an object and everything it holds were when this was made.
+    """The state of an object and everything it holds at the moment when this was made.
 
     Entered are attributes, lists, dicts, sets, tuples, deques, tensors, arrays, generators of random numbers, bound
-    methods and arguments, submodules, instances of any class, and what a user's own classes hold. Not entered are
+    methods and arguments, submodules, instances of any class, and attributes of a user's own classes. Not entered are
     globals, closures, loggers, threads and the like.
 
     Args:
         thing: the object.
-        name: how places in it are called.
-        spared: tensors whose numbers somebody else puts back; their hooks and attributes count.
-        left: classes whose instances are left as they are.
+        name: the object's name in reported places.
+        spared: tensors whose numbers are restored elsewhere; their hooks and attributes are noted.
+        left: classes whose instances are ignored.
 
     Attributes:
-        stuck: places of what cannot be put back, iterators above all, each with what it is.
+        stuck: places of objects that cannot be restored, iterators above all, each with a description.
 
     Example:
         >>> counts = {"steps": 0, "seen": []}
@@ -69,7 +69,7 @@ class Snapshot:
 
     def __init__(self, thing: Any, name: str, *, spared: Iterable[Tensor] = (), left: tuple[type, ...] = ()) -> None:
         self._spared, self._left = {id(tensor) for tensor in spared}, left
-        self._seen: dict[int, Any] = {}  # keeps all that was met alive, so that no other object gets its id
+        self._seen: dict[int, Any] = {}  # keeps all entered objects alive, so that no other object gets their ids
         self._cells: list[Cell] = []
         self._empty: list[Any] = []
         self._empty_cells: list[Cell] = []
@@ -82,23 +82,27 @@ class Snapshot:
                 pending.extend(reversed(list(self._enter(found))))
 
     def changed(self) -> list[str]:
-        """The places that are not what they were."""
+        """The places that have changed, as Python expressions."""
         names = (name for cell in self._differing() for name in cell.names())
-        return [name for name in names if name.rpartition(".")[2] not in _NOT_TOLD]
+        return [name for name in names if name.rpartition(".")[2] not in _NOT_REPORTED]
 
     def restore(self) -> None:
-        """Make all of it what it was."""
+        """Restore all that has changed.
+
+        Raises:
+            ValueError: a tensor that is too large to be copied has changed.
+        """
         for cell in self._differing():
             cell.put_back()
 
     def _differing(self) -> list[Cell]:
         differing = [cell for cell in self._cells if cell.differs()]
-        if any(self._empty):  # most dicts of a module hold no hooks, and this is quick
+        if any(self._empty):  # most dicts of a module hold no hooks; this check is fast
             differing += [cell for cell in self._empty_cells if cell.differs()]
         return differing
 
     def _enter(self, found: "Found") -> Iterator["Found"]:
-        """Note what can change in an object itself; what it holds comes back."""
+        """Note the state of an object itself; yields the objects that it holds."""
         thing = found.thing
         if isinstance(thing, self._left):
             return
@@ -189,12 +193,13 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An object that was met on the way.
+    """An object that the walk has reached.
 
     Attributes:
-        place: where it was met.
+        place: where it is, as a Python expression.
         thing: the object.
-        own: only containers, modules and a user's own objects were passed on the way: what cannot be put back counts.
+        own: whether only containers, modules and a user's own objects lead to it: then it is `stuck` if it cannot be
+            restored.
     """
 
     place: str
@@ -202,11 +207,11 @@ class Found:
     own: bool = True
 
     def part(self, place: str, thing: Any) -> "Found":
-        """Something that it holds."""
+        """An object that this one holds."""
         return Found(place, thing, self.own)
 
     def inside(self, own: bool) -> "Found":
-        """The same, to be asked for what it holds itself."""
+        """The same object; its parts are a user's own only if `own`."""
         return Found(self.place, self.thing, self.own and own)
 
 
@@ -216,7 +221,7 @@ def _is_passed_by(module: str) -> bool:
 
 
 def _why_stuck(thing: Any) -> str:
-    """What a thing is, if it has state that can neither be read nor set."""
+    """A description of an object whose state can neither be read nor set; empty for any other."""
     kind = type(thing)
     if isinstance(thing, _BaseDataLoaderIter) or (hasattr(kind, "__next__") and not is_own(kind.__module__)):
         if isinstance(thing, io.IOBase):
@@ -226,7 +231,7 @@ def _why_stuck(thing: Any) -> str:
 
 
 def _is_of_its_own(thing: Any) -> bool:
-    """Whether a thing is not one of the global generators, which are seeded for each client, and can be written."""
+    """Whether an object is writable, and none of the global generators, which are seeded for each client."""
     shared = [torch.default_generator, *torch.cuda.default_generators, np.random.mtrand._rand, random._inst]
     return not any(thing is generator for generator in shared) and not (
         isinstance(thing, np.ndarray) and not thing.flags.writeable
@@ -247,7 +252,13 @@ def _slots_of(kind: type) -> tuple[str, ...]:
 
 
 def refuse_changes(strategy: object, before: Snapshot, when: str) -> None:
-    """Raise ValueError, by name, if a strategy is not what it was: a resume and other workers would not know of it."""
+    """Raise ValueError that names what has changed in a strategy: a resume and other workers would not have it.
+
+    Args:
+        strategy: the strategy.
+        before: a snapshot of it.
+        when: when it may have changed, for the message.
+    """
     changed = before.changed()
     if changed:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Federated algorithms: each one class, with what the server does and what a client does. A new one is a file here."""
+"""Federated algorithms: one class each, with the server's part and the client's part. A new one is a file here."""
 
 from flrl.strategies.base import Strategy
 from flrl.strategies.fedavg import FedAvg

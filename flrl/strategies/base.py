@@ -1,6 +1,6 @@
-"""What a federated algorithm is made of: names, and what each of its methods may do.
+"""The base class of federated algorithms.
 
-A strategy holds settings only. What changes from round to round is in `ServerState`, which goes in and comes out.
+A strategy holds settings only. What changes from round to round is in `ServerState`, an argument and result of methods.
 """
 
 import math
@@ -28,19 +28,22 @@ if TYPE_CHECKING:
     from flrl.backends.base import Backend
 
 Local = Generator[LocalProblem, Trained, ClientUpdate]
-"""A client's part of a round: yields what is to be trained, is sent what was trained, returns the update."""
+"""A client's part of a round: a generator that yields problems, is sent the trained results, returns the update."""
 
 
 class Strategy(ABC):
     """An algorithm for federated learning.
 
     Args:
-        rounds: rounds of a whole run.
+        rounds: number of rounds of a whole run.
         sampler: chooses each round's cohort.
-        aggregator: how updates become one; the exact weighted mean unless another is given.
-        transforms: what happens to updates between clients and server, by name, in order.
+        aggregator: the rule that aggregates updates; the exact weighted mean by default.
+        transforms: applied to updates between clients and server, by name, in order.
         personal: patterns of the names of parameters and buffers that stay with their client.
-        min_clients: fewest usable updates that a round in which clients take part can be aggregated from.
+        min_clients: smallest number of accepted updates that a round with a cohort is aggregated from.
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     observes: Sequence[str] = ()
@@ -70,7 +73,7 @@ class Strategy(ABC):
         self.min_clients = min_clients
 
     def check(self, setup: Setup) -> None:
-        """Raise ValueError, by name, for what the algorithm cannot honour; before any round."""
+        """Raise ValueError that names a part of the setup that the algorithm does not support; before any round."""
         most = setup.sampler.largest(setup.num_clients)
         if self.min_clients > most:
             raise ValueError(f"strategy.min_clients={self.min_clients}: only {most} clients take part in a round")
@@ -93,51 +96,54 @@ class Strategy(ABC):
         Args:
             state: from `initialize`, or from a checkpoint.
             backend: where clients train.
-            layout: of the model.
+            layout: the model's layout.
             seed: the run's seed.
-            callbacks: observers of every round.
-            sampling_seed: of the cohorts; the run's seed unless it is given.
+            callbacks: called in every round.
+            sampling_seed: seed of the cohorts; the run's seed by default.
             history: the records of the rounds before `state`.
 
         Returns:
             The last state, and a record of every round.
+
+        Raises:
+            FlrlError: see `flrl.rounds.Rounds.run`.
         """
         sampling_seed = seed if sampling_seed is None else sampling_seed
         return Rounds(self, backend, layout, callbacks, seed, sampling_seed).run(state, history)
 
-    # On the server.
+    # The server's part.
 
     def initialize(self, vector: Tensor, layout: ParameterLayout) -> ServerState:
         """The state before the first round, from the initial model."""
         return ServerState(round=0, vector=vector)
 
     def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
-        """What every client of the round is sent."""
+        """What the server sends to every client of the round; `total_weight` is the sum of the cohort's weights."""
         return Broadcast(round=round, vector=state.vector, total_weight=total_weight)
 
     @abstractmethod
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
-        """The next state from what the aggregator made; the round loop keeps `round` and `memory`."""
+        """The next state, from a round's aggregate; the round loop updates `round` and `memory`."""
 
     def weight(self, num_samples: int) -> float:
-        """A client's weight in the mean: n_c, as McMahan et al. weigh."""
+        """A client's weight in the mean: its number of samples, as in McMahan et al."""
         return float(num_samples)
 
     def weight_of_all(self, sizes: np.ndarray) -> float:
-        """The sum of all clients' weights, from the training samples of each: `weight` is asked once a number."""
+        """The sum of all clients' weights; `sizes` are their training samples, int64 `[num_clients]`."""
         numbers, counts = np.unique(sizes, return_counts=True)
         return math.fsum(self.weight(int(n)) * int(count) for n, count in zip(numbers, counts, strict=True))
 
     def plan(
         self, state: ServerState, sizes: np.ndarray, seed: int, layout: ParameterLayout
     ) -> tuple[Broadcast, list[ClientTask]]:
-        """What the clients of the next round are sent, and their tasks.
+        """The broadcast of the next round, and its clients' tasks.
 
         Args:
-            state: of the server before the round.
-            sizes: training samples of every client.
-            seed: the run's seed for cohorts.
-            layout: of the model.
+            state: the server's state before the round.
+            sizes: training samples of every client, int64 `[num_clients]`.
+            seed: seed of the cohorts.
+            layout: the model's layout.
         """
         round = state.round + 1
         cohort = self.sampler(len(sizes), seed=seed, round=round).tolist()
@@ -148,17 +154,17 @@ class Strategy(ABC):
         payload = {"vector": layout.nbytes, **{name: tensor.nbytes for name, tensor in sent.variables.items()}}
         return replace(sent, cohort=tuple(sorted(cohort)), payload=payload | dict(sent.payload)), tasks
 
-    # Where the client is.
+    # The client's part.
 
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
-        """The vectors that every update carries, by name, and their elements."""
+        """The vectors in every update: number of elements by name."""
         return {"update": layout.size}
 
     def local(self, problem: LocalProblem) -> Local:
         """One client's part of a round, a generator.
 
-        It yields what is to be trained, as often as it likes, is sent back what was trained, and returns the update.
-        Several such generators may be under way side by side, and engines may train them at once.
+        It yields problems to train, one or several in turn, is sent a `Trained` for each, and returns the update. The
+        generators of a client batch run at the same time, and an engine may train their problems at once.
 
         Example:
             `trained = yield replace(problem, epochs=3)`, then `return trained.update(problem)`.
@@ -168,28 +174,32 @@ class Strategy(ABC):
 
     @property
     def adjusts_loss(self) -> bool:
-        """Whether the class has an `adjust_loss` of its own."""
+        """Whether the class overrides `adjust_loss`."""
         return type(self).adjust_loss is not Strategy.adjust_loss
 
     @property
     def adjusts_gradient(self) -> bool:
-        """Whether the class has an `adjust_gradient` of its own."""
+        """Whether the class overrides `adjust_gradient`."""
         return type(self).adjust_gradient is not Strategy.adjust_gradient
 
     def adjust_loss(self, loss: Tensor, step: LocalStep) -> Tensor:
-        """The loss to minimise on a batch, given that of the module.
+        """The loss to minimise on a batch, from the module's own.
 
-        Engines record it together with the step and replay both, for many clients at once too: it must be tensor
-        operations on the loss and on what `step` gives.
+        Engines record it together with the training step and replay both, for many clients at once too: it must consist
+        of tensor operations on the loss and on the attributes and outputs of `step`.
+
+        Args:
+            loss: the module's loss, a scalar.
+            step: the batch, values and observed outputs of this step.
         """
         return loss
 
     def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:  # noqa: B027
-        """Change a batch's gradient in place, each number by itself.
+        """Change a batch's gradient in place, elementwise.
 
         Args:
-            gradient: shape `[layout.num_trainable]`, or `[clients, layout.num_trainable]` for clients side by side.
-            parameters: likewise.
-            values: `LocalProblem.values`; for clients side by side with a first dimension for the clients, of length 1
-                where all have the same value.
+            gradient: shape `[layout.num_trainable]`, or `[clients, layout.num_trainable]` for a client batch.
+            parameters: the trainable parameters, same shape.
+            values: `LocalProblem.values`; for a client batch with a first dimension for the clients, of length 1 where
+                all have the same value.
         """

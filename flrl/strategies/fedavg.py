@@ -1,4 +1,4 @@
-"""Federated averaging: clients train for some epochs, the server steps along their mean update.
+"""Federated averaging: clients train locally, the server takes an optimizer step along their mean update.
 
 McMahan, Moore, Ramage, Hampson, Agüera y Arcas, "Communication-Efficient Learning of Deep Networks from Decentralized
 Data", AISTATS 2017, arXiv 1602.05629. With another server optimizer than SGD at learning rate 1 it is FedOpt: Reddi,
@@ -19,7 +19,7 @@ from flrl.types import Aggregate, ServerState
 
 
 class FedAvg(Strategy):
-    """Averages the clients' updates and gives minus their mean to a torch optimizer as its gradient.
+    """Averages the clients' updates; minus their mean is the gradient of a torch optimizer on the server.
 
     The optimizer steps the trainable part, in float64; buffers (BatchNorm's statistics) are averaged. The result is
     rounded to the model's dtype once a round.
@@ -27,12 +27,15 @@ class FedAvg(Strategy):
     Args:
         server_optimizer: called with a list of one tensor; `torch.optim.SGD` with `lr=1.0` is plain averaging.
         options: as for `Strategy`.
+
+    Raises:
+        ValueError: a setting is invalid; an optimizer may raise other errors for its own settings.
     """
 
     def __init__(self, *, server_optimizer: Callable[[list[torch.Tensor]], Optimizer], **options: Any) -> None:
         super().__init__(**options)
         self.server_optimizer = server_optimizer
-        self.server_optimizer([torch.zeros(1, requires_grad=True)])  # a wrong setting shows before the first round
+        self.server_optimizer([torch.zeros(1, requires_grad=True)])  # an invalid setting raises before the first round
 
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
         """One optimizer step on the pseudo-gradient."""

@@ -17,7 +17,15 @@ from flrl.types import Tensors
 
 
 class FedProx(FedAvg):
-    """FedAvg with the proximal term's gradient; `mu` at least 0, other arguments as for `FedAvg`."""
+    """FedAvg with the proximal term's gradient.
+
+    Args:
+        mu: weight of the proximal term, at least 0.
+        options: as for `FedAvg`.
+
+    Raises:
+        ValueError: a setting is invalid.
+    """
 
     def __init__(self, *, mu: float, **options: Any) -> None:
         super().__init__(**options)
@@ -26,10 +34,10 @@ class FedProx(FedAvg):
         self.mu = mu
 
     def local(self, problem: LocalProblem) -> Local:
-        """Train near the global model."""
+        """Train with the global model among the values, for the proximal term."""
         values = {"global": problem.broadcast.vector[: problem.num_trainable]}
         return super().local(replace(problem, values=values))
 
     def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
-        """Add `mu * (w - w_global)`."""
+        """Add the proximal term's gradient, `mu * (w - w_global)`."""
         gradient.add_(parameters - values["global"], alpha=self.mu)

@@ -19,11 +19,15 @@ class FedSGD(FedAvg):
     """
 
     def check(self, setup: Setup) -> None:
-        """Refuse personal parameters: nobody would step them."""
+        """Refuse personal parameters, which clients of FedSGD would never step.
+
+        Raises:
+            ValueError: there are some, or as for `FedAvg`.
+        """
         super().check(setup)
         if self.personal:
             raise ValueError(f"strategy.personal={list(self.personal)}: must be [], clients of FedSGD take no steps")
 
     def local(self, problem: LocalProblem) -> Local:
-        """Ask for the gradient of the client's whole loss at the global model."""
+        """Compute the gradient of the client's mean loss over all its samples, at the global model."""
         return super().local(replace(problem, only_gradient=True))

@@ -1,4 +1,4 @@
-"""Runs the clients' parts of a round: what their generators yield is trained, together where an engine can."""
+"""Runs the generators of a client batch: the problems that they yield are trained, at once where an engine can."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,15 @@ from flrl.types import ClientUpdate
 
 
 def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer: Trainer) -> list[ClientUpdate]:
-    """Several clients' parts of a round, as `Strategy.local` says; an engine may train them side by side.
+    """Run `Strategy.local` for each client of a client batch, and train the problems that they yield.
+
+    Args:
+        strategy: gives the generators, and the client hooks.
+        problems: one for each client.
+        trainer: the engine.
 
     Returns:
-        Their updates, in the order of the problems.
+        The clients' updates, in the order of the problems.
     """
     parts = [strategy.local(problem) for problem in problems]
     asked: dict[int, LocalProblem] = {}
@@ -26,7 +31,7 @@ def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer:
                 index = places[id(problem)]
                 _go_on(parts[index], trained, index, asked, updates)
     if not type(strategy).local.__module__.startswith("flrl."):
-        problems[0].model.touched = True  # code of a user's own may have done something to the module
+        problems[0].model.touched = True  # a user's own strategy may have changed the module
     return [updates[index] for index in range(len(problems))]
 
 
@@ -37,7 +42,7 @@ def _go_on(
     asked: dict[int, LocalProblem],
     updates: dict[int, ClientUpdate],
 ) -> None:
-    """Send a client's part what was trained, and note what it asks for next, or what it returns."""
+    """Send a trained result to a client's generator; note the next problem that it yields, or the update it returns."""
     try:
         asked[index] = part.send(trained)  # type: ignore[arg-type]
     except StopIteration as end:

@@ -1,8 +1,8 @@
-"""SCAFFOLD: control variates take out the drift of clients whose data differ.
+"""SCAFFOLD: control variates correct the drift of clients with heterogeneous data.
 
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML
-2020, arXiv 1910.06378. A client steps along `gradient - c_i + c`. The paper weighs clients equally; here sample weights
-hold throughout, so that c is the weighted mean of the c_i of all clients after every round.
+2020, arXiv 1910.06378. A client steps along `gradient - c_i + c`. The paper weights clients equally; here clients are
+weighted by samples throughout, so that c is the weighted mean of the c_i of all clients after every round.
 """
 
 from dataclasses import replace
@@ -23,12 +23,15 @@ from flrl.types import Aggregate, Broadcast, ServerState, Tensors
 class Scaffold(FedAvg):
     """FedAvg with control variates: c in the state's variables, c_i in a client's memory; an absent one is zero.
 
-    A c_i has the model's dtype, c is float64: what is added to both is the same number, so c stays the mean of the c_i.
+    A c_i has the model's dtype, c is float64: the same changes are added to both, so c stays the mean of the c_i.
 
     Args:
         option: a client's new variate is its full gradient at the global model (1, costs a pass over its samples), or
-            the mean of the gradients of its local steps, weighted by their learning rates (2). As the paper numbers.
+            the mean of the gradients of its local steps, weighted by their learning rates (2); numbers as in the paper.
         options: as for `FedAvg`.
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     def __init__(self, *, option: int = 2, **options: Any) -> None:
@@ -38,7 +41,11 @@ class Scaffold(FedAvg):
         self.option = option
 
     def check(self, setup: Setup) -> None:
-        """Refuse local steps but those of plain SGD, of which the variates are gradients, and rules but the mean."""
+        """Refuse all optimizers but plain SGD, whose steps the variates are computed from, and all rules but the mean.
+
+        Raises:
+            ValueError: one of them, or as for `FedAvg`.
+        """
         super().check(setup)
         check_plain_sgd(setup.module, setup.trainer)
         if not isinstance(setup.aggregator, Mean):
@@ -48,16 +55,20 @@ class Scaffold(FedAvg):
             )
 
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
-        """The update, and the change of the client's variate."""
+        """Number of elements of the update, and of the change of the client's variate."""
         return {**super().vector_sizes(layout), "control": layout.num_trainable}
 
     def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
-        """The model, and c in the model's dtype; before anybody has trained there is no c to send."""
+        """The model, and c in the model's dtype; in the first round there is no c to send."""
         sent = {"control": state.variables["control"].to(state.vector.dtype)} if "control" in state.variables else {}
         return replace(super().broadcast(state, round, total_weight), variables=sent)
 
     def local(self, problem: LocalProblem) -> Local:
-        """Train along corrected gradients, and renew the client's variate."""
+        """Train with corrected gradients, and update the client's variate.
+
+        Raises:
+            ValueError: the client's optimizer was not plain SGD.
+        """
         sent, size = problem.broadcast.variables, problem.num_trainable
         zeros = problem.broadcast.vector.new_zeros(size)
         control, own = sent.get("control", zeros), problem.task.memory.get("control", zeros).to(zeros.device)
@@ -67,7 +78,7 @@ class Scaffold(FedAvg):
             new = -gradient.difference[:size]
         trained = yield replace(problem, values={"correction": control - own} if sent else {})
         require_plain_sgd(trained.not_plain_sgd)
-        if self.option == 2 and trained.lr_sum > 0:  # without a step there is nothing to learn from
+        if self.option == 2 and trained.lr_sum > 0:  # a client that took no step keeps its variate
             new = own.double() - control - trained.difference[:size] / trained.lr_sum
         new = new.to(own.dtype)
         return trained.update(
@@ -83,6 +94,6 @@ class Scaffold(FedAvg):
             gradient.add_(values["correction"])
 
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
-        """FedAvg's step; c moves by the mean change over all clients, of which the cohort made its share."""
+        """FedAvg's step; c changes by the mean change over all clients, of which the cohort is a weighted share."""
         control = state.variables.get("control", 0.0) + aggregate.share * aggregate.vectors["control"]
         return replace(super().aggregate(state, aggregate, layout), variables={**state.variables, "control": control})

@@ -21,6 +21,9 @@ class Yogi(Optimizer):
         betas: decay of the first and second moment, each in [0, 1).
         eps: added to the root of the second moment (tau in the paper), positive.
         initial_accumulator: the second moment before the first step (at least tau^2 in the paper).
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Yogi(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step all tensors that have a gradient."""
+        """Step all tensors that have a gradient; returns the closure's loss, if there is one."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             beta1, beta2 = group["betas"]

@@ -1,4 +1,4 @@
-"""How one client trains: engines that take an unmodified LightningModule and agree on the same seeds."""
+"""Engines of local training: each trains an unmodified LightningModule, with the same batches and random numbers."""
 
 from flrl.trainers.auto import choose_engine
 from flrl.trainers.base import Trainer

@@ -1,4 +1,4 @@
-"""What strategies change of gradients, and which parameters a training steps at all."""
+"""Gradients between backward pass and optimizer step: a strategy's `adjust_gradient`, and frozen parameters."""
 
 import weakref
 from collections.abc import Sequence
@@ -11,11 +11,15 @@ from flrl.trainers.problem import ClientHooks, LocalProblem
 from flrl.types import Tensors
 
 _checked: "weakref.WeakKeyDictionary[ClientHooks, set[tuple[str, ...]]]" = weakref.WeakKeyDictionary()
-"""The strategies whose `adjust_gradient` has been looked at, and with which values."""
+"""The strategies whose `adjust_gradient` has been checked, with the names of the values."""
 
 
 def adjust_gradients(problem: LocalProblem, hooks: ClientHooks) -> None:
-    """Let the strategy change the model's gradients, gathered into one vector in the layout's order."""
+    """Call `adjust_gradient` on the model's gradients as one vector `[layout.num_trainable]`, and set the result.
+
+    Raises:
+        ValueError: `adjust_gradient` is not elementwise.
+    """
     layout = problem.model.layout
     parameters = problem.model.trainable()[: layout.num_parameters]
     gradient = torch.cat([_gradient_of(parameter).reshape(-1) for parameter in parameters])
@@ -27,16 +31,16 @@ def adjust_gradients(problem: LocalProblem, hooks: ClientHooks) -> None:
 
 
 def drop_frozen(problem: LocalProblem) -> None:
-    """Drop the gradients of parameters that this training does not step: optimizers then leave them alone."""
+    """Set to None the gradients of parameters that are not in `problem.trainable`: optimizers then skip them."""
     for place in frozen(problem.model.layout, problem.trainable):
         problem.model.trainable()[place].grad = None
 
 
 def frozen(layout: ParameterLayout, trainable: frozenset[str] | None) -> list[int]:
-    """The places among the trainable parameters of those that are not stepped.
+    """The indices in `layout.trained` of parameters that are not in `trainable`; none if that is None.
 
     Raises:
-        ValueError: a name is no trainable parameter's.
+        ValueError: a name is not that of a trainable parameter.
     """
     if trainable is None:
         return []
@@ -48,7 +52,11 @@ def frozen(layout: ParameterLayout, trainable: frozenset[str] | None) -> list[in
 
 
 def values_of_batch(problems: Sequence[LocalProblem]) -> dict[str, Tensor]:
-    """The values of several clients with a first dimension for the clients, of length 1 where all have the same one."""
+    """The clients' `LocalProblem.values` with a first dimension for the clients, of length 1 where all share a tensor.
+
+    Raises:
+        ValueError: the clients' values differ in their names.
+    """
     names = problems[0].values.keys()
     if any(problem.values.keys() != names for problem in problems):
         raise ValueError("clients of one batch have values of other names: LocalProblem.values must name the same")
@@ -61,16 +69,16 @@ def values_of_batch(problems: Sequence[LocalProblem]) -> dict[str, Tensor]:
 
 
 def check_elementwise(hooks: ClientHooks, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
-    """Raise ValueError unless `adjust_gradient` changes each number by itself.
+    """Raise ValueError unless `adjust_gradient` is elementwise.
 
-    Each strategy is looked at once in a process. Every other number is changed, and those between must come out as
-    before; and two clients at once as each alone.
+    Each strategy is checked once per process: with every second number of gradient and parameters changed, the others
+    must have the same result, and so must two clients at once.
 
     Args:
         hooks: the strategy.
-        gradient: of one client, `[d]`.
-        parameters: likewise.
-        values: of the client.
+        gradient: the gradient of one client, `[d]`.
+        parameters: its parameters, `[d]`.
+        values: its `LocalProblem.values`.
     """
     if tuple(values) in _checked.setdefault(hooks, set()):
         return

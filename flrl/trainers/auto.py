@@ -1,4 +1,4 @@
-"""`trainer=auto`: a function that chooses an engine by trying all that can train a module, before the first round."""
+"""`trainer=auto`: chooses an engine by timing all that can train the module, before the first round."""
 
 import logging
 import time
@@ -27,20 +27,20 @@ _STEPS = WORTH_RECORDING + 4
 _REPETITIONS = 3
 _CANNOT = "trainer=auto: %s cannot train this: %s"
 _ENOUGH_S = 1.0
-"""A trial that takes so long is not repeated."""
+"""Seconds; a trial that takes longer is not repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What engines are tried on.
+    """A task on which engines are timed.
 
     Attributes:
-        model: as it is initialised; it is put back.
-        source: of samples.
-        setup: the run's parts; each engine takes the trainer's place in it.
+        model: the initial model; its vector is restored afterwards.
+        source: the training samples of all clients.
+        setup: the run's parts; each engine in turn is the trainer in it.
         train: makes clients' updates, as `flrl.strategies.running.train_clients` does.
         broadcast: what the strategy sends in the first round.
-        cohort: clients in a round: no more of them train side by side.
+        cohort: number of clients in a round, which limits the size of client batches.
     """
 
     model: BoundModel
@@ -52,17 +52,20 @@ class Trial:
 
 
 def choose_engine(trial: Trial, **options: Any) -> dict[str, Any]:
-    """The configuration of the engine that takes least time a step; says so in the log.
+    """The configuration of the engine that takes least time per step; logs the times.
 
-    A choice by the clock may differ from run to run, and so may the last bits: to repeat a run, name its engine.
+    A choice by measured time may differ from run to run, and so may the last bits: to repeat a run, name its engine.
 
     Args:
-        trial: what they are tried on.
-        options: as for `flrl.trainers.base.Trainer`; a `memory_format` of "channels_last" is tried where a module has
-            convolutions, whatever is given here.
+        trial: the task to time engines on.
+        options: as for `flrl.trainers.base.Trainer`; `memory_format` is ignored: both formats are tried where a module
+            has convolutions.
+
+    Returns:
+        `_target_` and arguments of the engine.
 
     Raises:
-        ValueError: no engine but a real Trainer can train the module.
+        ValueError: no engine but `LightningTrainer` can train the module.
     """
     vector = trial.model.vector.clone()
     seconds: dict[str, float] = {}
@@ -90,7 +93,7 @@ def choose_engine(trial: Trial, **options: Any) -> dict[str, Any]:
 
 
 def _candidates(trial: Trial, options: Mapping[str, Any]) -> list[tuple[type[Trainer], dict[str, Any]]]:
-    """Engines, and arguments for each."""
+    """The engines to try: class and arguments of each."""
     formats = ["contiguous"]
     if any(isinstance(part, nn.Conv2d | nn.ConvTranspose2d) for part in trial.setup.module.modules()):
         formats.append("channels_last")
@@ -101,7 +104,7 @@ def _candidates(trial: Trial, options: Mapping[str, Any]) -> list[tuple[type[Tra
     ]
     found = [(kind, {**options, "memory_format": name, **own}) for kind, own in engines for name in formats]
     widest = VectorizedTrainer().clients_at_once(trial.model, trial.cohort)
-    # What memory allows may be more than what the caches hold.
+    # Smaller client batches may fit the caches where the largest does not.
     widths = [None, *(width for width in (widest // 4, widest // 16) if width > 1)]
     return found + [(VectorizedTrainer, {**options, "memory_format": "contiguous", "width": w}) for w in widths]
 

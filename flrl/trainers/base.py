@@ -1,4 +1,4 @@
-"""How one client trains: the settings that all engines share, and what each engine must do."""
+"""The base class of engines: the settings of local training, and the batches that a client trains on."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Trainer(ABC):
-    """Trains one client; holds how, and nothing of any client.
+    """Trains one client after another; holds settings, and no state of any client.
 
     Args:
         local_epochs: passes over the client's samples in a round, unless `local_steps` is given.
-        local_steps: steps in a round instead of epochs. In the partition's order they go on where the client's last
-            round ended, which clients remember; with `shuffle` each round has an order of its own.
+        local_steps: steps in a round instead of epochs. Without `shuffle` they continue where the client's last round
+            ended, a position kept in client memory; with `shuffle` each round has its own order.
         batch_size: samples of a minibatch; the last one of an epoch may be smaller.
         shuffle: draw a new order for every epoch, from (seed, round, client); otherwise the partition's order.
         lr_decay: the learning rate of round r is the module's times `lr_decay ** (r - 1)`.
@@ -34,7 +34,10 @@ class Trainer(ABC):
         gradient_clip_algorithm: "norm" or "value".
         precision: "32-true", or "bf16-mixed" for bfloat16 autocast.
         memory_format: "contiguous", or "channels_last" for images and the weights of convolutions.
-        keep_optimizer_state: clients remember their optimizer's state (momentum) until they next take part.
+        keep_optimizer_state: keep the optimizer's state (momentum) in client memory until the client next takes part.
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     def __init__(
@@ -79,31 +82,35 @@ class Trainer(ABC):
 
     @abstractmethod
     def check(self, setup: "Setup") -> None:
-        """Raise ValueError, by name, for anything in the setup that this engine cannot honour."""
+        """Raise ValueError that names a part of the setup that this engine does not support; before any round."""
 
     @abstractmethod
     def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
-        """Train the client from `problem.start` on; a problem that asks for its gradient alone goes to `fit_batch`."""
+        """Train the client from `problem.start` on; problems with `only_gradient` are handled by `fit_batch`."""
 
     def fit_batch(self, problems: Sequence[LocalProblem], hooks: ClientHooks) -> list[Trained]:
-        """Train a client batch; an engine that trains its clients side by side has its own version."""
+        """Train a client batch, one client after another; an engine that trains clients at once overrides this.
+
+        Returns:
+            The trained results, in the order of the problems.
+        """
         return [full_gradient(p, self) if p.only_gradient else self.fit(p, hooks) for p in problems]
 
     def groups(self, problems: Sequence[LocalProblem]) -> list[list[LocalProblem]]:
-        """The problems of a client batch in parts, each for one call of `fit_batch`."""
+        """Divide the problems of a client batch into parts, each for one call of `fit_batch`."""
         return [list(problems)]
 
     def clients_at_once(self, model: BoundModel, cohort: int) -> int:
-        """How many clients of a cohort of so many `fit_batch` is to be given."""
+        """The size of client batches: how many clients of a cohort of size `cohort` are passed to `fit_batch`."""
         return 1
 
     @property
     def engine(self) -> str:
-        """How messages call it: trainer=eager, ..."""
+        """The engine's name in messages: trainer=eager, ..."""
         return f"trainer={type(self).__name__.removesuffix('Trainer').lower()}"
 
     def load(self, problem: LocalProblem) -> None:
-        """Set the worker's model to the vector to start from, in this engine's memory format."""
+        """Load `problem.start` into the worker's model, in this engine's memory format."""
         problem.model.load(problem.start, channels_last=self.memory_format == "channels_last")
 
     def formatted(self, batch: Any) -> Any:
@@ -113,28 +120,28 @@ class Trainer(ABC):
         return tree_map_only(Tensor, _channels_last, batch)
 
     def lr_factor(self, problem: LocalProblem) -> float:
-        """What this round's learning rates are multiplied by."""
+        """The factor of this round's learning rates."""
         return float(self.lr_decay ** (problem.broadcast.round - 1))
 
-    # Which batches a client trains on: epochs of some batches each; steps instead of epochs are one epoch of so many.
+    # The batches that a client trains on. Steps instead of epochs count as one epoch with that many batches.
 
     def num_steps(self, problem: LocalProblem) -> int | None:
-        """The number of steps where those are asked for; None for whole epochs."""
+        """The number of steps if the problem or the settings give one; None for whole epochs."""
         return self.local_steps if problem.steps is None and problem.epochs is None else problem.steps
 
     def num_epochs(self, problem: LocalProblem) -> int:
-        """Local epochs."""
+        """Number of local epochs; 1 for steps instead of epochs."""
         if self.num_steps(problem) is not None:
             return 1
         return self.local_epochs if problem.epochs is None else problem.epochs
 
     def num_batches(self, problem: LocalProblem) -> int:
-        """Batches of one local epoch."""
+        """Number of batches of one local epoch."""
         steps = self.num_steps(problem)
         return ceil(len(problem.indices) / self.batch_size) if steps is None else steps
 
     def batches(self, problem: LocalProblem, epoch: int) -> Iterator[tuple[Any, int]]:
-        """One local epoch's batches, each with its number of samples."""
+        """The batches of one local epoch, counted from 0, each with its number of samples."""
         steps = self.num_steps(problem)
         if steps is None:
             return self._batches_of(problem, self.epoch_indices(problem, epoch), reuse=not self.shuffle)
@@ -152,7 +159,7 @@ class Trainer(ABC):
             epoch, first = epoch + 1, 0
 
     def whole(self, problem: LocalProblem) -> Iterator[tuple[Any, int]]:
-        """All samples of a client once, in batches with their numbers of samples."""
+        """All samples of a client once, in batches, each with its number of samples."""
         return self._batches_of(problem, self.epoch_indices(problem, 0), reuse=not self.shuffle)
 
     def _batches_of(self, problem: LocalProblem, indices: np.ndarray, *, reuse: bool) -> Iterator[tuple[Any, int]]:
@@ -160,7 +167,7 @@ class Trainer(ABC):
             yield self.formatted(batch), min(self.batch_size, len(indices) - number * self.batch_size)
 
     def epoch_indices(self, problem: LocalProblem, epoch: int) -> np.ndarray:
-        """The client's samples in the order of one local epoch, counted from 0."""
+        """Indices of the client's samples in the order of one local epoch, counted from 0; int64 `[num_samples]`."""
         if not self.shuffle:
             return problem.indices
         task = problem.task
@@ -168,7 +175,7 @@ class Trainer(ABC):
         return rng.permutation(problem.indices)
 
     def position(self, problem: LocalProblem) -> dict[str, Tensor]:
-        """What a client remembers of where its batches go on: nothing, where each round begins anew."""
+        """Client memory of where the next round's batches begin; empty if every round begins with the first sample."""
         steps = self.num_steps(problem)
         if steps is None or self.shuffle or not len(problem.indices):
             return {}
@@ -176,7 +183,7 @@ class Trainer(ABC):
         return {"position": torch.tensor((problem.position + steps) % batches)}
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """The context that `precision` asks for."""
+        """The autocast context of `precision`."""
         if self.precision == "32-true":
             return contextlib.nullcontext()
         return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)

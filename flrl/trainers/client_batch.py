@@ -1,4 +1,4 @@
-"""A client batch that trains: a local model a row, those with most steps first, so that the others leave at the end."""
+"""A client batch in training: one local model per row, those with most steps first, so that the last rows end first."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +28,12 @@ class _Row:
     """One client of the batch.
 
     Attributes:
-        problem: the client.
-        batches: all that it trains on, with their numbers of samples.
-        num_steps: how many.
-        generator: what its random numbers come from.
-        losses: and their weights.
-        logged: numbers and their weights, by name.
+        problem: the client's problem.
+        batches: its batches over all local epochs, with their numbers of samples.
+        num_steps: number of these batches.
+        generator: its random numbers.
+        losses: loss and weight of each step.
+        logged: value and weight of each logged number, by name.
     """
 
     problem: LocalProblem
@@ -45,15 +45,20 @@ class _Row:
 
 
 class ClientBatch:
-    """Clients that train side by side.
+    """Clients that are trained at once.
 
     Args:
         trainer: gives settings and recorded steps.
-        problems: theirs, which agree in what is trainable and in the names of their values.
+        problems: the clients' problems, which agree in `trainable` and in the names of their values.
         hooks: the strategy.
 
     Attributes:
-        matrix: the local vectors, `[clients, layout.local_size]`.
+        rows: the clients, those with most steps first.
+        matrix: their local vectors, `[clients, layout.local_size]`.
+        trainable: its trainable part, `[clients, layout.num_trainable]`, a view.
+        parameters: each trainable parameter of all clients, `[clients, *shape]`, views.
+        values: the clients' values, see `values_of_batch`.
+        rates: the learning rate of each step.
     """
 
     def __init__(self, trainer: "VectorizedTrainer", problems: Sequence[LocalProblem], hooks: ClientHooks) -> None:
@@ -70,7 +75,7 @@ class ClientBatch:
         self.buffers = list(self.module.buffers())
         self.values = values_of_batch(ordered)
         self.rates: list[float] = []
-        self.notes: list[tuple[list[int], list[int], Recorded, list[Tensor]]] = []
+        self.outputs: list[tuple[list[int], list[int], Recorded, list[Tensor]]] = []
 
     def _row(self, problem: LocalProblem) -> _Row:
         trainer, task = self.trainer, problem.task
@@ -81,7 +86,11 @@ class ClientBatch:
         return _Row(problem, batches, num_epochs * trainer.num_batches(problem), generator)
 
     def train(self) -> list[tuple[LocalProblem, Trained]]:
-        """Take all steps of all clients."""
+        """Take all steps of all clients; returns each problem with its result.
+
+        Raises:
+            ValueError: a step cannot be recorded, or which parameters get gradients depends on a batch's size.
+        """
         first = self.rows[0].problem
         self.trainer.load(first)
         epochs, batches = self.trainer.num_epochs(first), self.trainer.num_batches(first)
@@ -105,12 +114,16 @@ class ClientBatch:
                 self.rates.append(float(optimizer.param_groups[0]["lr"]))
                 optimizer.step()
                 self._step_schedulers(schedulers, step)
-        self._read_notes()
+        self._read_outputs()
         other = not_plain_sgd(optimizer)
         return [(row.problem, self._trained(index, other)) for index, row in enumerate(self.rows)]
 
     def _gradients(self, active: int) -> list[Tensor | None]:
-        """The gradients of the first rows on their next batches; rows with equally large batches share a step."""
+        """The gradients of the first `active` rows on their next batches; rows with equally large batches share a step.
+
+        Returns:
+            For each trainable parameter, the rows' gradients `[active, *shape]`; None if it gets none.
+        """
         batches = [next(row.batches) for row in self.rows[:active]]
         sizes: dict[int, list[int]] = {}
         for index, (_, size) in enumerate(batches):
@@ -134,16 +147,16 @@ class ClientBatch:
     def _step(self, indices: Sequence[int], batches: Sequence[Any], size: int) -> list[Tensor | None]:
         """The gradients of some rows, in order; the last row is repeated until their number is a power of two.
 
-        A step is recorded for each number of rows, so there must not be too many numbers.
+        A step is recorded for each number of rows, so these should be few.
         """
         count = len(indices)
         total = _rounded(count, len(self.rows))
-        rows: Any = slice(total)  # views; those that fill up have left, or wait for their turn
+        rows: Any = slice(total)  # views; the rows after the first `count` fill up the number
         if indices != range(count):
             rows = [*indices, *[indices[-1]] * (total - count)]
         parameters = [p[rows] for p in self.parameters]
         adjustment = self._adjustment(rows, total) if self.hooks.adjusts_loss else None
-        batch = self._together([*batches, *[batches[-1]] * (total - count)])
+        batch = self._stacked([*batches, *[batches[-1]] * (total - count)])
         shape, tensors = Shape.of(batch)
         step = self.trainer.step(self.model, total, batch, shape, adjustment)
         step.generators[:] = [self.rows[row].generator for row in indices]
@@ -151,23 +164,23 @@ class ClientBatch:
         others = [] if adjustment is None else adjustment.tensors
         values = step.call(*parameters, *self.buffers, *tensors, *others)
         kept = 1 + len(step.recorded.logged)
-        self.notes.append((list(indices), [size] * count, step.recorded, list(values[:kept])))
+        self.outputs.append((list(indices), [size] * count, step.recorded, list(values[:kept])))
         gradients = iter(values[kept:])
         unused = step.recorded.unused
         return [None if place in unused else next(gradients)[:count] for place in range(len(parameters))]
 
     def _adjustment(self, rows: Any, total: int) -> Adjustment:
-        """What the strategy does to the losses of some rows."""
+        """The strategy's change of the losses, with the values of some rows."""
         whole = {name: v.expand(len(self.rows), *v.shape[1:]) for name, v in self.values.items()}
         return Adjustment(self.hooks, {name: value[rows] for name, value in whole.items()})
 
-    def _together(self, batches: Sequence[Any]) -> Any:
-        """Stack batches of equal shapes on the device, with a first dimension for the clients."""
+    def _stacked(self, batches: Sequence[Any]) -> Any:
+        """The clients' batches of equal shapes as one on the device, with a first dimension for the clients."""
         stacked = pytree.tree_map(lambda *parts: torch.stack(parts), *batches)
         return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), stacked)
 
     def _adjust(self, gradients: list[Tensor | None], active: int) -> None:
-        """Let the strategy change the clients' gradients, drop those of frozen parameters, and clip the others."""
+        """Call `adjust_gradient` on the clients' gradients, drop those of frozen parameters, and clip the others."""
         if self.hooks.adjusts_gradient:
             self._let_strategy_adjust(gradients, active)
         for place in self.frozen:
@@ -198,7 +211,7 @@ class ClientBatch:
         gradients[:count] = [part.reshape_as(p[:active]) for part, p in zip(parts, parameters, strict=True)]
 
     def _step_schedulers(self, schedulers: Sequence[SchedulerStep], step: int) -> None:
-        """Step those whose interval ends here; with schedulers, all rows have equally many batches an epoch."""
+        """Step the schedulers whose interval ends here; all rows then have equally many batches per epoch."""
         epoch, batch_idx = divmod(step, self.trainer.num_batches(self.rows[0].problem))
         is_last = batch_idx == self.trainer.num_batches(self.rows[0].problem) - 1
         for config in schedulers:
@@ -207,9 +220,9 @@ class ClientBatch:
             if ((batch_idx if config.interval == "step" else epoch) + 1) % config.frequency == 0:
                 config.scheduler.step()
 
-    def _read_notes(self) -> None:
-        """Give losses and logged numbers to the rows that they belong to."""
-        for indices, sizes, recorded, values in self.notes:
+    def _read_outputs(self) -> None:
+        """Add losses and logged numbers to the rows that they belong to."""
+        for indices, sizes, recorded, values in self.outputs:
             losses, *logged = (value.to(torch.float64).tolist() for value in values)
             for place, (index, size) in enumerate(zip(indices, sizes, strict=True)):
                 self.rows[index].losses.append((losses[place], float(size)))
@@ -219,7 +232,7 @@ class ClientBatch:
 
     def _trained(self, index: int, other: str) -> Trained:
         row = self.rows[index]
-        how = {name: reduce for _, _, recorded, _ in self.notes for name, reduce, _ in recorded.logged}
+        how = {name: reduce for _, _, recorded, _ in self.outputs for name, reduce, _ in recorded.logged}
         metrics = {name: reduced(how[name], pairs) for name, pairs in row.logged.items()}
         metrics["train/loss"] = reduced("mean", row.losses)
         return trained(
@@ -239,30 +252,30 @@ def _rounded(count: int, most: int) -> int:
 
 
 def _stepping_rows(
-    optimizer: Optimizer, parameters: Sequence[nn.Parameter], stacks: Sequence[Tensor]
+    optimizer: Optimizer, parameters: Sequence[nn.Parameter], stacked: Sequence[Tensor]
 ) -> dict[int, Tensor]:
-    """Have an optimizer step all rows' parameters instead of the module's; returns the tensors it steps.
+    """Let an optimizer step all rows' parameters instead of the module's.
 
     Args:
-        optimizer: of the module.
-        parameters: its parameters.
-        stacks: each parameter of all rows, with a first dimension for the rows.
+        optimizer: the module's optimizer, before its first step.
+        parameters: the module's trainable parameters.
+        stacked: each of these parameters of all rows, `[rows, *shape]`.
 
     Returns:
-        By the id of each stack, the tensor that the optimizer steps: it shares the stack's memory.
+        By the id of each stacked parameter, the tensor that the optimizer steps: it shares its memory.
     """
-    place = {id(parameter): stack for parameter, stack in zip(parameters, stacks, strict=True)}
-    stepped = {id(stack): stack.detach() for stack in stacks}
+    place = {id(parameter): tensor for parameter, tensor in zip(parameters, stacked, strict=True)}
+    stepped = {id(tensor): tensor.detach() for tensor in stacked}
     for group in optimizer.param_groups:
         group["params"] = [stepped[id(place[id(p)])] for p in group["params"] if id(p) in place]
         if group.get("fused"):
-            group["fused"] = False  # those kernels take memory without gaps
-    if optimizer.state:  # Adagrad and others make theirs at once
+            group["fused"] = False  # fused kernels need contiguous parameters
+    if optimizer.state:  # Adagrad and others make their state before the first step
         old, optimizer.state = optimizer.state, type(optimizer.state)(dict)
         for parameter, state in old.items():
-            stack = stepped[id(place[id(parameter)])]
-            optimizer.state[stack] = {
-                name: value.expand(len(stack), *value.shape).clone()
+            rows = stepped[id(place[id(parameter)])]
+            optimizer.state[rows] = {
+                name: value.expand(len(rows), *value.shape).clone()
                 if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step"
                 else value
                 for name, value in state.items()
@@ -270,12 +283,12 @@ def _stepping_rows(
     return stepped
 
 
-def _shrink(optimizer: Optimizer, stacks: Iterable[Tensor], active: int) -> None:
-    """Have the optimizer step the first `active` rows only."""
-    for stack in stacks:
-        state = optimizer.state.get(stack, {})
+def _shrink(optimizer: Optimizer, stacked: Iterable[Tensor], active: int) -> None:
+    """Let the optimizer step the first `active` rows only of all `stacked` parameters."""
+    for rows in stacked:
+        state = optimizer.state.get(rows, {})
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == stack.shape:
+            if isinstance(value, Tensor) and value.shape == rows.shape:
                 state[name] = value[:active]
-        stack.grad = None
-        stack.data = stack.data[:active]
+        rows.grad = None
+        rows.data = rows.data[:active]

@@ -1,7 +1,7 @@
-"""A lean training loop over the hooks of an unmodified LightningModule; the default engine.
+"""The default engine: a plain PyTorch loop that calls the hooks of an unmodified LightningModule.
 
 It takes the same steps in the same order as `lightning.Trainer.fit` and ends in the same bits, at a fraction of the
-overhead per client. What it does not do, it refuses by name.
+overhead per client. It refuses modules that need anything else of a Trainer.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -38,7 +38,11 @@ class EagerTrainer(Trainer):
     """Trains with a plain PyTorch loop; arguments as for `flrl.trainers.base.Trainer`."""
 
     def check(self, setup: Setup) -> None:
-        """Refuse manual optimization, the hooks this loop does not call, and optimizers it cannot step."""
+        """Refuse manual optimization, hooks that this loop does not call, and optimizers that it cannot step.
+
+        Raises:
+            ValueError: the module has one of them.
+        """
         module = setup.module
         check_automatic(module)
         refused = [hook for hook in REFUSED_HOOKS if overridden(module, hook)]
@@ -57,7 +61,11 @@ class EagerTrainer(Trainer):
             raise ValueError("trainer=eager does not pass closures, which LBFGS needs: use trainer=lightning")
 
     def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
-        """Train the client from `problem.start` on."""
+        """Train the client from `problem.start` on.
+
+        Raises:
+            ValueError: no batch had a loss, or the strategy's `adjust_gradient` is not elementwise.
+        """
         self.load(problem)
         log = LogCollector()
         stand_in = TrainerStandIn(self.num_epochs(problem), self.num_batches(problem), engine=self.engine)
@@ -77,11 +85,11 @@ class EagerTrainer(Trainer):
         )
 
     def configured(self, problem: LocalProblem, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
-        """The module's optimizer, as it is before a step, and its schedulers."""
+        """The module's optimizer, without any state of another client, and its schedulers."""
         return configure(problem.module, stand_in)
 
     def loop(self, problem: LocalProblem, *rest: Any) -> "Loop":
-        """What takes the steps."""
+        """The loop over a client's batches; `rest` are its further arguments."""
         return Loop(self, problem, *rest)
 
     def _train(self, problem: LocalProblem, hooks: ClientHooks, log: Any, stand_in: TrainerStandIn) -> "Loop":
@@ -106,7 +114,20 @@ class EagerTrainer(Trainer):
 
 
 class Loop:
-    """The batches of one client: everything that does not change from batch to batch is looked up once."""
+    """The loop over one client's batches; attributes that do not change from batch to batch are looked up once.
+
+    Args:
+        trainer: the engine.
+        problem: the client's problem.
+        hooks: the strategy.
+        log: collects what the module logs.
+        stand_in: the module's `self.trainer`.
+        optimizer: the module's optimizer.
+        schedulers: the module's schedulers.
+
+    Attributes:
+        lr_sum: the sum of the learning rates of all steps taken.
+    """
 
     def __init__(
         self,
@@ -145,7 +166,7 @@ class Loop:
                 self.module.on_train_batch_end(_outputs(output), batch, batch_idx)
 
     def batch(self, batch: Any, batch_idx: int, epoch: int) -> Any:
-        """One optimizer step; what `training_step` returned."""
+        """Take one optimizer step; returns what `training_step` returned, or None for a skipped batch."""
         with self.trainer.autocast(self.device), self._observed() as outputs:
             output = self.step(batch, batch_idx)
         loss = loss_of(output)
@@ -168,11 +189,11 @@ class Loop:
         return output
 
     def _observed(self) -> AbstractContextManager[dict[str, Tensor]]:
-        """Notes what `adjust_loss` needs of the layers' outputs."""
+        """A context that records the outputs of the layers that `adjust_loss` needs."""
         return observed(self.module, self.hooks.observes) if self.adjusts_loss else nullcontext({})
 
     def step_along_gradients(self) -> None:
-        """Let the strategy change the gradients, clip them, and step."""
+        """Call `adjust_gradient`, clip the gradients, and step the optimizer."""
         if self.adjusts_gradient:
             adjust_gradients(self.problem, self.hooks)
         if self.problem.trainable is not None:
@@ -184,7 +205,7 @@ class Loop:
         self.optimizer.step()
 
     def step_schedulers(self, batch_idx: int, *, is_last: bool) -> None:
-        """Step those whose interval ends with this batch."""
+        """Step the schedulers whose interval ends with this batch."""
         for config in self.schedulers:
             if config.interval == "epoch" and not is_last:
                 continue
@@ -196,12 +217,12 @@ class Loop:
                     config.scheduler.step()
 
     def zero_grad(self, epoch: int, batch_idx: int) -> None:
-        """Drop the last batch's gradients."""
+        """Set the gradients of the last batch to None."""
         if "on_before_zero_grad" in self.overridden:
             self.module.on_before_zero_grad(self.optimizer)
         if "optimizer_zero_grad" in self.overridden:
             self.module.optimizer_zero_grad(epoch, batch_idx, self.optimizer)
-        elif self.plain_zero_grad:  # the same without the profiler's ranges, which cost more than the work
+        elif self.plain_zero_grad:  # the same without the profiler's ranges, which take longer than the work
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
@@ -220,7 +241,7 @@ class Loop:
 
 
 def _outputs(output: Any) -> Any:
-    """What Lightning gives to `on_train_batch_end`: a dict with the loss detached; None for a skipped batch."""
+    """What Lightning passes to `on_train_batch_end`: a dict with the loss detached; None for a skipped batch."""
     loss = loss_of(output)
     if loss is None:
         return None

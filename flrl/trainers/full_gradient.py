@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 def full_gradient(problem: LocalProblem, trainer: "Trainer") -> Trained:
     """Minus the gradient of the mean loss over all samples of the client at `problem.start`, as its difference.
 
-    Batches only bound the memory: each batch's mean loss enters with its share of the samples. Buffers that the forward
-    pass changes (BatchNorm's statistics) are in the difference as it is.
+    Batches only bound the memory: each batch's mean loss is weighted by its share of the samples. For buffers that the
+    forward pass changes (BatchNorm's statistics), the difference is their change.
 
     Args:
-        problem: the client; its numbers of epochs and steps do not matter.
+        problem: the client's problem; its numbers of epochs and steps are ignored.
         trainer: gives batches and precision.
 
     Raises:
@@ -35,7 +35,7 @@ def full_gradient(problem: LocalProblem, trainer: "Trainer") -> Trained:
     stand_in = TrainerStandIn(1, trainer.num_batches(problem), engine=trainer.engine)
     logging = replaced(module, log=log.log, log_dict=log.log_dict)
     with client_randomness(problem), logging, attached(module, stand_in):
-        configure(module, stand_in)  # only for modules that look at their learning rate while they train
+        configure(module, stand_in)  # only for modules that read their learning rate while they train
         for batch_idx, (batch, size) in enumerate(trainer.whole(problem)):
             log.batch_size = size
             batch = to_device(module, batch, model.local.device)

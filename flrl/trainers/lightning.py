@@ -1,4 +1,4 @@
-"""A real `Trainer.fit` per client: every hook and callback of Lightning works, for tens of milliseconds a client."""
+"""A real `Trainer.fit` per client: every hook and callback of Lightning works, at tens of milliseconds per client."""
 
 import contextlib
 import functools
@@ -34,9 +34,12 @@ class LightningTrainer(Trainer):
     """Trains with `pytorch_lightning.Trainer` (or that of `lightning.pytorch`, where the module comes from there).
 
     Args:
-        callbacks: Lightning callbacks of your own; each client's Trainer gets the same objects, as they were at first.
+        callbacks: Lightning callbacks; each client's Trainer gets the same objects, restored to their initial state.
         trainer_options: further arguments of the Trainer, by name.
         options: as for `flrl.trainers.base.Trainer`.
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     def __init__(
@@ -48,7 +51,11 @@ class LightningTrainer(Trainer):
         self._before = Snapshot([self.callbacks, self.trainer_options], "trainer.callbacks")
 
     def check(self, setup: Setup) -> None:
-        """Refuse manual optimization, and callbacks that cannot be put back; everything else is Lightning's."""
+        """Refuse manual optimization, and callbacks that cannot be restored; everything else is left to Lightning.
+
+        Raises:
+            ValueError: the module or a callback is refused.
+        """
         module = setup.module
         check_automatic(module)
         stand_in = TrainerStandIn(self.local_epochs, 1, engine=self.engine)
@@ -58,7 +65,11 @@ class LightningTrainer(Trainer):
             raise ValueError(f"what cannot be put back between clients: {', '.join(self._before.stuck)}")
 
     def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
-        """Train the client from `problem.start` on."""
+        """Train the client from `problem.start` on.
+
+        Raises:
+            ValueError: no batch had a loss, or the strategy's `adjust_gradient` is not elementwise.
+        """
         self.load(problem)
         self._before.restore()
         module = problem.module
@@ -107,7 +118,7 @@ class LightningTrainer(Trainer):
 
 
 class _Loader:
-    """The client's batches as a sized iterable: a new local epoch each time it is iterated."""
+    """The client's batches as a sized iterable: each iteration is the next local epoch."""
 
     def __init__(self, trainer: Trainer, problem: LocalProblem, sizes: dict[int, int]) -> None:
         self._trainer, self._problem, self._sizes = trainer, problem, sizes
@@ -119,12 +130,12 @@ class _Loader:
     def __iter__(self) -> Iterator[Any]:
         epoch, self._epoch = self._epoch, self._epoch + 1
         for batch_idx, (batch, size) in enumerate(self._trainer.batches(self._problem, epoch)):
-            self._sizes[batch_idx] = size  # Lightning fetches a batch before it trains on the one before
+            self._sizes[batch_idx] = size  # Lightning fetches a batch before it trains on the previous one
             yield batch
 
 
 class _Bridge(pl.Callback):
-    """Carries the strategy's client hooks into a Trainer, and the losses and logs out of it."""
+    """Calls the strategy's client hooks inside a Trainer, and collects losses and logs from it."""
 
     def __init__(self, trainer: Trainer, problem: LocalProblem, hooks: ClientHooks, log: LogCollector) -> None:
         self.collected = log
@@ -142,15 +153,15 @@ class _Bridge(pl.Callback):
             "training_step": self._training_step(module.training_step),
             "configure_optimizers": self._configure_optimizers(module.configure_optimizers),
             "prepare_data": lambda: None,  # the samples are not the module's own
-            "cpu": lambda: module,  # where the Trainer would leave it: what is not in the vector stays on the device
+            "cpu": lambda: module,  # the Trainer would move the module to the CPU at the end
         }
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Note the size of the batch, which weights what is logged."""
+        """Note the size of the batch, which weights the logged numbers."""
         self.collected.batch_size = self.sizes[batch_idx]
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Let the strategy change the gradient, and note the learning rate."""
+        """Call the strategy's `adjust_gradient`, and note the learning rate."""
         if self._hooks.adjusts_gradient:
             adjust_gradients(self._problem, self._hooks)
         if self._problem.trainable is not None:
@@ -203,7 +214,7 @@ class _Bridge(pl.Callback):
 
 
 class _quiet(warnings.catch_warnings):
-    """No word from Lightning about devices, tips, loaders and missing loggers, once per client and round."""
+    """Silences Lightning's messages about devices, tips, loaders and loggers, which would appear for every client."""
 
     def __enter__(self) -> None:
         super().__enter__()

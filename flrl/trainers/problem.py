@@ -1,4 +1,4 @@
-"""What an engine is given to train, and what it gives back: values, of which strategies make others."""
+"""The problem that an engine trains, and its result: values passed between strategies and engines."""
 
 import contextlib
 from collections.abc import Mapping
@@ -21,22 +21,22 @@ PERSONAL = "personal"
 
 @dataclass(frozen=True, slots=True)
 class LocalProblem:
-    """One training of one client; a strategy yields it, changed as it likes by `dataclasses.replace`.
+    """One training of one client; a strategy yields it, possibly changed by `dataclasses.replace`.
 
     Attributes:
-        model: the worker's model, which engines load `start` into; strategies leave it alone.
+        model: the worker's model, into which engines load `start`; strategies must not change it.
         source: the training samples of all clients.
-        indices: those of this client, in their fixed order.
-        task: who trains, and what it remembers.
+        indices: indices of this client's samples in their fixed order, int64 `[num_samples]`.
+        task: the client's task, with its memory.
         broadcast: what the server sent.
         seed: the run's seed.
         start: the local vector to start from, shape `[layout.local_size]`.
         trainable: names of the parameters that are stepped; None: all of them.
-        epochs: passes over the samples; None: as many epochs or steps as the trainer's settings say.
+        epochs: passes over the samples; None: epochs or steps of the trainer's settings.
         steps: steps instead of epochs.
-        values: what `adjust_loss` and `adjust_gradient` need, by name.
+        values: tensors for `adjust_loss` and `adjust_gradient`, by name.
         only_gradient: take no steps; the difference is minus the gradient of the mean loss over all samples.
-        position: batches of its fixed order that the client has trained already; only steps use it.
+        position: index of the batch in the fixed order to begin with; used for steps instead of epochs.
     """
 
     model: BoundModel
@@ -57,7 +57,7 @@ class LocalProblem:
     def of(
         cls, model: BoundModel, source: Source, indices: np.ndarray, task: ClientTask, broadcast: Broadcast, seed: int
     ) -> "LocalProblem":
-        """The plain one: all parameters, from the broadcast vector and the client's personal part."""
+        """The problem without changes: all parameters are trained from the broadcast and the client's personal part."""
         start = model.local_vector(broadcast.vector, task.memory.get(PERSONAL))
         position = int(task.memory["position"]) if "position" in task.memory else 0
         return cls(model, source, indices, task, broadcast, seed, start, position=position)
@@ -69,22 +69,22 @@ class LocalProblem:
 
     @property
     def num_trainable(self) -> int:
-        """Elements of the trainable part of what is sent, which comes first in all vectors."""
+        """Number of elements of the trainable part, which comes first in all vectors."""
         return self.model.layout.num_trainable
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What one training of a client gave.
+    """The result of one training of a client.
 
     Attributes:
-        start: the local vector that it started from.
+        start: the local vector that it started from, `[layout.local_size]`.
         difference: the trained local vector minus `start`, float64 `[layout.local_size]`.
         metrics: numbers to report, `train/loss` among them.
         num_steps: optimizer steps taken.
         lr_sum: the sum of their learning rates.
-        not_plain_sgd: what the optimizer was, unless each step was one of plain SGD with one learning rate.
-        memory: what the trainer wants the client to remember: the optimizer's state, the position in its batches.
+        not_plain_sgd: a description of the optimizer, unless it was plain SGD with one learning rate; else empty.
+        memory: the trainer's part of client memory: the optimizer's state, the position in the batches.
     """
 
     start: Tensor
@@ -97,11 +97,11 @@ class Trained:
 
     @property
     def vector(self) -> Tensor:
-        """The trained local vector."""
+        """The trained local vector, `[layout.local_size]`."""
         return (self.start.double() + self.difference).to(self.start.dtype)
 
     def next(self, problem: LocalProblem, **changes: Any) -> LocalProblem:
-        """A training that goes on from here: `problem` from this vector on, and what else is to change."""
+        """A problem that continues from this result: `problem` with its vector, memory and position, and `changes`."""
         task = replace(problem.task, memory={**problem.task.memory, **self.memory})
         position = int(self.memory.get("position", problem.position))
         return replace(problem, task=task, start=self.vector, position=position, **changes)
@@ -114,17 +114,17 @@ class Trained:
         memory: Tensors | None = None,
         payload: Mapping[str, int] | None = None,
     ) -> ClientUpdate:
-        """The client's update: the trained model minus the broadcast one, exactly.
+        """The client's update: the trained model minus the broadcast one, in float64.
 
         Args:
-            problem: the client's, as the strategy was given it.
-            vectors: further vectors to be aggregated.
-            memory: what the client is to remember besides the trainer's part and its personal parameters.
-            payload: bytes of what is sent besides the model.
+            problem: the client's problem as `Strategy.local` got it.
+            vectors: further vectors to aggregate, by name.
+            memory: client memory besides the trainer's part and the personal part, by name.
+            payload: bytes sent besides the model, by name.
         """
         layout, task = problem.model.layout, problem.task
         update = self.difference
-        if self.start is not problem.start:  # it started from another vector than what the server has
+        if self.start is not problem.start:  # the training started from another vector than the server's
             update = _difference(self.vector, problem.start, problem.num_trainable)
         own: dict[str, Tensor] = dict(self.memory)
         if layout.personal:
@@ -141,18 +141,18 @@ class Trained:
 
 
 def trained(problem: LocalProblem, local: Tensor, **rest: Any) -> Trained:
-    """What a training of `problem` gave that ended in the local vector `local`; `rest` as for `Trained`."""
+    """The result of a training of `problem` that ended in the local vector `local`; `rest` as for `Trained`."""
     return Trained(problem.start, _difference(local, problem.start, problem.num_trainable), **rest)
 
 
 def client_randomness(problem: LocalProblem) -> contextlib.AbstractContextManager[None]:
-    """Seed the global generators for this client: dropout and random transforms follow (seed, round, client)."""
+    """Seed the global generators for this client: dropout and random transforms depend on (seed, round, client)."""
     task = problem.task
     return seeded_for_client(seed_for(problem.seed, task.round, task.client_id, "train"), problem.model.local.device)
 
 
 def _difference(local: Tensor, start: Tensor, num_trainable: int) -> Tensor:
-    """In float64, where it is exact. What did not change differs by 0, even a buffer whose value is infinite."""
+    """`local - start` in float64; 0 for elements that did not change, even infinite ones of buffers."""
     result = difference(local, start)
     if num_trainable < len(result):
         tail = slice(num_trainable, None)
@@ -161,7 +161,11 @@ def _difference(local: Tensor, start: Tensor, num_trainable: int) -> Tensor:
 
 
 class ClientHooks(Protocol):
-    """The part of a strategy that engines call while a client trains; see `flrl.strategies.base.Strategy`."""
+    """The methods of a strategy that engines call while a client trains; see `flrl.strategies.base.Strategy`.
+
+    Attributes:
+        observes: names of the module's layers whose outputs `adjust_loss` needs.
+    """
 
     observes: Any
 
@@ -177,4 +181,4 @@ class ClientHooks(Protocol):
         """The loss to minimise, given that of the module; `step` is a `flrl.lightning.local_step.LocalStep`."""
 
     def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
-        """Change the gradient in place."""
+        """Change the gradient in place, elementwise; shapes `[d]`, or `[clients, d]` for a client batch."""

@@ -1,4 +1,4 @@
-"""The eager loop with its inner part recorded once and replayed: the same bits, without the cost of autograd."""
+"""The eager loop with recorded training steps that are replayed: the same bits, without the cost of autograd."""
 
 import logging
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class TracedTrainer(EagerTrainer):
-    """Trains as the eager engine does and to the same bits, but replays `training_step` and its gradients.
+    """Trains as the eager engine does, with the same bits, but replays `training_step` and its gradients.
 
-    A step is recorded for each shape of batches. The first replay of each is compared with the module itself: on a CPU
-    to the bit. Where a module cannot be replayed it is trained eagerly, and the log says why, once.
+    A step is recorded for each shape of batches. The first replay of each is compared with the module itself, on a CPU
+    to the bit. A module that cannot be replayed is trained eagerly, and the reason is logged once.
 
     Args:
         fuse: where a plain SGD step adds a matrix product to a parameter, do both at once, without storing the
@@ -41,13 +41,13 @@ class TracedTrainer(EagerTrainer):
         super().__init__(**options)
         self.fuse = fuse
         self.compile = compile
-        # Then which steps are replayed must not depend on what this process has trained before.
+        # With bits of its own, which steps are replayed must not depend on what this process has trained before.
         self.own_bits = fuse or compile
         self._recordings: Recordings | None = None
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def configured(self, problem: LocalProblem, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
-        """The optimizer of the last client where it can be used again, else a new one."""
+        """The optimizer of the last client with its state dropped, where it can be reused, else a new one."""
         reused = self.recordings(problem.model).optimizer
         if reused is None:
             return super().configured(problem, stand_in)
@@ -55,12 +55,12 @@ class TracedTrainer(EagerTrainer):
         return reused.optimizer, []
 
     def loop(self, problem: LocalProblem, hooks: ClientHooks, *rest: Any) -> Loop:
-        """What takes the steps."""
+        """The loop that replays steps; the eager loop where nothing can be replayed."""
         recordings = self.recordings(problem.model)
         if recordings.closed:
             return Loop(self, problem, hooks, *rest)
         if recordings.optimizer is None and (changed := problem.model.changed()):
-            self.say(problem.module, f"configure_optimizers changes {', '.join(changed[:3])}")
+            self.warn_once(problem.module, f"configure_optimizers changes {', '.join(changed[:3])}")
             return Loop(self, problem, hooks, *rest)
         loop = _ReplayLoop(recordings, self, problem, hooks, *rest)
         # From here on, code of the module runs only where a batch is not replayed.
@@ -68,20 +68,20 @@ class TracedTrainer(EagerTrainer):
         return loop
 
     def recordings(self, model: BoundModel) -> Recordings:
-        """The recorded steps of a model; they hold as long as it does, since it is put back before each client."""
+        """The recorded steps of a model; they stay valid, since the module is restored before each client."""
         if self._recordings is None or self._recordings.model is not model:
             self._recordings = Recordings(self, model)
         return self._recordings
 
-    def say(self, module: pl.LightningModule, reason: str) -> None:
-        """Log, once, why a module is trained eagerly."""
-        if reason not in self._said:
+    def warn_once(self, module: pl.LightningModule, reason: str) -> None:
+        """Log why a module is trained eagerly, each reason once."""
+        if reason not in self._logged:
             log.warning("trainer=traced trains %s with the eager loop: %s", type(module).__name__, reason)
-        self._said.add(reason)
+        self._logged.add(reason)
 
 
 class _ReplayLoop(Loop):
-    """Replays what has been recorded."""
+    """The eager loop with replays in place of training steps that are recorded."""
 
     def __init__(self, recordings: Recordings, *rest: Any) -> None:
         super().__init__(*rest)
@@ -94,7 +94,7 @@ class _ReplayLoop(Loop):
         self.values: Sequence[Tensor] = () if self.adjustment is None else self.adjustment.tensors
 
     def batch(self, batch: Any, batch_idx: int, epoch: int) -> Any:
-        """One optimizer step; nobody looks at what `training_step` returned, since the module has no hooks."""
+        """Take one optimizer step; returns None after a replay, as the module has no hooks that get the output."""
         shape, tensors = Shape.of(batch)
         eagerly = self.watches and bool(self.problem.model.changed())
         step = None if eagerly else self.recordings.step(shape, batch, self.adjustment)

@@ -1,7 +1,7 @@
 """Many clients at once: their models are rows of a matrix, and one step of `torch.func.vmap` trains all of them.
 
-It pays where a model is so small that a step's time goes into calls rather than arithmetic, and on a GPU. Each client's
-steps are those that the eager engine takes, up to rounding; how many clients share a step changes nothing.
+It pays for models so small that calls take longer than arithmetic, and on a GPU. Each client's steps are those of the
+eager engine up to rounding, however many clients share a step.
 """
 
 from collections.abc import Sequence
@@ -36,14 +36,18 @@ _MOST = 128
 
 
 class VectorizedTrainer(EagerTrainer):
-    """Trains a batch of up to `width` clients side by side.
+    """Trains a client batch of up to `width` clients at once.
 
-    The last bits of a step may depend on how many share it: batches are made of the cohort alone, whoever trains them.
+    The last bits of a step may depend on how many clients share it: the division of a cohort into client batches does
+    not depend on the workers.
 
     Args:
         width: clients in a batch; null divides the cohort into 2, 4, 6, ... equal batches, the fewest that have
             parameters of no more than 16 MiB each (1 GiB on a GPU) and no more than 128 clients.
         options: as for `flrl.trainers.base.Trainer`, without `keep_optimizer_state`.
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     def __init__(self, *, width: int | None = None, **options: Any) -> None:
@@ -58,7 +62,11 @@ class VectorizedTrainer(EagerTrainer):
         self._steps: tuple[pl.LightningModule, dict[Any, StackedStep]] | None = None
 
     def check(self, setup: Setup) -> None:
-        """Refuse what eager refuses, and what cannot be done to many models as one."""
+        """Refuse what the eager engine refuses, and modules and optimizers that cannot step many models as one.
+
+        Raises:
+            ValueError: the module or its optimizer is refused.
+        """
         super().check(setup)
         module = setup.module
         norms = sorted({type(part).__name__ for part in module.modules() if isinstance(part, _BatchNorm)})
@@ -98,7 +106,7 @@ class VectorizedTrainer(EagerTrainer):
             raise ValueError(f"trainer=vectorized: {error}; use trainer=eager") from error
 
     def clients_at_once(self, model: BoundModel, cohort: int) -> int:
-        """Clients in a batch."""
+        """The size of client batches: `width`, or what it stands for."""
         if self.width is not None:
             return self.width
         room = _BATCH_BYTES.get(model.local.device.type, 2**24)
@@ -107,14 +115,14 @@ class VectorizedTrainer(EagerTrainer):
         return max(1, ceil(cohort / (2 * pairs)))
 
     def fit(self, problem: LocalProblem, hooks: ClientHooks) -> Trained:
-        """Train one client, as a batch of its own."""
+        """Train one client, as a client batch of its own; raises as `fit_batch` does."""
         return self.fit_batch([problem], hooks)[0]
 
     def fit_batch(self, problems: Sequence[LocalProblem], hooks: ClientHooks) -> list[Trained]:
-        """Train clients side by side; what was trained, in the order of the problems.
+        """Train the clients at once; returns their results in the order of the problems.
 
         Raises:
-            ValueError: the samples are not in memory, or the step cannot be done to many models as one.
+            ValueError: the samples are not in memory, or the step cannot be taken for many models as one.
         """
         if problems[0].only_gradient:
             return super().fit_batch(problems, hooks)
@@ -126,10 +134,10 @@ class VectorizedTrainer(EagerTrainer):
         return [found[problem.task.client_id] for problem in problems]
 
     def groups(self, problems: Sequence[LocalProblem]) -> list[list[LocalProblem]]:
-        """Those that can share steps.
+        """Divide the problems into groups that can share steps.
 
-        They train the same parameters; with schedulers, or an optimizer that looks at the Trainer, they have equally
-        many batches.
+        Those of a group train the same parameters; with schedulers, or an optimizer that reads the Trainer, they have
+        equally many batches.
         """
         module = problems[0].module
         try:
@@ -147,7 +155,11 @@ class VectorizedTrainer(EagerTrainer):
     def step(
         self, model: BoundModel, rows: int, batch: Any, shape: Shape | None, adjustment: Adjustment | None
     ) -> StackedStep:
-        """The recorded step of so many models, made when it is first asked for."""
+        """The recorded step for that many rows and a shape of batches, recorded at the first call.
+
+        Raises:
+            ValueError: it cannot be recorded.
+        """
         assert self._steps is not None
         steps = self._steps[1]
         key = (rows, shape, None if adjustment is None else adjustment.key)

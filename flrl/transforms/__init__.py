@@ -1,4 +1,4 @@
-"""What happens to an update between a client and the server. A new one is a file like `clip_norm.py`."""
+"""Transforms of updates between clients and server. A new one is a file like `clip_norm.py`."""
 
 from flrl.transforms.base import Context, Transform
 from flrl.transforms.clip_norm import ClipNorm

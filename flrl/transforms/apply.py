@@ -1,4 +1,4 @@
-"""Sends updates through a strategy's transforms, each with its own memory, state and random numbers."""
+"""Applies a strategy's transforms to updates, each with its own memory, state and random numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,15 +21,15 @@ def on_client(
     layout: ParameterLayout,
     seed: int,
 ) -> ClientUpdate:
-    """A client's update after all transforms, in order, with what they have it remember and report.
+    """A client's update after all transforms in order, with their part of its memory and metrics.
 
     Args:
-        transforms: by name.
-        update: what the strategy made.
-        memory: what the client remembered before the round.
-        broadcast: what it was sent.
-        layout: of its vectors.
-        seed: the run's.
+        transforms: the transforms by name.
+        update: the strategy's update.
+        memory: the client's memory before the round.
+        broadcast: what the server sent.
+        layout: the layout of its vectors.
+        seed: the run's seed.
     """
     kept, metrics = dict(update.memory), dict(update.metrics)
     for name, transform in transforms.items():
@@ -48,18 +48,18 @@ def on_server(
     layout: ParameterLayout,
     seed: int,
 ) -> tuple[Tensors, dict[str, torch.Tensor], dict[str, float]]:
-    """What the server goes on with after all transforms, in reverse order.
+    """The aggregate after all transforms in reverse order.
 
     Args:
-        transforms: by name.
-        vectors: what the aggregator made.
-        variables: of the server's state before the round.
-        broadcast: what the clients were sent.
-        layout: of the vectors.
-        seed: the run's.
+        transforms: the transforms by name.
+        vectors: the aggregated vectors, float64 by name.
+        variables: the variables of the server's state before the round.
+        broadcast: what the server sent to the clients.
+        layout: the layout of the vectors.
+        seed: the run's seed.
 
     Returns:
-        The vectors, the transforms' variables of the next state, and their numbers.
+        The vectors, the transforms' variables for the next state, and numbers to report.
     """
     kept: dict[str, torch.Tensor] = {}
     metrics: dict[str, float] = {}
@@ -72,15 +72,15 @@ def on_server(
 
 
 def is_transforms(name: str) -> bool:
-    """Whether a name in client memory or among a state's variables is a transform's."""
+    """Whether a name in client memory or among a state's variables belongs to a transform."""
     return name.startswith("transforms/")
 
 
 def checked(transforms: Transforms | Sequence[Transform] | None) -> dict[str, Transform]:
-    """Transforms by name, as a strategy holds them.
+    """A strategy's transforms by name, after checks.
 
     Raises:
-        ValueError: they are no mapping of names to transforms, or a name cannot be part of a key.
+        ValueError: they are no mapping of names to transforms, or a name is empty or has a slash.
     """
     found = transforms or {}
     if not isinstance(found, Mapping):

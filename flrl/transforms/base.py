@@ -1,4 +1,4 @@
-"""What stands between a client's training and the aggregate: clipping, noise, compression, masks."""
+"""The base class of transforms between a client's training and the aggregate: clipping, noise, compression, masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a transform may know of the round.
+    """A round's description for transforms.
 
     Attributes:
         round: the round, counted from 1.
         seed: the run's seed.
-        layout: of the vectors.
+        layout: the layout of the vectors.
         cohort: ids of the clients that take part, ascending.
-        total_weight: the sum of their weights, were every update to arrive.
-        generator: of random numbers, from (seed, round, client or server, the transform's name) alone; on the CPU.
+        total_weight: the sum of the cohort's weights, rejected updates included.
+        generator: a generator on the CPU, seeded by (seed, round, client or server, the transform's name).
     """
 
     round: int
@@ -35,55 +35,55 @@ class Context:
 
 
 class Transform:
-    """Base class whose methods do nothing; a transform holds settings, and what changes goes in and comes out.
+    """Base class of transforms, whose methods do nothing. A transform holds settings; its state is passed in and out.
 
-    Transforms stand in `strategy.transforms` by name, in order. Each client's update goes through their `client` in
-    this order where the client is; what the aggregator makes of them goes through their `server` in reverse order.
-    Both return numbers to report, `transforms/<name>/<number>`: those of clients are summed over the cohort.
+    Transforms are in `strategy.transforms` by name, in order. Each client's update goes through their `client` methods
+    in this order on the worker; the aggregate goes through their `server` methods in reverse order. Both return numbers
+    to report as `transforms/<name>/<number>`: those of clients are summed over the cohort.
     """
 
     def check(self, setup: "Setup") -> None:
-        """Raise ValueError, with the reason, for what it cannot go with; before any round."""
+        """Raise ValueError for parts of a setup that the transform cannot be combined with; before any round."""
 
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
-        """What the client sends instead.
+        """Transform a client's update.
 
         Args:
-            update: what it would send; `payload` says how many bytes each of its vectors takes.
-            memory: what this transform has the client remember from the last round it took part in.
+            update: the update so far; `payload` has the bytes of each of its vectors when sent.
+            memory: this transform's part of the client's memory, by name.
             context: the round.
 
         Returns:
-            The update, with the payload that it has now; what the client is to remember; numbers to report.
+            The update, with its new payload; this transform's new client memory; numbers to report.
         """
         return update, memory, {}
 
     def server(self, vectors: Tensors, state: Tensors, context: Context) -> tuple[Tensors, Tensors, Metrics]:
-        """What the server goes on with.
+        """Transform the aggregate.
 
         Args:
-            vectors: what the aggregator has made of the updates, float64, by name.
-            state: what this transform has the server remember from the last round.
+            vectors: the aggregated vectors, float64 by name.
+            state: this transform's part of the server's variables, by name.
             context: the round.
 
         Returns:
-            The vectors; what the server is to remember; numbers to report.
+            The vectors; this transform's new variables; numbers to report.
         """
         return vectors, state, {}
 
 
 COVERS = ("trainable", "update", "all")
-"""What of an update a transform covers: its trainable part, buffers too, or all vectors that are sent with it."""
+"""The part of an update that a transform covers: its trainable part, also its buffers, or all vectors sent with it."""
 
 
 def check_covers(name: str, covers: str) -> None:
-    """Raise ValueError for a setting `covers` that is none of `COVERS`."""
+    """Raise ValueError unless the setting `covers` is one of `COVERS`."""
     if covers not in COVERS:
         raise ValueError(f"strategy.transforms.{name}.covers={covers!r}: must be one of {', '.join(COVERS)}")
 
 
 def covered(vectors: Tensors, covers: str, layout: ParameterLayout) -> list[tuple[str, slice]]:
-    """The vectors that a transform covers, by name, and which part of each."""
+    """The names of the vectors that a transform covers, each with the covered slice."""
     if covers == "trainable":
         return [("update", slice(layout.num_trainable))]
     return [(name, slice(None)) for name in vectors if covers == "all" or name == "update"]

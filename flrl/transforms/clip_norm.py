@@ -1,4 +1,4 @@
-"""Clipping: the Euclidean norm of what a client sends is bounded, by scaling it down."""
+"""Clipping: bounds the Euclidean norm of a client's update by scaling it down."""
 
 import math
 from dataclasses import replace
@@ -8,12 +8,15 @@ from flrl.types import ClientUpdate, Metrics, Tensors
 
 
 class ClipNorm(Transform):
-    """Scales down what is longer than `max_norm`; counts the clients whose update was `clipped`.
+    """Scales an update whose norm is above `max_norm` down to it; reports the number of clients with a `clipped` one.
 
     Args:
         max_norm: the bound, positive.
         covers: what is measured and scaled as one vector: "trainable" (the update's trainable part), "update" (the
-            update with its buffers) or "all" (also SCAFFOLD's variates and whatever else is sent).
+            update with its buffers) or "all" (also SCAFFOLD's variates and all other vectors sent).
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     def __init__(self, *, max_norm: float, covers: str = "update") -> None:
@@ -23,7 +26,7 @@ class ClipNorm(Transform):
         self.max_norm, self.covers = max_norm, covers
 
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
-        """Clip."""
+        """Clip the client's update."""
         parts = covered(update.vectors, self.covers, context.layout)
         norm = math.hypot(*(float(update.vectors[name][part].norm()) for name, part in parts))
         if not norm > self.max_norm:

@@ -1,4 +1,4 @@
-"""Gaussian noise on the server, on what the aggregator has made of the updates."""
+"""Gaussian noise, added on the server to the aggregate."""
 
 import torch
 
@@ -12,6 +12,9 @@ class GaussianNoise(Transform):
     Args:
         std: the noise's standard deviation, at least 0, in the units of the update.
         covers: "trainable" (the update's trainable part), "update" (with its buffers) or "all" (all vectors).
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     def __init__(self, *, std: float, covers: str = "trainable") -> None:
@@ -21,7 +24,7 @@ class GaussianNoise(Transform):
         self.std, self.covers = std, covers
 
     def server(self, vectors: Tensors, state: Tensors, context: Context) -> tuple[Tensors, Tensors, Metrics]:
-        """Add the noise."""
+        """Add noise to the aggregate."""
         noisy = dict(vectors)
         for name, part in covered(vectors, self.covers, context.layout):
             noisy[name] = vectors[name].clone()

@@ -1,7 +1,7 @@
-"""Top-k sparsification with error feedback: the largest numbers are sent, the rest is kept for the next time.
+"""Top-k sparsification with error feedback: only the largest numbers are sent, the client keeps the rest.
 
-Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory", NeurIPS 2018, arXiv 1809.07599. What a client does not send, and
-what rounding to the model's dtype takes away, is added to its update when it next takes part.
+Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory", NeurIPS 2018, arXiv 1809.07599. The numbers that a client does
+not send, and the rounding errors of those that it sends, are added to its update when it next takes part.
 """
 
 import math
@@ -14,11 +14,14 @@ from flrl.types import ClientUpdate, Metrics, Tensors
 
 
 class TopK(Transform):
-    """Sends the largest numbers of the update, in the model's dtype, with their places as int32; reports how many.
+    """Sends the numbers of largest magnitude, in the model's dtype, with their indices as int32; reports how many.
 
     Args:
-        share: of the update's numbers that is sent, in (0, 1]; rounded up to whole numbers.
-        error_feedback: clients remember what they have not sent, in the model's dtype.
+        share: share of the update's numbers that is sent, in (0, 1]; rounded up to a whole number.
+        error_feedback: whether clients keep what they have not sent in their memory, in the model's dtype.
+
+    Raises:
+        ValueError: `share` is out of range.
     """
 
     def __init__(self, *, share: float, error_feedback: bool = True) -> None:
@@ -27,12 +30,12 @@ class TopK(Transform):
         self.share, self.error_feedback = share, error_feedback
 
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
-        """Send the largest, remember the rest."""
+        """Set all but the largest numbers to zero, and keep the difference as the client's `error`."""
         whole = update.vectors["update"]
         if "error" in memory:
             whole = whole + memory["error"].to(whole.device)
         count = math.ceil(self.share * whole.numel())
-        # A stable sort, so that which of several equal numbers are sent depends on their places alone.
+        # A stable sort, so that the choice among equal numbers depends on their indices alone.
         places = whole.abs().argsort(descending=True, stable=True)[:count].to(torch.int32)
         values = whole[places.long()].to(context.layout.dtype)
         sent = torch.zeros_like(whole).index_copy_(0, places.long(), values.to(whole.dtype))

@@ -65,7 +65,7 @@ def test_a_single_float32_difference_comes_back_exactly(weight: float) -> None:
         (math.nan, 1.0, "weight nan is not positive"),
     ],
 )
-def test_objections(weight: float, value: float, reason: str) -> None:
+def test_rejection_reasons(weight: float, value: float, reason: str) -> None:
     acc = MeanReducer({"update": 1}, total_weight=1)
     rejection = rejected(acc, update(0, weight, update=[value]))
     with pytest.raises(AssertionError, match=reason):

@@ -1,4 +1,4 @@
-"""A pool whose workers live in this process: what controller and workers say to each other, without processes."""
+"""A pool whose workers live in this process: the messages of controller and workers, without processes."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from flrl.backends.pool.controller import PoolBackend
 from flrl.backends.pool.job import Received
 from flrl.backends.pool.messages import Ready, Started
 from flrl.backends.pool.worker_loop import serve
-from flrl.backends.pool.worker_warnings import Collected
+from flrl.backends.pool.worker_warnings import WarningCollector
 from flrl.data import FederatedData
 from flrl.types import ClientReport, ClientTask
 from flrl.worker import Worker
@@ -22,11 +22,11 @@ Tensors = Mapping[str, Tensor]
 
 
 class InsideLink:
-    """A worker's end: takes one message, and keeps what the worker says."""
+    """A worker's end: gives it one message, and keeps what the worker sends."""
 
     def __init__(self, message: Any, common: Tensors, own: Tensors, *, talkative: bool = True) -> None:
         self.asked: deque[Any] = deque([(message, common, own), (None, {}, {})])
-        self.said: list[tuple[Any, dict[str, Tensor]]] = []
+        self.sent: list[tuple[Any, dict[str, Tensor]]] = []
         self.parts: Tensor | None = None
         self.talkative = talkative
 
@@ -37,7 +37,7 @@ class InsideLink:
         return self.asked.popleft()
 
     def send(self, message: Any, tensors: Tensors) -> None:
-        self.said.append((message, {name: tensor.clone() for name, tensor in tensors.items()}))
+        self.sent.append((message, {name: tensor.clone() for name, tensor in tensors.items()}))
 
     def starts(self, client_id: int, reports: Callable[[], Sequence[ClientReport]]) -> None:
         if self.talkative:
@@ -54,7 +54,7 @@ class InsideHub:
     def __init__(self, workers: Mapping[int, Worker]) -> None:
         self.workers = dict(workers)
         self.others: Sequence[int] = list(workers)
-        self.heard: deque[Received] = deque((index, Ready(0, "here"), {}) for index in workers)
+        self.received: deque[Received] = deque((index, Ready(0, "here"), {}) for index in workers)
         self.parts: list[Tensor] = []
         self.sent: list[Tensor] = []
         self.asked: list[dict[int, Any]] = []
@@ -64,17 +64,17 @@ class InsideHub:
     def dispatch(self, messages: Mapping[int, Any], common: Tensors, own: Mapping[int, Tensors]) -> None:
         self.asked.append(dict(messages))
         for tensor in self.sent:
-            tensor.fill_(77)  # memory that is shared is written again
+            tensor.fill_(77)  # shared memory is overwritten
         self.sent.clear()
         for index, message in messages.items():
             link = InsideLink(message, common, own.get(index, {}))
-            serve(link, self.workers[index], Collected())
-            self.heard.extend((index, *said) for said in link.said)
-            self.sent += [tensor for _, tensors in link.said for tensor in tensors.values()]
+            serve(link, self.workers[index], WarningCollector())
+            self.received.extend((index, *message) for message in link.sent)
+            self.sent += [tensor for _, tensors in link.sent for tensor in tensors.values()]
             self.parts += [] if link.parts is None else [link.parts]
 
     def receive(self, timeout: float | None) -> list[Received]:
-        return [self.heard.popleft()] if self.heard else []
+        return [self.received.popleft()] if self.received else []
 
     def reduce(self, parts: Tensor) -> None:
         for part in self.parts:

@@ -38,7 +38,7 @@ class Started:
         launcher: its other end.
         process: the number of the process that was started, which leads a session of its own.
         mark: the value of an environment variable of all its processes.
-        output_path: where they write what they say.
+        output_path: where they write their output.
         code: of that process, once it has ended; minus the signal if one ended it.
     """
 
@@ -50,7 +50,7 @@ class Started:
 
     @property
     def output(self) -> str:
-        """What its processes have said so far."""
+        """What its processes have printed so far."""
         return self.output_path.read_text(errors="replace")
 
     def processes(self) -> list[psutil.Process]:
@@ -144,7 +144,7 @@ class Launcher:
 
         Args:
             arguments: overrides and options.
-            output: a file for what it says.
+            output: a file for its output.
             mpi: MPI processes to start it on; 0: no mpiexec.
             forked: whether it may be a fork of the launcher, unless it is on MPI.
         """

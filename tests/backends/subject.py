@@ -1,4 +1,4 @@
-"""A run that is hurt again and again, each start of it the resume after what it met before."""
+"""A run that is ended over and over by faults, each start of it the resume after the one before."""
 
 import json
 import re
@@ -24,7 +24,7 @@ WHAT_RAISES = "RuntimeError: the client's disk is full of cats"
 
 @dataclass
 class Subject:
-    """A run that is started again and again in one folder, on one backend."""
+    """A run that is started over and over in one folder, on one backend."""
 
     launcher: Launcher
     folder: Path
@@ -47,7 +47,7 @@ class Subject:
 
     @property
     def mark(self) -> Path:
-        """The file that says that the misfortune has happened, and when."""
+        """The file that records that the fault has happened, and when."""
         return self.folder.with_name(f"{self.folder.name}-mark")
 
     @property

@@ -26,7 +26,7 @@ MPIEXEC = shutil.which("mpiexec") or str(Path(sys.executable).with_name("mpiexec
 RANDOM = "backend.schedule=random"
 BACKENDS: dict[str, tuple[int, tuple[str, ...]]] = {  # name to MPI processes (0: no mpiexec) and overrides
     "process x 2": (0, ("backend=process", "backend.workers=2", RANDOM)),
-    "process x 3, dealt by size": (0, ("backend=process", "backend.workers=3")),
+    "process x 3, assigned by size": (0, ("backend=process", "backend.workers=3")),
     "mpi, alone": (0, ("backend=mpi", RANDOM)),
     "mpi x 1": (1, ("backend=mpi", RANDOM)),
     "mpi x 2": (2, ("backend=mpi", RANDOM)),

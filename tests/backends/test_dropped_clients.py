@@ -47,13 +47,13 @@ def test_a_dropped_client_is_named_and_counted_and_too_few_end_the_run(
         assert {r["client_id"]: r["rejected"] for r in row["reports"]} == dict.fromkeys(range(10)) | {3: why}
         assert f"rejected client 3: {why}" in run.output
         # A worker's warning reaches the terminal, its own log and the run's.
-        said = rf"warning: client 3, round {row['round']}: {re.escape(WHAT_RAISES)} \(.*\); its update is left out"
-        assert len(re.findall(said, run.output)) == 1
+        warning = rf"warning: client 3, round {row['round']}: {re.escape(WHAT_RAISES)} \(.*\); its update is left out"
+        assert len(re.findall(warning, run.output)) == 1
     logs = {path.name: path.read_text().count("its update is left out") for path in (tmp_path / "run").glob("*.log")}
     assert logs.pop("train.log") == 3
     assert sum(logs.values()) == {"serial": 0, "process": 3, "mpi": 0}[backend]
-    again = (*command, "strategy.min_clients=10", "strategy.rounds=4", "resume=auto")
-    run = launcher.run(*again, output=tmp_path / "again.txt", mpi=processes)
+    resumed = (*command, "strategy.min_clients=10", "strategy.rounds=4", "resume=auto")
+    run = launcher.run(*resumed, output=tmp_path / "resumed.txt", mpi=processes)
     assert run.code == 1
     assert causes(run.output) == [
         f"error: round 4: 9 usable updates, strategy.min_clients=10; client 3: client 3, round 4: {WHAT_RAISES}"

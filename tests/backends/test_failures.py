@@ -132,8 +132,8 @@ def test_a_worker_fails_in_a_clients_training(subject: Subject, fault: str, clie
     assert 0 < seconds < limit
     assert run.code != 0
     assert (run.code == 1) or subject.backend == "mpi"
-    said = f"error: {cause.format(round=round)}" + (PLACE if fault == "raise" else "")
-    assert [bool(re.fullmatch(said, line)) for line in causes(run.output)] == [True]
+    expected = f"error: {cause.format(round=round)}" + (PLACE if fault == "raise" else "")
+    assert [bool(re.fullmatch(expected, line)) for line in causes(run.output)] == [True]
     if fault == "raise":
         assert run.code == 1
         assert "MPI_ABORT" not in run.output  # the other ranks were let go in order
@@ -225,7 +225,7 @@ def test_mpiexec_is_killed_and_leaves_no_shared_memory(subject: Subject) -> None
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("backend", ["mpi"])
 def test_a_signal_to_mpiexec(subject: Subject, number: signal.Signals) -> None:
-    """Open MPI's waits for 0.25 s, sends SIGTERM, 0.25 s later SIGKILL, and ends with 1 whatever rank 0 says."""
+    """Open MPI's waits for 0.25 s, sends SIGTERM, 0.25 s later SIGKILL, and ends with 1 whatever rank 0 returns."""
     before = subject.saved
     with subject.start("trainer.fault=slow", "callbacks.checkpoint.every=100") as run:
         subject.reaches(run, before + 2)
@@ -271,8 +271,8 @@ def test_the_disk_is_full_while_a_checkpoint_is_written(subject: Subject) -> Non
     assert 0 < seconds < SOON_S
     assert run.code == 1
     partial = re.escape(str(subject.folder / "checkpoints" / f".round-{round:05d}.partial" / "state.safetensors"))
-    said = rf"error: OSError: \[Errno 28\] .*{partial}.*"
-    assert [bool(re.fullmatch(said, line)) for line in causes(run.output)] == [True]
+    expected = rf"error: OSError: \[Errno 28\] .*{partial}.*"
+    assert [bool(re.fullmatch(expected, line)) for line in causes(run.output)] == [True]
     subject.check(saved=round - 1)
     assert sorted(path.name for path in (subject.folder / "checkpoints").iterdir()) == [
         f"round-{r:05d}" for r in (round - 2, round - 1) if r

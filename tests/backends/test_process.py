@@ -211,14 +211,14 @@ def test_a_worker_that_waits_does_not_keep_a_core_busy_and_ends_with_the_backend
     assert sorted(path.name for path in tmp_path.glob("*.log")) == ["worker0.log", "worker1.log"]
 
 
-def test_a_worker_that_cannot_be_made_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_made_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLRL_PARENT", str(os.getpid()))
     with pytest.raises(WorkerError, match=r"^start, worker \d \(process \d+\): ValueError: no luck here$"):
         run(ProcessBackend(workers=1), Toy(fail=True))
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "end"),
     [
         (7, "ended with exit code 7"),
         (-9, "was killed by SIGKILL (is memory short?)"),
@@ -226,10 +226,10 @@ def test_a_worker_that_cannot_be_made_is_said(monkeypatch: pytest.MonkeyPatch) -
         (None, "has closed its line"),
     ],
 )
-def test_how_a_worker_ended_is_said(code: int | None, said: str) -> None:
+def test_how_a_worker_ended_is_named(code: int | None, end: str) -> None:
     hub = process._ProcessHub([], Segment())
     hub._processes = [SimpleNamespace(join=lambda timeout=None: None, exitcode=code, kill=lambda: None)]  # type: ignore
-    assert hub._end_of(0) == said
+    assert hub._end_of(0) == end
     hub.close(busy=True)
 
 
@@ -275,7 +275,7 @@ def test_workers_are_no_more_than_a_cohort_has_clients(monkeypatch: pytest.Monke
 
 
 def test_a_late_message_does_not_hide_who_trains_now() -> None:
-    """Shared memory has told of client 7; then the message comes that said, earlier, that client 3 begins."""
+    """The slot has named client 7 already when the older message arrives that client 3 begins."""
     segment = Segment()
     hub = process._ProcessHub([], segment)
     here, there = multiprocessing.Pipe()
@@ -285,17 +285,17 @@ def test_a_late_message_does_not_hide_who_trains_now() -> None:
     assert hub.receive(0) == []
     there.send((Started(3, ()), None))
     assert [message.client_id for _, message, _ in hub.receive(0)] == [3, 7]
-    hub._slots[0] = 6, process._NOBODY
+    hub._slots[0] = 6, process._NO_CLIENT
     assert hub.receive(0) == []
     hub.close(busy=False)
 
 
-def test_what_a_lost_worker_has_said_is_heard_first() -> None:
+def test_a_lost_workers_last_messages_are_received_first() -> None:
     segment = Segment()
     hub = process._ProcessHub([], segment)
     here, there = multiprocessing.Pipe()
     hub._lines, hub.others, hub._begun = [here], range(1), [0]
-    hub._slots = np.array([[0, process._NOBODY]])
+    hub._slots = np.array([[0, process._NO_CLIENT]])
     hub._end_of = lambda index: "was killed"  # type: ignore[method-assign]
     there.send((Started(3, ()), None))
     there.close()
@@ -306,7 +306,7 @@ def test_what_a_lost_worker_has_said_is_heard_first() -> None:
     hub.close(busy=False)
 
 
-def test_a_workers_slot_tells_whom_it_trains_and_when_it_is_done() -> None:
+def test_a_workers_slot_holds_the_client_it_trains_until_it_is_done() -> None:
     segment = Segment()
     slots = process._slots(segment.buffer(2 * process._SLOT_BYTES))
     here, there = multiprocessing.Pipe()
@@ -316,7 +316,7 @@ def test_a_workers_slot_tells_whom_it_trains_and_when_it_is_done() -> None:
         link.starts(client, tuple)
     assert slots.tolist() == [[0, 0], [2, 4]]
     link.finish("done", {}, torch.ones(2))
-    assert slots.tolist() == [[0, 0], [2, process._NOBODY]]
-    said = [here.recv()[0] for _ in range(2)]
-    assert said == [Started(7, ()), "done"]  # the second client followed too soon for a message of its own
+    assert slots.tolist() == [[0, 0], [2, process._NO_CLIENT]]
+    messages = [here.recv()[0] for _ in range(2)]
+    assert messages == [Started(7, ()), "done"]  # the second client followed too soon for a message of its own
     segment.close()

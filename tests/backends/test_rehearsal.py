@@ -34,7 +34,7 @@ def rehearsed(worker: Worker) -> None:
 
 
 class Batches(Linear):
-    """Tells of its batches."""
+    """Records its batches."""
 
     def __init__(self, seen: list[int]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Logging(Linear):
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a logged metric in stacks": (
+    "a logged metric in client batches": (
         {"module": Logging(), "trainer": VectorizedTrainer(batch_size=8)},
         "trainer=vectorized cannot train Logging: training_step logs a torchmetrics object as 'accuracy'",
     ),
@@ -145,7 +145,7 @@ class Learning(ClipNorm):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "said"),
+    ("strategy", "change"),
     [
         (lambda: InLocal(**OPTIONS), r"InLocal changes strategy\.clients while client 0 trains"),
         (lambda: InBroadcast(**OPTIONS), r"InBroadcast changes strategy\.sent in round 1"),
@@ -155,8 +155,8 @@ class Learning(ClipNorm):
         ),
     ],
 )
-def test_a_strategy_that_changes_itself_is_refused(strategy: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=rf"strategy: {said}: what lasts .* belongs into client memory"):
+def test_a_strategy_that_changes_itself_is_refused(strategy: Any, change: str) -> None:
+    with pytest.raises(ValueError, match=rf"strategy: {change}: what lasts .* belongs into client memory"):
         fit(make_worker(strategy()))
 
 
@@ -193,7 +193,7 @@ def test_a_buffer_that_is_replaced_is_sent() -> None:
 
 
 class Halving(pl.Callback):
-    """Halves the learning rate of each batch after the first it ever saw."""
+    """Divides the learning rate of a batch by the number of batches seen so far."""
 
     def __init__(self) -> None:
         self.batches = 0
@@ -208,7 +208,7 @@ def test_callbacks_are_put_back_before_each_client() -> None:
     assert checksums([0, 1, 2], Linear, trainers[0]) == checksums([2, 1, 0], Linear, trainers[1])
 
 
-def test_the_stand_in_prints_logs_and_says_no(capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_stand_in_prints_logs_and_refuses(capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Talking(Linear):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             self.print("batch", batch_idx)
@@ -217,8 +217,8 @@ def test_the_stand_in_prints_logs_and_says_no(capsys: Any, caplog: pytest.LogCap
 
     fit(make_worker(FedAvg(**{**OPTIONS, "rounds": 1}), module=Talking(), sizes=(8,)))
     assert capsys.readouterr().out == "batch 0\n"
-    said = [record.getMessage() for record in caplog.records if "self.logger" in record.getMessage()]
-    assert len(said) <= 1  # once in a process
+    warnings = [record.getMessage() for record in caplog.records if "self.logger" in record.getMessage()]
+    assert len(warnings) <= 1  # once in a process
 
     class Stopping(Linear):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

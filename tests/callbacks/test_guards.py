@@ -53,30 +53,30 @@ def test_nan_guard() -> None:
         guard.on_round_end(state, history(1.0, float("inf")))
 
 
-def test_every_callback_is_told_and_closed_whatever_happens() -> None:
-    told = []
+def test_every_callback_is_called_and_closed_even_after_errors() -> None:
+    calls = []
 
     class Breaks(Callback):
         def on_exception(self, state: Any, history: Any, error: BaseException) -> None:
             raise OSError("disk full")
 
         def close(self) -> None:
-            told.append("breaks")
+            calls.append("breaks")
             raise OSError("still full")
 
     class Listens(Callback):
         def on_exception(self, state: Any, history: Any, error: BaseException) -> None:
-            told.append(str(error))
+            calls.append(str(error))
 
         def close(self) -> None:
-            told.append("closed")
+            calls.append("closed")
 
     callbacks, error = Callbacks([Breaks(), Listens()]), RuntimeError("first")
     callbacks.on_exception(ServerState(0, None), [], error)  # type: ignore[arg-type]
     assert error.__notes__ == ["then Breaks failed: OSError: disk full"]
     with pytest.raises(ExceptionGroup):
         callbacks.close()
-    assert told == ["first", "breaks", "closed"]
+    assert calls == ["first", "breaks", "closed"]
 
 
 def test_callbacks_forward_every_method() -> None:

@@ -26,7 +26,7 @@ def test_a_metric_that_is_required_and_missing_ends_the_run_at_the_first_evaluat
         callback.on_round_end(None, [FIRST, SECOND])
 
 
-def test_otherwise_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_otherwise_it_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     callback = OptimizedMetric(name="test/accuracy", required=False)
     with caplog.at_level(logging.WARNING):
         callback.on_round_end(None, [FIRST])

@@ -22,7 +22,7 @@ from tests.toys import fit, make_worker
 
 
 class Interrupts(Callback):
-    """Raises when a round ends, before those that come after it are told."""
+    """Raises when a round ends, before later callbacks are called."""
 
     def __init__(self, round: int) -> None:
         self.round = round
@@ -76,7 +76,7 @@ def test_an_interrupted_rounds_rows_are_written_and_it_goes_on_from_there(tmp_pa
     assert not (folder / "error.txt").exists()
 
 
-def test_rows_after_the_resumed_round_are_dropped_with_half_a_row(tmp_path: Path) -> None:
+def test_rows_after_the_resumed_round_are_dropped_with_an_incomplete_row(tmp_path: Path) -> None:
     worker, run, callbacks = made(tmp_path / "run")
     fit(worker, callbacks=callbacks)
     for name in ("clients.jsonl", "digests.jsonl"):

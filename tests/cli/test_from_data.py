@@ -66,8 +66,8 @@ def test_contradictions_are_refused(message: str, values: dict[str, Any]) -> Non
 @pytest.mark.parametrize(("key", "lacking"), [("input_shape", "no shape"), ("num_classes", "no classes")])
 def test_what_cannot_be_read_is_named(key: str, lacking: str) -> None:
     source = DatasetSource([("a text", "a class")])  # type: ignore[arg-type]
-    said = f"^model\\.parts\\[0\\]\\.{key}=null: the dataset's samples have {lacking} that could be read; set "
-    with pytest.raises(ValueError, match=said):
+    message = f"^model\\.parts\\[0\\]\\.{key}=null: the dataset's samples have {lacking} that could be read; set "
+    with pytest.raises(ValueError, match=message):
         filled(model(**{key: None}), Splits(source, source))
 
 

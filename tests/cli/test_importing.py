@@ -24,7 +24,7 @@ def test_only_the_first_imports_of_a_process_are_left_alone() -> None:
 
 
 def test_a_run_ends_without_a_word_about_leaks() -> None:
-    """Modules that count what is left at the end must find nothing that the collector was told to leave alone."""
+    """Modules that count what is left at the end must find nothing that the collector has been made to ignore."""
     script = "from flrl.cli.importing import uncollected\nwith uncollected():\n    import flrl.run"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -18,7 +18,7 @@ TREE = {
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "suggestion"),
     [
         ("rounds=5", "; did you mean strategy.rounds?"),
         ("sampler.num=3", "; did you mean strategy.sampler.num?"),
@@ -37,9 +37,9 @@ TREE = {
         ("xyz=2", "; the top level has: seed, strategy, model, server"),
     ],
 )
-def test_unknown(override: str, said: str) -> None:
+def test_unknown(override: str, suggestion: str) -> None:
     key = override.partition("=")[0].lstrip("+")
-    assert unknown(key, override, TREE) == f"{override}: there is no such key{said}"
+    assert unknown(key, override, TREE) == f"{override}: there is no such key{suggestion}"
 
 
 def test_meant_prefers_the_longest_common_end_then_siblings() -> None:

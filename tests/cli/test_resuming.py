@@ -46,7 +46,7 @@ def test_a_default_that_has_changed_since_does_not_matter(cli: Any) -> None:
         assert (saved()["strategy"]["min_clients"], saved()["evaluation"]["every"]) == (2, 3)
 
 
-def test_a_job_script_with_additions_and_deletions_is_run_again(cli: Any) -> None:
+def test_a_job_script_with_additions_and_deletions_is_rerun(cli: Any) -> None:
     script = (*RUN, "+model.optimizer.nesterov=false", "~callbacks.progress", "~model.optimizer.momentum",
               "name=again", "hydra.run.dir='runs/${name}'", "resume=auto")  # fmt: skip
     for rounds in (1, 2):
@@ -55,7 +55,7 @@ def test_a_job_script_with_additions_and_deletions_is_run_again(cli: Any) -> Non
     assert len(Path("runs/again/metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_an_experiment_that_changes_nothing_may_be_named_again(cli: Any) -> None:
+def test_an_experiment_that_changes_nothing_may_be_repeated(cli: Any) -> None:
     Path("my/experiment").mkdir(parents=True)
     Path("my/experiment/mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /model: mlp_2nn\ntrainer:\n  batch_size: 64\n"

@@ -69,13 +69,13 @@ def test_writers_share_a_folder(tmp_path: Path) -> None:
     assert files(tmp_path) == [f"rank{rank}-segment-000001.safetensors" for rank in range(3)]
     assert whole.client_ids.tolist() == [0, 1, 2, 3, 4, 5]
     (tmp_path / "clients" / ".rank1-segment-000002.safetensors.partial").write_bytes(b"half")
-    again = opened(tmp_path, writer="rank1-")
+    resumed = opened(tmp_path, writer="rank1-")
     assert len(files(tmp_path)) == 3
-    memory = again.restored(whole.only([1, 2, 7]), tmp_path)
+    memory = resumed.restored(whole.only([1, 2, 7]), tmp_path)
     assert values(memory) == {1: 1.0, 2: 2.0}
     memory = memory.updated(remember(1, 2, value=1))
     index = memory.save()
-    again.prune([index])
+    resumed.prune([index])
     assert files(tmp_path) == ["rank0-segment-000001.safetensors", "rank1-segment-000002.safetensors"]
 
 

@@ -57,6 +57,6 @@ def test_what_cannot_be_joined_is_refused(tmp_path: Path) -> None:
 def test_contents_do_not_depend_on_where_they_lie(tmp_path: Path) -> None:
     index = saved(tmp_path / "a")
     memory = opened(tmp_path / "b").restored(index, tmp_path / "a")
-    again = opened(tmp_path / "c").memory().updated(dict(memory))
-    assert again.save().contents() == index.contents()
-    assert again.updated(remember(4, value=1)).save().contents() != index.contents()
+    copied = opened(tmp_path / "c").memory().updated(dict(memory))
+    assert copied.save().contents() == index.contents()
+    assert copied.updated(remember(4, value=1)).save().contents() != index.contents()

@@ -75,7 +75,7 @@ def test_what_was_used_last_stays_in_ram(tmp_path: Path, monkeypatch: pytest.Mon
     assert (values(memory), read[:2]) == ({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}, [2, 3])
 
 
-def test_clients_that_are_on_disk_leave_ram_without_being_written_again(tmp_path: Path) -> None:
+def test_clients_that_are_on_disk_leave_ram_without_being_rewritten(tmp_path: Path) -> None:
     store = opened(tmp_path, 4 * CLIENT_BYTES)
     memory = store.memory().updated(remember(1, 2, 3, 4))
     memory.save()
@@ -250,15 +250,15 @@ def test_a_kill_between_any_two_writes_leaves_the_last_checkpoint(
     partial = 0
     for folder, index, expected in found:
         partial += sum(name.endswith(".partial") for name in files(folder))
-        again = opened(folder, 0)
-        resumed = again.restored(index, folder)
+        store = opened(folder, 0)
+        resumed = store.restored(index, folder)
         assert values(resumed) == expected
         assert not any(name.endswith(".partial") for name in files(folder))
         assert values(resumed.updated(remember(99))) == expected | {99: 99.0}
     assert partial > 5
 
 
-def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_incomplete_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = opened(tmp_path).memory().updated(remember(1))
 
     def full(descriptor: int) -> None:

@@ -51,7 +51,7 @@ class WithBoth(WithVal):
 
 
 class Staged(pl.LightningDataModule):
-    """Builds its datasets where Lightning says, and only there."""
+    """Builds its datasets in the hooks that Lightning has for it, and only there."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -63,8 +63,8 @@ def test_digits() -> None:
 
 
 def test_synthetic_data_is_a_function_of_the_seed() -> None:
-    (first, labels), (again, _), (other, _) = (tensors(make(seed=seed).train) for seed in (5, 5, 6))
-    assert torch.equal(first, again)
+    (first, labels), (equal, _), (other, _) = (tensors(make(seed=seed).train) for seed in (5, 5, 6))
+    assert torch.equal(first, equal)
     assert not torch.equal(first, other)
     assert (first.shape, first.dtype, labels.dtype) == ((40, 4), torch.float32, torch.int64)
 

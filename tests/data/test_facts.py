@@ -1,4 +1,4 @@
-"""What a dataset says of the shape of its samples and of its classes."""
+"""The shape of a dataset's samples and the number of its classes, read from the data."""
 
 from typing import Any
 

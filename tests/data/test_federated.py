@@ -77,8 +77,8 @@ def test_holding_out_takes_the_last_of_the_same_order() -> None:
 
 
 def test_samples_stand_in_a_random_order_fixed_by_the_seed() -> None:
-    first, again, other = (federated(40, blocks([20, 20]), seed=seed) for seed in (5, 5, 6))
-    assert np.array_equal(first.train_indices(1), again.train_indices(1))
+    first, equal, other = (federated(40, blocks([20, 20]), seed=seed) for seed in (5, 5, 6))
+    assert np.array_equal(first.train_indices(1), equal.train_indices(1))
     assert sorted(first.train_indices(1)) == sorted(other.train_indices(1)) == list(range(20, 40))
     assert first.train_indices(1).tolist() not in (list(range(20, 40)), other.train_indices(1).tolist())
 
@@ -99,7 +99,7 @@ def test_the_partition_is_called_with_the_labels_and_the_seeds_generator() -> No
     ]
 
 
-def test_the_hash_is_stable_and_tells_partitions_apart() -> None:
+def test_the_hash_is_stable_and_differs_between_partitions() -> None:
     by_three = partial(iid, num_clients=3)
     data = federated(12, by_three, holdout=0.25)
     assert data.hash == "ceb361208208a7014d0f407a15a1bbd2601276cfb4e1e4a92418a0b18286cd24"
@@ -141,7 +141,7 @@ def test_label_counts_are_of_training_samples() -> None:
     assert counts.sum(axis=1).tolist() == data.sizes.tolist()
 
 
-def test_partition_file_holds_what_it_says(tmp_path: Path) -> None:
+def test_partition_file_holds_what_its_hash_names(tmp_path: Path) -> None:
     data = federated(11, blocks([1, 4, 6]), seed=3, holdout=0.4)
     path = tmp_path / "partition.npz"
     data.save(path)
@@ -191,7 +191,7 @@ def test_a_list_of_owners_will_do() -> None:
     assert federated(3, lambda num_samples, labels, rng: [0, 1, 0]).sizes.tolist() == [2, 1]
 
 
-def test_no_samples_are_said() -> None:
+def test_no_samples_are_an_error() -> None:
     empty = TensorSource(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="the dataset has no training samples"):
         FederatedData(Splits(empty, empty), lambda n, labels, rng: np.zeros(n, dtype=np.int64), seed=0)
@@ -215,7 +215,7 @@ def test_more_clients_take_no_more_calls_and_few_bytes() -> None:
     labels = torch.arange(40_000) % 2
     counts = [calls(lambda n=n: build(n, labels)) for n in (200, 200, 20_000)]
     assert counts[2] <= counts[1]
-    # Two samples a client: 32 bytes stay (indices, end, size), and sorting needs as many again and some.
+    # Two samples a client: 32 bytes stay (indices, end, size), and sorting needs as many more and some.
     assert peak_bytes(lambda: build(20_000, labels)) < 100 * 20_000
 
 

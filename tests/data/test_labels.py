@@ -67,7 +67,7 @@ def test_a_data_modules_dicts(options: dict[str, Any]) -> None:
     assert labels.tolist() == [0, 1, 2, 0]
 
 
-def test_a_partition_that_misses_labels_says_where_they_are_taken_from() -> None:
+def test_a_partition_that_misses_labels_names_where_they_are_taken_from() -> None:
     message = (
         "partition dirichlet needs class labels, which this dataset does not have: whole numbers are taken from its "
         "targets, labels or y, else from each sample's second part, or where samples are dicts from their label, "

@@ -44,7 +44,7 @@ def class_counts(owner: np.ndarray, labels: np.ndarray, num_clients: int) -> np.
     return counts
 
 
-def test_iid_deals_out_a_permutation_in_turn() -> None:
+def test_iid_assigns_a_permutation_in_turn() -> None:
     assert iid(7, None, Scripted(), num_clients=3).tolist() == [0, 1, 2, 0, 1, 2, 0]
     backwards = Scripted(permutation=[6, 5, 4, 3, 2, 1, 0])
     assert iid(7, None, backwards, num_clients=2).tolist() == [0, 1, 0, 1, 0, 1, 0]
@@ -111,8 +111,8 @@ def test_quantity_skew_tops_up_one_sample_at_a_time() -> None:
 def test_shards_are_cut_from_samples_sorted_by_class() -> None:
     labels = np.array([0, 1, 0, 1, 2, 2, 0, 1])  # sorted: 0 2 | 6 1 | 3 7 | 4 5
     assert shards(8, labels, Scripted(), num_clients=2).tolist() == [0, 0, 0, 1, 1, 1, 0, 1]
-    dealt = Scripted(permutation=[2, 0, 3, 1])
-    assert shards(8, labels, dealt, num_clients=2).tolist() == [1, 0, 1, 1, 0, 0, 0, 1]
+    rng = Scripted(permutation=[2, 0, 3, 1])
+    assert shards(8, labels, rng, num_clients=2).tolist() == [1, 0, 1, 1, 0, 0, 0, 1]
     one_each = shards(8, labels, Scripted(), num_clients=2, shards_per_client=1)
     assert one_each.tolist() == [0, 0, 0, 1, 1, 1, 0, 1]
     # Seven samples in three shards: sizes 3, 2, 2.
@@ -146,8 +146,8 @@ def own(partition: Callable[..., np.ndarray], problem: dict[str, Any], **options
     assert owner.min() >= 0
     assert owner.max() < problem["num_clients"]
     assert sizes_of(owner, problem["num_clients"]).min() >= problem["min_samples"]
-    again = partition(len(labels), labels, np.random.default_rng(problem["seed"]), **options)
-    assert np.array_equal(owner, again)
+    repeated = partition(len(labels), labels, np.random.default_rng(problem["seed"]), **options)
+    assert np.array_equal(owner, repeated)
     return owner
 
 

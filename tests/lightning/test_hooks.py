@@ -1,4 +1,4 @@
-"""Overriding is told by functions: classes that Lightning ships itself override like anybody's."""
+"""Overridden hooks are found by comparing functions: classes in Lightning's own package override like others."""
 
 import pytest
 import pytorch_lightning as pl

@@ -1,4 +1,4 @@
-"""Strategies that read gradients off a client's update take plain SGD steps alone, and say what they got instead."""
+"""Strategies that compute gradients from a client's update need plain SGD steps, and name what they got instead."""
 
 from functools import partial
 from typing import Any

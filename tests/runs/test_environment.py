@@ -1,4 +1,4 @@
-"""What is recorded beside the configuration, and what is said when it is another."""
+"""The environment that is recorded beside the configuration, and the notes on its differences."""
 
 import copy
 import hashlib
@@ -89,16 +89,16 @@ def test_other_code_is_named_by_verify_and_by_a_resume(own: Any) -> None:
     assert own("run=run", main=verify).out.count("\n") == 1
     Path("lab_net.py").write_text(NET.replace("1.0", "2.0"))
     was, now = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (NET, NET.replace("1.0", "2.0")))
-    said = f"lab_net.py is not what the run imported (SHA-256 {was}..., now {now}...)"
+    note = f"lab_net.py is not what the run imported (SHA-256 {was}..., now {now}...)"
     done = own("run=run", main=verify)
     assert done.code == 0
-    assert done.out.splitlines()[0] == f"note      {said}"
+    assert done.out.splitlines()[0] == f"note      {note}"
     done = own("resume=run", "strategy.rounds=3")
-    assert (done.code, done.err) == (0, f"warning: {said}\n")
+    assert (done.code, done.err) == (0, f"warning: {note}\n")
     rows = [json.loads(line) for line in Path("run/environments.jsonl").read_text().splitlines()]
     assert [(row["after_round"], row["sources"]["lab_net.py"][:12]) for row in rows] == [(0, was), (2, now)]
     assert own("run=run", "rounds=3", main=verify).out.count("\n") == 1
-    assert said in own("run=run", "rounds=1..2", main=verify).out
+    assert note in own("run=run", "rounds=1..2", main=verify).out
 
 
 def test_a_folder_without_git_or_without_a_commit_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +170,9 @@ DIFFERENCES: list[tuple[dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "said"), DIFFERENCES, ids=[str([*changes]) for changes, _ in DIFFERENCES])
-def test_what_bits_may_follow_from_is_said(changes: dict[str, Any], said: list[str]) -> None:
-    assert differences(recorded(**changes), NOW) == said
+@pytest.mark.parametrize(("changes", "note"), DIFFERENCES, ids=[str([*changes]) for changes, _ in DIFFERENCES])
+def test_differences_that_bits_may_depend_on_are_noted(changes: dict[str, Any], note: list[str]) -> None:
+    assert differences(recorded(**changes), NOW) == note
 
 
 def test_two_portable_runs_may_be_on_any_processor() -> None:
@@ -181,27 +181,27 @@ def test_two_portable_runs_may_be_on_any_processor() -> None:
     assert len(differences(NOW, recorded(libraries=PORTABLE))) == 1
 
 
-def test_what_was_recorded_before_there_was_such_a_record_says_nothing() -> None:
+def test_a_run_without_a_recorded_environment_has_no_differences() -> None:
     assert differences({"after_round": 0}, environment()) == []
     assert differences(environment(), environment()) == []
 
 
 @pytest.mark.parametrize("command", ["verify", "resume"])
-def test_another_processor_is_said(cli: Any, command: str) -> None:
+def test_another_processor_is_noted(cli: Any, command: str) -> None:
     assert cli(*RUN).code == 0
     path = Path("run/environments.jsonl")
     row = json.loads(path.read_text())
     row["processor"] |= LARGER
     path.write_text(json.dumps(row) + "\n")
     if command == "verify":
-        said = cli("run=run", main=verify).out.splitlines()[0].removeprefix("note      ")
+        note = cli("run=run", main=verify).out.splitlines()[0].removeprefix("note      ")
     else:
         done = cli("resume=run", "strategy.rounds=3")
         assert done.code == 0
-        (said,) = done.err.removeprefix("warning: ").splitlines()
-    assert said.startswith("another kind of processor: the run had ")
-    assert "(x86-64-v4, torch uses AVX512), this is " in said
-    assert said.endswith(": expect other bits; backend.portable=true avoids it")
+        (note,) = done.err.removeprefix("warning: ").splitlines()
+    assert note.startswith("another kind of processor: the run had ")
+    assert "(x86-64-v4, torch uses AVX512), this is " in note
+    assert note.endswith(": expect other bits; backend.portable=true avoids it")
 
 
 def test_the_processor_is_read_where_linux_does_not_describe_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def refused(cli: Any) -> Any:
         assert cli("run=run", main=main).code == 0
     Path("run/evaluation.json").unlink()
 
-    def said() -> str:
+    def refuse() -> str:
         before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
         finished = [cli("run=run", main=main) for main in (verify, evaluate)]
         assert [(done.code, done.out) for done in finished] == [(1, ""), (1, "")]
@@ -44,7 +44,7 @@ def refused(cli: Any) -> Any:
         assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
         return finished[0].err.removeprefix("error: ").removesuffix("\n")
 
-    return said
+    return refuse
 
 
 def test_one_bias_in_the_final_model_is_found(refused: Any) -> None:
@@ -91,18 +91,18 @@ def test_a_summary_of_another_run_is_found(refused: Any) -> None:
     assert refused() == f"{path} has digest {'ab' * 32}, metrics.jsonl names {recorded()[3]} for round 3"
 
 
-def test_a_partition_is_hashed_again(refused: Any) -> None:
+def test_a_partitions_hash_is_checked(refused: Any) -> None:
     with np.load(PARTITION) as saved:
         arrays = dict(saved)
-    said = str(arrays["hash"])
+    named = str(arrays["hash"])
     arrays["indices"][[0, 1]] = arrays["indices"][[1, 0]]
     np.savez(PARTITION, **arrays)
     found = partition_hash(**{name: arrays[name] for name in ("ends", "sizes", "indices")})
-    assert refused() == f"{PARTITION} has hash {found}, it names {said}"
+    assert refused() == f"{PARTITION} has hash {found}, it names {named}"
     np.savez(PARTITION, **arrays | {"hash": np.array(found)})
-    assert refused() == f"{PARTITION} has hash {found}, summary.json names {said}"
+    assert refused() == f"{PARTITION} has hash {found}, summary.json names {named}"
     Path("run/summary.json").unlink()
-    assert refused() == f"{PARTITION} has hash {found}, the newest checkpoint names {said}"
+    assert refused() == f"{PARTITION} has hash {found}, the newest checkpoint names {named}"
 
 
 GOES_ON = "; flrl-train resume=run goes on from the last good state, if there is one"
@@ -127,7 +127,7 @@ def test_a_torn_file_is_named_in_one_line(refused: Any, path: Path) -> None:
     assert refused().endswith(GOES_ON) == (path.parent == NEWEST or path.suffix in (".jsonl", ".json"))
 
 
-def test_half_a_row_at_the_end_is_what_a_kill_leaves(refused: Any, cli: Any) -> None:
+def test_an_incomplete_last_row_is_what_a_kill_leaves(refused: Any, cli: Any) -> None:
     with Path("run/metrics.jsonl").open("a") as file:
         file.write('{"round": 4, "test/lo')
     assert refused() == f"run/metrics.jsonl: line 4 is damaged{GOES_ON}"

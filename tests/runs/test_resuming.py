@@ -24,7 +24,7 @@ def files(folder: str) -> dict[Path, bytes]:
 
 
 def torn(name: str, *, newline: bool) -> Callable[[], None]:
-    """Cut the last row of a table in half."""
+    """Cut the last row of a table short."""
 
     def tear() -> None:
         path = Path("run", name)
@@ -54,14 +54,14 @@ ROW = "run/metrics.jsonl should hold rounds 1 to 5, it holds [1, 2, 3, 4]"
 KEPT = "kept as round-00005.damaged"
 SHA = "state.safetensors does not have the SHA-256 that state.json gives"
 NO_JSON = "[Errno 2] No such file or directory: 'run/checkpoints/round-00005/state.json'"
-# What is damaged; after which round the run goes on; what is said, a line each.
+# What is damaged; after which round the run is resumed; the warnings, a line each.
 DAMAGES: dict[str, tuple[Callable[[], Any], int, list[str]]] = {
-    "half a row": (
+    "a cut row": (
         torn("metrics.jsonl", newline=False), 4,
         [f"{NEWEST} is left out: {ROW}; {KEPT}",
          "run/metrics.jsonl is taken without its damaged lines: 5; kept as metrics.jsonl.damaged"],
     ),
-    "half a row and a newline": (
+    "a cut row and a newline": (
         torn("metrics.jsonl", newline=True), 4,
         [f"{NEWEST} is left out: {ROW}; {KEPT}",
          "run/metrics.jsonl is taken without its damaged lines: 5; kept as metrics.jsonl.damaged"],
@@ -74,12 +74,12 @@ DAMAGES: dict[str, tuple[Callable[[], Any], int, list[str]]] = {
         between("metrics.jsonl", b"\x00\xff\x00"), 5,
         ["run/metrics.jsonl is taken without its damaged lines: 3; kept as metrics.jsonl.damaged"],
     ),
-    "half a client's row": (
+    "a cut row of a client": (
         torn("clients.jsonl", newline=True), 4,
         [f"{NEWEST} is left out: run/clients.jsonl lacks rows of round 5; {KEPT}",
          "run/clients.jsonl is taken without its damaged lines: 15; kept as clients.jsonl.damaged"],
     ),
-    "half a row of digests": (
+    "a cut row of digests": (
         torn("digests.jsonl", newline=False), 4,
         [f"{NEWEST} is left out: run/digests.jsonl lacks rows of round 5; {KEPT}",
          "run/digests.jsonl is taken without its damaged lines: 5; kept as digests.jsonl.damaged"],
@@ -111,23 +111,23 @@ def run(cli: Any, whole: Path) -> Any:
     return cli
 
 
-@pytest.mark.parametrize(("damage", "round", "said"), DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize(("damage", "round", "warnings"), DAMAGES.values(), ids=DAMAGES.keys())
 @pytest.mark.parametrize("way", ["resume=run", "resume=auto"])
 def test_a_damaged_run_goes_on_from_its_last_good_state(
-    run: Any, damage: Callable[[], Any], round: int, said: list[str], way: str
+    run: Any, damage: Callable[[], Any], round: int, warnings: list[str], way: str
 ) -> None:
     damage()
     before = files("run")
     done = run(*(() if way == "resume=run" else RUN), way, "hydra.run.dir=run")
     assert done.code == 0, done.err
     folder = "run" if way == "resume=run" else str(Path("run").resolve())
-    assert done.err.splitlines() == ["warning: " + line.replace("run/", f"{folder}/") for line in said]
+    assert done.err.splitlines() == ["warning: " + line.replace("run/", f"{folder}/") for line in warnings]
     assert f"resumed after round {round}\n" in done.out
     for name in TABLES:
         assert rows("run", name) == rows("whole", name)
     digests = [json.loads(Path(folder, "summary.json").read_text())["digest"] for folder in ("run", "whole")]
     assert digests[0] == digests[1]
-    for line in said:
+    for line in warnings:
         aside = line.rpartition("kept as ")[2]
         path = next(path for path in Path("run").rglob(aside))
         for kept in [path] if path.is_file() else path.iterdir():

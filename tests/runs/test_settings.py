@@ -151,8 +151,8 @@ def test_a_job_of_a_sweep_is_refused_too(cli: Any) -> None:
 def test_rounds_grow_and_do_not_shrink_below_what_is_done(cli: Any) -> None:
     assert cli(*RUN).code == 0
     done = cli("resume=run", "strategy.rounds=2")
-    said = "strategy.rounds=2: run has 3 rounds already; there may be more of them, not fewer; nothing was changed"
-    assert done.err == f"error: {said}\n"
+    message = "strategy.rounds=2: run has 3 rounds already; there may be more of them, not fewer; nothing was changed"
+    assert done.err == f"error: {message}\n"
     assert cli("resume=run", "strategy.rounds=3").code == 0
     assert cli("resume=run", "strategy.rounds=4").code == 0
 

@@ -153,9 +153,9 @@ STUCK: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize(("thing", "said"), STUCK.values(), ids=STUCK.keys())
-def test_what_cannot_be_put_back_is_named(thing: Any, said: str) -> None:
-    assert Snapshot(thing, "it").stuck == [said]
+@pytest.mark.parametrize(("thing", "reason"), STUCK.values(), ids=STUCK.keys())
+def test_what_cannot_be_put_back_is_named(thing: Any, reason: str) -> None:
+    assert Snapshot(thing, "it").stuck == [reason]
 
 
 def test_a_file_that_is_read_cannot_be_put_back(tmp_path: Any) -> None:

@@ -1,4 +1,4 @@
-"""Hand-computed cases of the algorithms, and of the round loop."""
+"""Cases of the algorithms and of the round loop, computed by hand."""
 
 import math
 from dataclasses import replace

@@ -118,8 +118,8 @@ def test_a_module_with_everything_trains_unchanged(make: Make) -> None:
             strategy(make).check(setup_of(Rich(), strategy=strategy(make)))
         return
     worker = make_worker(strategy(make, rounds=2), module=_seeded(Rich))
-    (state, history), (again, _) = fit(worker), fit(make_worker(strategy(make, rounds=2), module=_seeded(Rich)))
-    assert digest(state.vector) == digest(again.vector)
+    (state, history), (repeated, _) = fit(worker), fit(make_worker(strategy(make, rounds=2), module=_seeded(Rich)))
+    assert digest(state.vector) == digest(repeated.vector)
     for record in history:
         assert (record.metrics["clients/num"], record.metrics["clients/rejected"]) == (3.0, 0.0)
 

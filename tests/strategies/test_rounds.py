@@ -93,7 +93,7 @@ class Counted(Callback):
 
 
 class Noting(Transform):
-    """Tells of each update; a strategy and what it holds may not change themselves."""
+    """Passes each update to a function, since a strategy and what it holds may not change themselves."""
 
     def __init__(self, note: Callable[[ClientUpdate], None]) -> None:
         self.note = note
@@ -114,7 +114,7 @@ def test_no_more_than_two_updates_are_held_at_a_time() -> None:
         callbacks=[counted],
     )
     assert len(counted.updates) == 80
-    assert counted.most_updates <= 2  # one that has been folded, and the next one
+    assert counted.most_updates <= 2  # one that has been added, and the next one
     assert alive(counted.updates) == 0
 
 
@@ -168,8 +168,8 @@ def test_the_evaluation_before_training_is_not_repeated() -> None:
     evaluator = Evaluator(at_start=True)
     _, history = fit(make_worker(fedavg(1, 2), evaluator=evaluator))
     assert [record.round for record in history] == [0, 1]
-    _, again = fit(make_worker(fedavg(1, 2), evaluator=evaluator), history=history[:1])
-    assert [(record.round, record.digest) for record in again] == [(r.round, r.digest) for r in history]
+    _, resumed = fit(make_worker(fedavg(1, 2), evaluator=evaluator), history=history[:1])
+    assert [(record.round, record.digest) for record in resumed] == [(r.round, r.digest) for r in history]
 
 
 @pytest.mark.parametrize("aggregator", [Mean(), Median()])

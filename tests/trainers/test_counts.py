@@ -69,7 +69,7 @@ def test_operations_a_step(kind: Any, limit: int) -> None:
     assert (long - short) / 20 <= limit
 
 
-def test_a_stack_costs_no_more_operations_for_more_clients() -> None:
+def test_a_client_batch_costs_no_more_operations_for_more_clients() -> None:
     """But for what is done for each client once: its batches, its update and its part of the sum."""
     few, many = (operations(VectorizedTrainer(batch_size=8, width=8), (80,) * clients) for clients in (4, 8))
     short, long = (operations(VectorizedTrainer(batch_size=8, width=8), (8 * steps,) * 8) for steps in (10, 30))
@@ -97,7 +97,7 @@ SMALL_BYTES = 1100
         (EagerTrainer(batch_size=8), 2 * MODEL_BYTES),  # the gradient, and the stepped model
         (TracedTrainer(batch_size=8), 2 * MODEL_BYTES),
         (TracedTrainer(batch_size=8, fuse=True), MODEL_BYTES),
-        (VectorizedTrainer(batch_size=8), 2 * MODEL_BYTES + BATCH_BYTES),  # batches are copied into the stack
+        (VectorizedTrainer(batch_size=8), 2 * MODEL_BYTES + BATCH_BYTES),  # batches are copied into a stacked one
     ],
     ids=["eager", "traced", "fused", "vectorized"],
 )

@@ -57,16 +57,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("module", [Linear, Rich, partial(Rich, "epoch")], ids=["linear", "rich", "rich by epoch"])
 @pytest.mark.parametrize(
-    "half", [AVERAGE(rounds=1), FedProx(mu=0.3, **AVERAGE.keywords, rounds=1)], ids=["avg", "prox"]
+    "hooks", [AVERAGE(rounds=1), FedProx(mu=0.3, **AVERAGE.keywords, rounds=1)], ids=["avg", "prox"]
 )
 def test_eager_and_lightning_end_in_the_same_bits(
-    module: Callable[[], pl.LightningModule], settings: dict[str, Any], half: FedAvg
+    module: Callable[[], pl.LightningModule], settings: dict[str, Any], hooks: FedAvg
 ) -> None:
     updates, calls = [], []
     for trainer in (EagerTrainer, LightningTrainer):
         torch.manual_seed(0)
         instance = module()
-        updates.append(trainer(batch_size=8, **settings).fit(asked(half, problem(instance, round=3)), half))
+        updates.append(trainer(batch_size=8, **settings).fit(asked(hooks, problem(instance, round=3)), hooks))
         calls.append(getattr(instance, "calls", []))
     same(*updates)
     assert calls[0] == calls[1]
@@ -103,9 +103,9 @@ def test_what_the_optimizer_steps_is_clipped(alone: bool, algorithm: Any) -> Non
 def test_settings_and_hooks_matter() -> None:
     """The comparison above would be idle if the settings did nothing."""
 
-    def update(half: FedAvg | None = None, **settings: Any) -> bytes:
+    def update(hooks: FedAvg | None = None, **settings: Any) -> bytes:
         torch.manual_seed(0)
-        trainer, strategy = EagerTrainer(batch_size=8, **settings), half or AVERAGE(rounds=1)
+        trainer, strategy = EagerTrainer(batch_size=8, **settings), hooks or AVERAGE(rounds=1)
         given = asked(strategy, problem(Rich(), round=3))
         return trainer.fit(given, strategy).difference.numpy().tobytes()
 
@@ -238,7 +238,7 @@ def test_minus_one_from_on_train_batch_start_ends_the_epoch() -> None:
 
 
 class Stepped(Linear):
-    """Halves its learning rate, and notes it for every batch."""
+    """Divides its learning rate by two at every step of the schedule, and notes it for every batch."""
 
     def __init__(self, interval: str, frequency: int) -> None:
         super().__init__()
@@ -282,7 +282,7 @@ class Quiet(Stepped):
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
-def test_schedulers_of_stacks_step_as_often(interval: str) -> None:
+def test_schedulers_of_client_batches_step_as_often(interval: str) -> None:
     eager, stacked = (
         trainer(batch_size=8, local_epochs=3).fit(problem(seeded(lambda: Quiet(interval, 2))), AVERAGE(rounds=1))
         for trainer in (EagerTrainer, VectorizedTrainer)
@@ -299,14 +299,14 @@ def seeded(make: Callable[[], Any]) -> Any:
 @pytest.mark.parametrize("trainer", [EagerTrainer, LightningTrainer])
 def test_kept_momentum_goes_on_where_it_stopped(trainer: Any) -> None:
     """Two rounds of one epoch with kept momentum are one round of two epochs."""
-    half, module = AVERAGE(rounds=1), Linear(momentum=0.9).double()
-    whole = trainer(batch_size=8, local_epochs=2).fit(problem(module), half)
+    hooks, module = AVERAGE(rounds=1), Linear(momentum=0.9).double()
+    whole = trainer(batch_size=8, local_epochs=2).fit(problem(module), hooks)
     assert whole.memory == {}  # nothing is kept unless it is asked for
     keeping = trainer(batch_size=8, keep_optimizer_state=True)
     first = problem(module)
-    half_way = keeping.fit(first, half)
+    half_way = keeping.fit(first, hooks)
     assert sorted(half_way.memory) == ["optimizer/0/momentum_buffer", "optimizer/1/momentum_buffer"]
-    end = keeping.fit(half_way.next(first), half)
+    end = keeping.fit(half_way.next(first), hooks)
     moved = half_way.difference + end.difference
     torch.testing.assert_close(moved, whole.difference, rtol=1e-9, atol=1e-12)
 

@@ -139,7 +139,7 @@ class Sized(Linear):
 
 
 @pytest.mark.parametrize(("strategy", "module"), [(Scaffold, Scheduled), (FedAvg, Sized)])
-def test_each_client_of_a_stack_has_its_own_rates(strategy: Any, module: Any) -> None:
+def test_each_client_of_a_batch_has_its_own_rates(strategy: Any, module: Any) -> None:
     eager, stacked = (
         trained(strategy(**AVERAGE), module, kind(batch_size=8, local_epochs=3))[0]
         for kind in (EagerTrainer, partial(VectorizedTrainer, width=5))

@@ -91,7 +91,7 @@ def test_overridden_knows_the_modules_own_hooks() -> None:
     assert not overridden(Linear(), "no_such_hook")
 
 
-def test_the_stand_in_says_what_it_is_not() -> None:
+def test_the_stand_in_refuses_what_only_a_real_trainer_has() -> None:
     stand_in = TrainerStandIn(2, 5)
     assert (stand_in.estimated_stepping_batches, stand_in.max_epochs) == (10, 2)
     with pytest.raises(RuntimeError, match=r"trainer=eager has no Trainer\.strategy: use trainer=lightning"):

@@ -1,4 +1,4 @@
-"""Traced ends in eager's bits; what it cannot replay it leaves to eager, and says so."""
+"""Traced ends in eager's bits; what it cannot replay it leaves to eager, with a warning."""
 
 import random
 from collections.abc import Callable
@@ -37,7 +37,7 @@ TRAINED = {name: found for name, found in STEPS.items() if name != "skips"}
 
 
 @pytest.mark.parametrize(("step", "reason"), TRAINED.values(), ids=TRAINED.keys())
-def test_what_cannot_be_replayed_is_trained_eagerly_and_said_once(
+def test_what_cannot_be_replayed_is_trained_eagerly_with_one_warning(
     step: Callable[..., Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     results = []
@@ -117,7 +117,7 @@ def test_changes_around_the_steps_are_seen(kind: Any) -> None:
 
 
 class Crossing(torch.autograd.Function):
-    """Says that each of two tensors is the other's gradient."""
+    """Returns each of two tensors as the gradient of the other."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def test_a_constant_that_is_written_into_is_made_in_every_step() -> None:
 
 
 @pytest.mark.parametrize("make", [partial(Recurrent, nn.LSTM), partial(Embedded, sparse=True)], ids=["lstm", "sparse"])
-def test_operators_that_cannot_be_called_again_are_left_to_eager(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_operators_that_cannot_be_called_twice_are_left_to_eager(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     eager, traced = (
         trained(FedAvg(**AVERAGE), lambda: Net(make()), kind(batch_size=4))[0] for kind in (EagerTrainer, TracedTrainer)
     )

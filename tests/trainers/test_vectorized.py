@@ -95,7 +95,7 @@ def test_stacked_steps_are_eagers_up_to_rounding(make: Callable[[], nn.Module]) 
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
-def test_fused_optimizers_step_stacks_too(optimizer: Any) -> None:
+def test_fused_optimizers_step_client_batches_too(optimizer: Any) -> None:
     eager, stacked = (
         trained(FedAvg(**AVERAGE), lambda: Net(mlp(), partial(optimizer, lr=0.01, fused=True)), kind(batch_size=8))[0]
         for kind in (EagerTrainer, VectorizedTrainer)
@@ -103,20 +103,20 @@ def test_fused_optimizers_step_stacks_too(optimizer: Any) -> None:
     assert float((stacked - eager).norm()) <= 1e-6 * float(eager.norm())
 
 
-def test_a_stack_that_would_draw_other_numbers_is_refused() -> None:
+def test_a_client_batch_that_would_draw_other_numbers_is_refused() -> None:
     """Attention draws its dropout within one operator, in an order of its own."""
     with pytest.raises(ClientError, match=r"differs from the module's own .*use trainer=traced"):
         trained(FedAvg(**AVERAGE), lambda: Net(Attentive(0.2)), VectorizedTrainer(batch_size=8))
 
 
 @pytest.mark.parametrize(("cohort", "width"), [(0, 1), (1, 1), (2, 1), (5, 3), (100, 50), (257, 65), (1000, 125)])
-def test_a_cohort_is_divided_into_pairs_of_equal_stacks(cohort: int, width: int) -> None:
+def test_a_cohort_is_divided_into_pairs_of_equal_client_batches(cohort: int, width: int) -> None:
     """Of at most 128 clients: 257 are 65 + 65 + 65 + 62."""
     assert VectorizedTrainer().clients_at_once(BoundModel(Linear()), cohort) == width
     assert VectorizedTrainer(width=7).clients_at_once(BoundModel(Linear()), cohort) == 7
 
 
-def test_steps_are_recorded_for_few_sizes_of_stacks() -> None:
+def test_steps_are_recorded_for_few_sizes_of_client_batches() -> None:
     trainer = VectorizedTrainer(batch_size=4, width=20)
     trained(FedAvg(**AVERAGE), lambda: Net(mlp()), trainer, sizes=tuple(range(4, 24)))
     assert trainer._steps is not None
@@ -170,7 +170,7 @@ class Scaled(Linear):
         self.scale /= 2
 
 
-def test_a_stack_sees_an_attribute_that_evaluation_changes() -> None:
+def test_a_client_batch_sees_an_attribute_that_evaluation_changes() -> None:
     eager, stacked = (
         trained(FedAvg(**AVERAGE), Scaled, kind(batch_size=8))[0] for kind in (EagerTrainer, VectorizedTrainer)
     )
@@ -190,7 +190,7 @@ class Hooked(Linear):
 
 
 @pytest.mark.parametrize(("module", "name"), [(Transferring, "on_after_batch_transfer"), (Hooked, "hooks of SGD")])
-def test_stacks_take_no_hooks_that_would_see_many_clients(module: Any, name: str) -> None:
+def test_client_batches_take_no_hooks_that_would_see_many_clients(module: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"trainer=vectorized.*{name}.*use trainer=traced"):
         VectorizedTrainer().check(setup_of(module()))
 

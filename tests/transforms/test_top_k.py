@@ -8,14 +8,14 @@ from tests.transforms.given import context, update
 
 
 def test_the_largest_are_sent_and_the_rest_is_remembered() -> None:
-    half = TopK(share=0.5)
-    sent, memory, counts = half.client(update(1.0, -4.0, 3.0, 0.5), {}, context())
+    top_half = TopK(share=0.5)
+    sent, memory, counts = top_half.client(update(1.0, -4.0, 3.0, 0.5), {}, context())
     assert sent.vectors["update"].tolist() == [0.0, -4.0, 3.0, 0.0]
     assert memory["error"].tolist() == [1.0, 0.0, 0.0, 0.5]
     assert counts == {"sent": 2.0}
-    again, memory, _ = half.client(update(1.0, 1.0, 1.25, 1.0), memory, context())
+    second, memory, _ = top_half.client(update(1.0, 1.0, 1.25, 1.0), memory, context())
     # With the error it is (2, 1, 1.25, 1.5).
-    assert again.vectors["update"].tolist() == [2.0, 0.0, 0.0, 1.5]
+    assert second.vectors["update"].tolist() == [2.0, 0.0, 0.0, 1.5]
     assert memory["error"].tolist() == [0.0, 1.0, 1.25, 0.0]
 
 

@@ -47,7 +47,7 @@ class Animal:
     Attributes:
         make: the module.
         source: its samples, given their number and a seed.
-        refused: by engine, what the message says.
+        refused: by engine, the message.
     """
 
     make: Callable[[], pl.LightningModule]
@@ -256,7 +256,7 @@ class Workers:
 
 
 def rounds_of(worker: Worker, backend: Workers, state: ServerState | None, rounds: int) -> tuple[ServerState, Any]:
-    """Train up to a round; the state, and what metrics say."""
+    """Train up to a round; the state, and the metrics of each round."""
     layout, strategy = worker.model.layout, worker.strategy
     strategy.rounds = rounds
     first = strategy.initialize(worker.model.vector.clone(), layout) if state is None else state
@@ -271,12 +271,12 @@ class Outcome:
     """What an engine makes of a module.
 
     Attributes:
-        said: why it is refused, or what is wrong.
+        reason: why it is refused, or what is wrong.
         vector: the model after two rounds, None where it is refused.
         numbers: its metrics.
     """
 
-    said: str
+    reason: str
     vector: Tensor | None = None
     numbers: Any = None
 
@@ -310,15 +310,15 @@ def outcome(animal: Animal, engine: str, reference: Outcome | None = None) -> Ou
 
 
 def row_of(animal: Animal, engines: Iterable[str] = ENGINES) -> dict[str, str]:
-    """What the table says of a module: by engine."""
+    """A module's row of the table: by engine."""
     reference: Outcome | None = None
     cells = {}
     for engine in engines:
         found = outcome(animal, engine, reference)
         if found.vector is None:
-            cells[engine] = f"refused: {found.said}"
-        elif found.said:
-            cells[engine] = found.said
+            cells[engine] = f"refused: {found.reason}"
+        elif found.reason:
+            cells[engine] = found.reason
         elif reference is None or reference.vector is None or torch.equal(found.vector, reference.vector):
             cells[engine] = "same bits"
         else:

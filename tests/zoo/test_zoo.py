@@ -38,10 +38,10 @@ def documented() -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_the_page_says_what_is_so(name: str) -> None:
+def test_the_page_is_true(name: str) -> None:
     expected = documented()[name]
     left_out = {"lightning"} if name not in UNDER_LIGHTNING else set()
-    if expected["vectorized"] == "close":  # tests/trainers has stacks of its own
+    if expected["vectorized"] == "close":  # tests/trainers has tests of client batches
         left_out.add("vectorized")
     if name in SLOW:
         left_out |= {"traced", "vectorized"}

@@ -1,4 +1,4 @@
-"""The process backend: workers on this machine, spawned once a run; vectors and samples lie in memory they share."""
+"""The process backend: workers on this machine, spawned once per run; vectors and samples lie in shared memory."""
 
 import atexit
 import contextlib
@@ -31,13 +31,17 @@ from flrl.portable import check
 from flrl.types import ClientReport, ClientTask
 from flrl.worker import Worker
 
-Letter = tuple[str, Specs] | None
+Posted = tuple[str, Specs] | None
+"""Tensors in shared memory: path of the segment, and their layout; None if there are none."""
 _SPAWN = multiprocessing.get_context("spawn")
 _SUMMAND = "summand"
-_GOODBYE_S = 2.0
+_END_WITHIN_S = 2.0
+"""Seconds that idle workers have to end by themselves before they are killed."""
 _SEND_EVERY_S = 0.1
-_NOBODY = -1
+"""Seconds after which a worker sends its finished clients' reports, instead of updating its slot alone."""
+_NO_CLIENT = -1
 _SLOT_BYTES = 16
+"""Two int64 for each worker: see `_slots`."""
 
 
 class ProcessBackend(PoolBackend):
@@ -45,11 +49,16 @@ class ProcessBackend(PoolBackend):
 
     Args:
         workers: processes; null takes as many as there are cores, or clients in a round if those are fewer.
-        threads: as for every backend.
-        device: as for every backend with several workers, as are the others.
-        portable: see there.
-        timeout_s: see there.
-        schedule: see there.
+        threads: intra-op threads of torch in each process. Another number gives other bits.
+        device: where the models train; the workers of "cuda" are spread over the devices there are.
+        portable: limit libraries to the instructions that all x86-64 processors have, for the same bits on all of them.
+        timeout_s: longest time in seconds that a worker may take for one client, or for its part of an evaluation;
+            null sets no limit.
+        schedule: which worker trains which client: "longest_first" assigns the clients with most samples first, each to
+            the worker with the least work; "random" shows that no result depends on it.
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     workers_here = ()
@@ -70,12 +79,12 @@ class ProcessBackend(PoolBackend):
         self.workers = workers
 
     def share(self, data: FederatedData) -> FederatedData:
-        """The data in memory that the workers see too, where it can be put there."""
+        """The data in memory shared with the workers, where it can be pickled."""
         data, self.shared = into_shared_memory(data)
         return data
 
     def connect(self, worker: Worker, recipe: WorkerRecipe, folder: Path | None) -> Hub:
-        """Spawn the workers."""
+        """Spawn the worker processes."""
         most = worker.strategy.sampler.largest(worker.data.num_clients)
         number = min(_cores(), most) if self.workers is None else self.workers
         handle = None if self.shared is None else self.shared.handle
@@ -105,9 +114,9 @@ class _Start:
 
 
 class _ProcessHub:
-    """The controller's ends: a pipe to each worker for messages, segments of shared memory for tensors.
+    """The controller's end: a pipe to each worker for messages, segments of shared memory for tensors.
 
-    Which client a worker trains is in a slot of shared memory too: a message for each small client would keep the
+    Which client a worker trains is in a slot of shared memory too: one message for each small client would keep the
     controller busy on a core that the workers need.
     """
 
@@ -141,29 +150,29 @@ class _ProcessHub:
                 raise WorkerLostError(index, self._end_of(index)) from None
 
     def receive(self, timeout: float | None) -> list[Received]:
-        heard: list[Received] = []
+        received: list[Received] = []
         lost: int | None = None
         wait(self._lines, timeout)  # a line ends when its worker does
         for index, line in enumerate(self._lines):
             try:
                 while line.poll():
-                    message, letter = line.recv()
-                    tensors = _open(self._reader, letter)
+                    message, posted = line.recv()
+                    tensors = _open(self._reader, posted)
                     if _SUMMAND in tensors:
                         self._finished[index] = tensors.pop(_SUMMAND)
-                    heard.append((index, message, tensors))
+                    received.append((index, message, tensors))
                     if isinstance(message, Started):
-                        self._begun[index] = -1  # it may be older than what the slot said last: look again
+                        self._begun[index] = -1  # it may be older than the slot: read that once more
             except (EOFError, OSError):
                 lost = index
-        for index in self.others:  # after the lines: slots are newer, and cleared by who says it has trained all
+        for index in self.others:  # after the lines: slots are newer, and cleared before a worker's last message
             begun, client_id = self._slots[index].tolist()
-            if begun != self._begun[index] and client_id != _NOBODY:
-                heard.append((index, Started(client_id, ()), {}))
+            if begun != self._begun[index] and client_id != _NO_CLIENT:
+                received.append((index, Started(client_id, ()), {}))
             self._begun[index] = begun
-        if lost is not None and not heard:  # else what was heard comes first
+        if lost is not None and not received:  # a lost worker's last messages are returned first
             raise WorkerLostError(lost, self._end_of(lost))
-        return heard
+        return received
 
     def reduce(self, parts: Tensor) -> None:
         for index in self.others:
@@ -178,7 +187,7 @@ class _ProcessHub:
     def close(self, *, busy: bool) -> None:
         for line in self._lines:
             line.close()  # a worker that waits sees this and ends
-        until = time.monotonic() + (0.0 if busy else _GOODBYE_S)
+        until = time.monotonic() + (0.0 if busy else _END_WITHIN_S)
         for process in self._processes:
             process.join(max(0.0, until - time.monotonic()))
         self._kill()
@@ -212,7 +221,7 @@ class _ProcessLink:
         self._sent_at = 0.0
 
     def wait(self) -> None:
-        with contextlib.suppress(OSError):  # `receive` will tell
+        with contextlib.suppress(OSError):  # `receive` will return None
             self._line.poll(None)
 
     def receive(self) -> tuple[Any, Tensors, Tensors]:
@@ -223,7 +232,7 @@ class _ProcessLink:
         return message, _open(self._reader, common), _open(self._reader, own)
 
     def send(self, message: Any, tensors: Tensors) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the controller has gone: `receive` will tell
+        with contextlib.suppress(BrokenPipeError):  # the controller has gone: `receive` will return None
             self._line.send((message, _post(self._segment, tensors)))
         self._sent_at = time.monotonic()
 
@@ -234,17 +243,17 @@ class _ProcessLink:
             self.send(Started(client_id, reports()), {})
 
     def finish(self, message: Any, tensors: Tensors, summand: Tensor | None) -> None:
-        self._slot[1] = _NOBODY
+        self._slot[1] = _NO_CLIENT
         self.send(message, tensors if summand is None else {**tensors, _SUMMAND: summand})
 
 
 def _slots(buffer: Tensor) -> np.ndarray:
-    """Each worker's slot: how many clients it has begun with, and the last of them, or `_NOBODY`."""
+    """The workers' slots as int64 `[workers, 2]`: number of clients begun, id of the last one or `_NO_CLIENT`."""
     return buffer[: len(buffer) // _SLOT_BYTES * _SLOT_BYTES].numpy().view(np.int64).reshape(-1, 2)
 
 
-def _post(segment: Segment, tensors: Tensors) -> Letter:
-    """Put tensors into shared memory; says where they are."""
+def _post(segment: Segment, tensors: Tensors) -> Posted:
+    """Copy tensors into shared memory; returns where they are."""
     if not tensors:
         return None
     specs = Specs.of(tensors)
@@ -252,16 +261,17 @@ def _post(segment: Segment, tensors: Tensors) -> Letter:
     return segment.path, specs
 
 
-def _open(reader: Reader, letter: Letter) -> dict[str, Tensor]:
-    if letter is None:
+def _open(reader: Reader, posted: Posted) -> dict[str, Tensor]:
+    """The tensors that `_post` has put into shared memory, as views of it."""
+    if posted is None:
         return {}
-    path, specs = letter
+    path, specs = posted
     return specs.views(reader.buffer(path, specs.nbytes))
 
 
 def _run(start: _Start, line: Connection) -> None:
-    """A worker process from its beginning to its end."""
-    said = log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
+    """The life of a worker process: make a worker and serve the controller until it closes the line."""
+    collector = log_into(None if start.folder is None else start.folder / f"worker{start.index}.log")
     link = _ProcessLink(line, start)
     try:
         with terminable():
@@ -270,7 +280,7 @@ def _run(start: _Start, line: Connection) -> None:
             share_kept_samples(data, start.processes)
             worker = start.recipe.worker(data, threads=start.threads, device=device_of(start.device, start.index))
     except BaseException as error:
-        link.send(failure(error, said.take()), {})
+        link.send(failure(error, collector.take()), {})
         return
-    link.send(Ready(os.getpid(), socket.gethostname(), said.take()), {})
-    serve(link, worker, said)
+    link.send(Ready(os.getpid(), socket.gethostname(), collector.take()), {})
+    serve(link, worker, collector)

@@ -1,7 +1,7 @@
 """The MPI backend: `mpiexec -n 3 python -m flrl.train backend=mpi`, on one machine or many, with any MPI.
 
 Messages are small pickled dataclasses; vectors, client memory and sums are buffers: Bcast, Send, Reduce. See
-`mpi_lines.py` for how they travel and `mpi_follow.py` for what processes other than 0 do.
+`transport.py` for how they are sent, and `rank.py` for what processes other than 0 do.
 """
 
 import contextlib
@@ -29,19 +29,23 @@ from flrl.worker import EvaluationShare, Worker
 
 
 class MpiBackend(PoolBackend):
-    """Trains in the processes of an MPI job; alone, without mpiexec, in this process.
+    """Trains in the processes of an MPI job; without mpiexec, in this process alone.
 
     Args:
-        dedicated_server: process 0 only serves, and each other process stands for the machines of its own clients: it
-            holds their samples and no others, and trains them and nobody else. Otherwise process 0 trains too, any
+        dedicated_server: process 0 trains no client, and each other process stands for the machines of its own clients:
+            it holds their samples and no others, and trains them and no others. Otherwise process 0 trains too, any
             process trains any client, and those of one machine share one copy of the dataset.
         threads: intra-op threads of torch in each process. Another number gives other bits.
-        device: where the models train; the processes of "cuda" on one machine share out its devices.
-        portable: hold libraries to what all x86-64 processors can do, for the same bits on all of them.
-        timeout_s: longest time in seconds that a process may take over one client, or over its part of an evaluation;
-            null waits for ever.
-        schedule: who trains whom: "longest_first" gives the clients with most samples first, each to the process that
-            has least to do; "random" is there to show that no result depends on it.
+        device: where the models train; the processes of "cuda" on one machine are spread over its devices.
+        portable: limit libraries to the instructions that all x86-64 processors have, for the same bits on all of them.
+        timeout_s: longest time in seconds that a process may take for one client, or for its part of an evaluation;
+            null sets no limit.
+        schedule: which process trains which client: "longest_first" assigns the clients with most samples first, each
+            to the process with the least work; "random" shows that no result depends on it.
+
+    Raises:
+        ValueError: a setting is invalid, or a dedicated server has no other processes.
+        FlrlError: the launcher and the MPI library do not belong together, or there is no library.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class MpiBackend(PoolBackend):
         self.dedicated_server = dedicated_server
         self._world = here
         self._owners: list[list[int]] | None = None
-        self._home: np.ndarray  # with owners: each client's process
+        self._home: np.ndarray  # with a dedicated server: each client's process, int64 [num_clients]
         if dedicated_server and here is None:
             raise ValueError(
                 "backend.dedicated_server=true: needs a process for the server and one for clients at least: "
@@ -69,17 +73,17 @@ class MpiBackend(PoolBackend):
 
     @property
     def workers_here(self) -> Sequence[int]:
-        """Process 0, unless it only serves."""
+        """Process 0, unless it is a dedicated server."""
         return () if self.dedicated_server else (0,)
 
     @property
     def owners(self) -> Mapping[int, Sequence[int]] | None:
-        """With a dedicated server, each process's clients."""
+        """With a dedicated server, the clients of each process; else None."""
         return None if self._owners is None else dict(enumerate(self._owners, 1))
 
     @property
     def holds_samples(self) -> bool:
-        """Not where process 0 only serves."""
+        """False with a dedicated server, which has no training samples."""
         return not self.dedicated_server
 
     def share(self, data: FederatedData) -> FederatedData:
@@ -99,7 +103,7 @@ class MpiBackend(PoolBackend):
         return data
 
     def connect(self, worker: Worker, recipe: WorkerRecipe, folder: Path | None) -> Hub:
-        """Ask the other processes to make their workers."""
+        """Send the other processes what they need to make their workers."""
         hub = MpiHub(self._world, self.timeout_s)
         setup = Setup(
             recipe=recipe,
@@ -117,7 +121,7 @@ class MpiBackend(PoolBackend):
         return hub
 
     def assign(self, tasks: Sequence[ClientTask], round: int) -> dict[int, list[ClientTask]]:
-        """Each process's part of a cohort: with a dedicated server, its own clients."""
+        """The tasks that each process gets: with a dedicated server, those of its own clients."""
         if self._owners is None:
             return super().assign(tasks, round)
         assignment: dict[int, list[ClientTask]] = {rank: [] for rank in range(1, len(self._owners) + 1)}
@@ -126,7 +130,7 @@ class MpiBackend(PoolBackend):
         return assignment
 
     def divide(self, due: EvaluationShare) -> dict[int, EvaluationShare]:
-        """Each process's part of an evaluation: with a dedicated server, the test set there, clients at home."""
+        """The share of an evaluation that each process gets; a dedicated server gets the test set."""
         if self._owners is None:
             return super().divide(due)
         shares = {0: EvaluationShare(due.batches, ())}
@@ -137,20 +141,20 @@ class MpiBackend(PoolBackend):
         return shares
 
     def start(self, worker: Worker, recipe: WorkerRecipe, *, folder: Path | None = None) -> None:
-        """Have the workers made; arguments and errors as for every backend with several workers."""
-        with self._naming_the_dead():
+        """Make the workers; arguments and errors as for every backend with several workers."""
+        with self._name_ended_process():
             super().start(worker, recipe, folder=folder)
 
     def train(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
     ) -> Aggregate:
         """Train the cohort; errors as for every backend with several workers."""
-        with self._naming_the_dead():
+        with self._name_ended_process():
             return super().train(broadcast, tasks, on_report)
 
     @contextlib.contextmanager
-    def _naming_the_dead(self) -> Iterator[None]:
-        """When a process dies the launcher ends all of them with SIGTERM: say which one it was, if that can be seen."""
+    def _name_ended_process(self) -> Iterator[None]:
+        """Name the process that has ended in a WorkerError, where that is why the launcher sends SIGTERM to all."""
         try:
             yield
         except SystemExit:

@@ -1,7 +1,7 @@
 """How an entry point runs under MPI.
 
-Process 0 runs the entry point: Hydra, files, loggers. The others wait until it asks for them and serve until it ends;
-whatever happens, none is left waiting. Imports nothing heavy, so that `--help` is as fast as without MPI.
+Process 0 runs the entry point: Hydra, files, loggers. The others wait for its messages and serve until it ends; if it
+fails, they end too. Imports nothing heavy, so that `--help` is as fast as without MPI.
 """
 
 import os
@@ -22,11 +22,15 @@ from flrl.portable import choose, inherit
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_GOODBYE_S = 3.0
+_END_WITHIN_S = 3.0
+"""Seconds that the other processes have to end after an error; twenty times as long after success."""
 
 
-def attend(app: Callable[[], None]) -> None:
-    """Run an entry point: as it is in a process that is alone, in process 0 of several, while the others serve it."""
+def run_under_mpi(app: Callable[[], None]) -> None:
+    """Run an entry point in this process, if it is alone or process 0 of an MPI job; else serve process 0.
+
+    Exits with the entry point's code; with code 1 where the MPI library cannot be used.
+    """
     try:
         here = world()
     except FlrlError as error:
@@ -41,7 +45,7 @@ def attend(app: Callable[[], None]) -> None:
 
 
 def prepare(backend: str, *, portable: bool = False) -> None:
-    """Make ready for importing torch, here and in other processes; says so if those will not be needed.
+    """Prepare this process and the others of an MPI job for importing torch; prints a line if those are not needed.
 
     Args:
         backend: the `_target_` of the backend's configuration.
@@ -76,13 +80,13 @@ def _lead(comm: "MPI.Comm", app: Callable[[], None]) -> None:
     code = code if isinstance(code, int) else int(code is not None)
     sys.stdout.flush()
     sys.stderr.flush()
-    if not _dismiss(comm, _GOODBYE_S if code else 20 * _GOODBYE_S):
+    if not _dismiss(comm, _END_WITHIN_S if code else 20 * _END_WITHIN_S):
         comm.Abort(code or 1)
     sys.exit(code)
 
 
 def _dismiss(comm: "MPI.Comm", seconds: float) -> bool:
-    """Send the others the message to end; whether all of them have answered in time."""
+    """Send the other processes the message to end; returns whether all have answered within `seconds`."""
     requests = [comm.isend(Content(None), rank, DOWN) for rank in range(1, comm.size)]
     left, until = set(range(1, comm.size)), time.monotonic() + seconds
     pause = Pause()
@@ -96,7 +100,7 @@ def _dismiss(comm: "MPI.Comm", seconds: float) -> bool:
         message = comm.recv(tag=UP, status=status)
         if message is None:
             left.discard(status.source)
-        elif message[1].nbytes:  # its sender waits until the tensors that belong to it have been taken
+        elif message[1].nbytes:  # its sender waits until the tensors that belong to it have been received
             requests.append(comm.Irecv(bytearray(message[1].nbytes), status.source, DATA))
     for request in requests:
         if not left:

@@ -1,4 +1,4 @@
-"""What the processes of an MPI job do that are not process 0: make workers and serve with them, run after run."""
+"""The processes of an MPI job other than process 0: each makes a worker and serves with it, run after run."""
 
 import os
 import socket
@@ -18,26 +18,26 @@ from flrl.backends.pool.messages import Ready
 from flrl.backends.pool.shared_memory import Handle, Reader, SharedObject, into_shared_memory
 from flrl.backends.pool.termination import terminable
 from flrl.backends.pool.worker_loop import device_of, failure, log_into, serve, share_kept_samples
-from flrl.backends.pool.worker_warnings import Collected
+from flrl.backends.pool.worker_warnings import WarningCollector
 from flrl.data import FederatedData
 from flrl.portable import check
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Make a worker for a run.
+    """The message from process 0 to make a worker for a run.
 
     Attributes:
-        recipe: how.
-        data: where on the machine of process 0 the dataset lies, if it could be put there.
+        recipe: makes the worker.
+        data: the dataset in the shared memory of process 0's machine, if it could be put there.
         owners: with a dedicated server, the clients of each process from 1 on.
         threads: intra-op threads.
         device: where the model trains.
-        portable: whether libraries are held to what all processors can do.
+        portable: whether libraries are limited to the instructions that all x86-64 processors have.
         folder: the run's folder.
-        leader: the number of process 0 as a process of its machine.
-        status: where it notes what it is training itself.
-        timeout_s: longest time in seconds that it may take over one client.
+        leader: the process id of process 0.
+        status: path of the segment in which process 0 notes the client that it is training.
+        timeout_s: longest time in seconds that process 0 may take for one client.
     """
 
     recipe: WorkerRecipe
@@ -58,14 +58,14 @@ def follow(here: World, first: Content) -> None:
     while not link.ended:
         setup, _, _ = link.receive()
         if isinstance(setup, Setup):
-            witness = _Witness(setup, here) if here.leader == 0 and here.comm.rank == 1 else None
-            said = log_into(None if setup.folder is None else setup.folder / f"rank{here.comm.rank}.log")
-            _serve_run(setup, here, link, said)
-            if witness is not None:
-                witness.close()
+            monitor = _ServerMonitor(setup, here) if here.leader == 0 and here.comm.rank == 1 else None
+            collector = log_into(None if setup.folder is None else setup.folder / f"rank{here.comm.rank}.log")
+            _serve_run(setup, here, link, collector)
+            if monitor is not None:
+                monitor.close()
 
 
-def _serve_run(setup: Setup, here: World, link: MpiLink, said: Collected) -> None:
+def _serve_run(setup: Setup, here: World, link: MpiLink, collector: WarningCollector) -> None:
     shared = None
     try:
         check(setup.portable, device=setup.device)
@@ -76,16 +76,16 @@ def _serve_run(setup: Setup, here: World, link: MpiLink, said: Collected) -> Non
             worker = setup.recipe.worker(data, threads=setup.threads, device=device)
         home = _home(setup, here)
     except BaseException as error:
-        link.send(failure(error, said.take()), {})
+        link.send(failure(error, collector.take()), {})
         return
-    link.send(Ready(os.getpid(), socket.gethostname(), said.take()), {})
-    serve(link, worker, said, home)
+    link.send(Ready(os.getpid(), socket.gethostname(), collector.take()), {})
+    serve(link, worker, collector, home)
     if shared is not None:
         shared.segment.close()
 
 
 def _home(setup: Setup, here: World) -> Home | None:
-    """With a dedicated server, the memory of this process's clients."""
+    """The memory of this process's own clients, with a dedicated server; else None."""
     if setup.owners is None:
         return None
     home = Home(setup.recipe.client_store())
@@ -95,7 +95,7 @@ def _home(setup: Setup, here: World) -> Home | None:
 
 
 def _data(setup: Setup, here: World) -> tuple[FederatedData, SharedObject | None]:
-    """The samples that this process may use, and the shared memory that it offers to the others of its machine."""
+    """The samples that this process may use; and the shared memory it has put them in for others of its machine."""
     if setup.owners is not None:
         return setup.recipe.data().only(setup.owners[here.comm.rank - 1], test=False), None
     handle = setup.data
@@ -109,23 +109,23 @@ def _data(setup: Setup, here: World) -> tuple[FederatedData, SharedObject | None
     return (setup.recipe.data() if handle is None else handle.load()), None
 
 
-class _Witness:
-    """Says, until it is closed, what process 0 cannot say itself: that it has died, or does not go on.
+class _ServerMonitor:
+    """A thread that reports, until it is closed, that process 0 has died or hangs in the training of a client.
 
-    It has to be on the same machine, and to be made before standard error becomes a log file.
+    It has to run on the machine of process 0, and to be made before standard error becomes a log file.
     """
 
     def __init__(self, setup: Setup, here: World) -> None:
         self._over = threading.Event()
         self._setup, self._here = setup, here
         self._terminal = launchers_stderr()
-        # As an array: a thread that is inside of torch when the process ends takes it down with SIGABRT.
+        # As an array: if the process ends while a thread is inside of torch, it ends with SIGABRT.
         self._status = Reader().buffer(setup.status, 16).view(torch.int64).numpy()
-        self._thread = threading.Thread(target=self._watch, name="witness", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """End the thread."""
         self._over.set()
         self._thread.join()
 
@@ -134,17 +134,17 @@ class _Witness:
         doing, since = self._status.tolist(), time.monotonic()
         while not self._over.wait(LOOK_EVERY_S):
             if not alive(self._setup.leader):
-                self._say("has ended")
+                self._report("has ended")
                 break
             if self._status.tolist() != doing:
                 doing, since = self._status.tolist(), time.monotonic()
-            # Process 0 looks at its own clock too; this is for when it cannot.
+            # Process 0 checks the timeout itself too, but cannot while one call in a client's training blocks.
             elif limit is not None and doing[0] >= 0 and time.monotonic() - since > limit + 2:
-                self._say(f"has not answered for {limit:g} s (backend.timeout_s)")
+                self._report(f"has not answered for {limit:g} s (backend.timeout_s)")
                 self._here.comm.Abort(1)
         os.close(self._terminal)
 
-    def _say(self, what: str) -> None:
+    def _report(self, what: str) -> None:
         client_id, round = self._status.tolist()
         doing = "" if client_id < 0 else f" while training client {client_id}, round {round}"
         line = f"error: rank 0 (process {self._setup.leader}) {what}{doing}\n"

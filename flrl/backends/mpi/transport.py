@@ -1,7 +1,7 @@
-"""How messages and tensors travel under MPI.
+"""Messages and tensors over MPI: `Hub` in process 0, `Link` in the others.
 
 A process that waits polls with short sleeps: MPI's own waiting keeps a core busy and can neither be interrupted nor
-given up. Collective calls are made only when all processes have reported that they are ready.
+cancelled. Collective calls are made only when all processes have reported that they are ready.
 """
 
 import os
@@ -33,11 +33,16 @@ from flrl.types import ClientReport, ClientTask
 
 _HERE, _REDUCE, _OVER = "here", "reduce", "over"
 LOOK_EVERY_S = 0.05
-"""Seconds between two looks whether a process still lives."""
+"""Seconds between two checks that a process is still alive."""
 
 
 class MpiHub:
-    """The lines of process 0 to the others."""
+    """The lines of process 0 to the others; see `Hub`.
+
+    Args:
+        here: the processes of the job; None without mpiexec.
+        timeout_s: longest time in seconds until all processes are ready for tensors; None sets no limit.
+    """
 
     def __init__(self, here: World | None, timeout_s: float | None) -> None:
         self.others: Sequence[int] = range(1, 1 if here is None else here.comm.size)
@@ -55,20 +60,24 @@ class MpiHub:
 
     @property
     def status(self) -> str:
-        """Where `trains` notes what process 0 is training."""
+        """Path of the segment in which `trains` notes the client that process 0 is training."""
         return self._segment.path
 
     def trains(self, task: ClientTask | None) -> None:
-        """Note it where another process can see it."""
+        """Note the client in shared memory, where another process can read it."""
         self._status.copy_(torch.tensor([-1, -1] if task is None else [task.client_id, task.round]))
 
     def send(self, message: Any) -> None:
-        """Send a message alone to every other process."""
+        """Send a message without tensors to every other process."""
         for rank in self.others:
             self._send(rank, Content(message))
 
     def dispatch(self, messages: Mapping[int, Any], common: Tensors, own: Mapping[int, Tensors]) -> None:
-        """Messages by Isend, tensors for all by Bcast unless they are there from an earlier message, others by Send."""
+        """Messages by Isend, tensors for all by Bcast unless an earlier message sent them, others by Send.
+
+        Raises:
+            WorkerLostError: a process has ended, or is not ready for tensors within the timeout.
+        """
         if not self.others:
             return
         fresh = {name: tensor for name, tensor in common.items() if not self._has(name, tensor)}
@@ -78,7 +87,7 @@ class MpiHub:
         for rank, message in messages.items():
             self._send(rank, Content(message, heads, specs[rank], wait))
         if wait:
-            self._wait_until_all_are_here()
+            self._wait_until_all_are_ready()
         for name, tensor in fresh.items():
             self._comm.Bcast(_bytes(tensor.detach().cpu().contiguous()))
             self._known[name] = tensor, tensor._version
@@ -89,19 +98,23 @@ class MpiHub:
                 self._comm.Send(_bytes(buffer), rank, DATA)
 
     def receive(self, timeout: float | None) -> list[Received]:
-        """Poll for messages."""
+        """Poll for messages.
+
+        Raises:
+            WorkerLostError: a process of this machine has ended.
+        """
         until = None if timeout is None else time.monotonic() + timeout
         pause = Pause()
         while self.others:
-            self._take_what_has_come()
+            self._receive_arrived()
             if self._backlog or (until is not None and time.monotonic() >= until):
                 break
             pause()
-        heard, self._backlog = self._backlog, []
-        return heard
+        received, self._backlog = self._backlog, []
+        return received
 
     def reduce(self, parts: Tensor) -> None:
-        """Reduce, in place; a sum of exact parts does not depend on MPI's order of additions."""
+        """MPI's Reduce, in place; a sum of exact parts does not depend on the order of additions."""
         if self.others:  # alone, MPI is not even started: it would leave its shared memory behind
             from mpi4py import MPI
 
@@ -109,18 +122,18 @@ class MpiHub:
             self._comm.Reduce(MPI.IN_PLACE, parts.numpy())
 
     def name(self, worker: int) -> str:
-        """Its rank, and where it runs."""
+        """Its rank, and its process id and host if it has been ready."""
         ready = self._processes.get(worker)
         return f"rank {worker}" + ("" if ready is None else f" (process {ready.process} on {ready.host})")
 
     def gone(self) -> list[int]:
-        """The processes of this machine that are no more."""
+        """The ranks of processes on this machine that have ended."""
         self._looked = time.monotonic()
         here = socket.gethostname()
         return [rank for rank, ready in self._processes.items() if ready.host == here and not alive(ready.process)]
 
     def close(self, *, busy: bool) -> None:
-        """Send the others back to waiting for the next run; those that are busy are ended with the entry point."""
+        """End the run in the other processes, which wait for the next one; busy ones end with the entry point."""
         self._segment.close()
         if not busy:
             self.send(_OVER)
@@ -133,20 +146,20 @@ class MpiHub:
         self._sent = [request for request in self._sent if not request.Test()]
         self._sent.append(self._comm.isend(content, rank, DOWN))
 
-    def _wait_until_all_are_here(self) -> None:
-        """Wait without a collective call, which could be neither interrupted nor given up."""
+    def _wait_until_all_are_ready(self) -> None:
+        """Wait without a collective call, which could be neither interrupted nor cancelled."""
         missing, pause = set(self.others), Pause()
         until = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         while missing:
-            self._take_what_has_come()
+            self._receive_arrived()
             missing -= {rank for rank, message, _ in self._backlog if message == _HERE}
             if until is not None and time.monotonic() > until:
                 raise WorkerLostError(min(missing), f"has not answered for {self._timeout_s:g} s (backend.timeout_s)")
             if missing:
                 pause()
-        self._backlog = [heard for heard in self._backlog if heard[1] != _HERE]
+        self._backlog = [received for received in self._backlog if received[1] != _HERE]
 
-    def _take_what_has_come(self) -> None:
+    def _receive_arrived(self) -> None:
         from mpi4py import MPI
 
         status = MPI.Status()
@@ -159,7 +172,7 @@ class MpiHub:
             if isinstance(message, Ready):
                 self._processes[rank] = message
             self._backlog.append((rank, message, specs.views(buffer)))
-        # The launcher sees a death as well, and ends all processes a moment later without saying over which client.
+        # The launcher notices a death too, and ends all processes a moment later without naming the client.
         if not self._backlog and time.monotonic() - self._looked > LOOK_EVERY_S:
             for rank in self.gone():
                 os.dup2(launchers_stderr(), 2)
@@ -167,7 +180,15 @@ class MpiHub:
 
 
 class MpiLink:
-    """The line of another process to process 0."""
+    """The line of another process to process 0; see `Link`.
+
+    Args:
+        here: the processes of the job.
+        first: the first message, received already.
+
+    Attributes:
+        ended: whether process 0 has ended.
+    """
 
     def __init__(self, here: World, first: Content) -> None:
         self._comm = here.comm
@@ -181,7 +202,7 @@ class MpiLink:
             wait_until_sent(self._comm)
 
     def receive(self) -> tuple[Any, Tensors, Tensors]:
-        """Poll for a message, then take part in its Bcasts."""
+        """Poll for a message, then take part in its Bcasts; None at the end of a run."""
         content, self._next = self._next or wait_for_message(self._comm), None
         if content.message is None or content.message == _OVER:
             self.ended = content.message is None
@@ -214,23 +235,23 @@ class MpiLink:
                 pause()
 
     def starts(self, client_id: int, reports: Callable[[], Sequence[ClientReport]]) -> None:
-        """Send both at once."""
+        """Send that a client's training begins, and the reports before it, always at once."""
         self.send(Started(client_id, reports()), {})
 
     def finish(self, message: Any, tensors: Tensors, summand: Tensor | None) -> None:
-        """Send a round's last message; with a summand wait until all have done so, and take part in the Reduce."""
+        """Send a round's last message; with a summand, wait until all have done so and take part in the Reduce."""
         self.send(message, tensors)
         if summand is None:
             return
         content = wait_for_message(self._comm)
         if content.message == _REDUCE:
             self._comm.Reduce(summand.numpy(), None)
-        else:  # the round came to nothing
+        else:  # the round failed elsewhere
             self._next = content
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
-    """A contiguous tensor's memory."""
+    """The memory of a contiguous CPU tensor, as uint8 `[nbytes]`."""
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 

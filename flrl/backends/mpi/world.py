@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 DOWN, UP, DATA = 1, 2, 3
-"""Tags: messages from process 0, messages to it, tensors beside either."""
+"""MPI tags: messages from process 0, messages to process 0, tensors that belong to either."""
 _LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PALS_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Two processes or more.
+    """The processes of an MPI job, at least two.
 
     Attributes:
         comm: all processes.
         node: those of this machine.
-        leader: the first process of this machine, by its number in `comm`.
+        leader: rank in `comm` of the first process of this machine.
     """
 
     comm: "MPI.Comm"
@@ -34,10 +34,10 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Import what a run needs.
+    """The message from process 0 to import what a run needs.
 
     Attributes:
-        portable: the backend's setting, which has to be seen to before torch is imported.
+        portable: the backend's setting, which takes effect only before torch is imported.
     """
 
     portable: bool
@@ -45,12 +45,12 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What process 0 sends another one.
+    """A message of process 0 to another process, and the layout of the tensors that follow it.
 
     Attributes:
         message: what to do; None to end.
-        heads: name, dtype and shape of the tensors for all that belong to it, and whether they are broadcast now;
-            those that are not are still there from an earlier message.
+        heads: name, dtype and shape of each tensor that all processes get with it, and whether it is broadcast now;
+            the process still has the others from an earlier message.
         own: the layout of the tensors for this process alone, if there are any.
         wait: whether process 0 waits for an answer before it sends the tensors.
     """
@@ -89,7 +89,7 @@ def world() -> World | None:
 
 
 def _unname_segments(comm: "MPI.Comm", node: "MPI.Comm") -> None:
-    """Take their names from Open MPI's pieces of shared memory, once all processes of this machine have opened them.
+    """Unlink Open MPI's segments of shared memory, once all processes of this machine have opened them.
 
     Open MPI does so when it ends; processes that are killed together with their launcher would leave 16 MB each.
     """
@@ -103,7 +103,7 @@ def _unname_segments(comm: "MPI.Comm", node: "MPI.Comm") -> None:
 
 
 def _opened_segments() -> dict[str, int]:
-    """The pieces of shared memory of Open MPI that this process has mapped: path and inode."""
+    """Open MPI's segments of shared memory that this process has mapped: path to inode."""
     found = {}
     try:
         with open("/proc/self/maps") as file:
@@ -117,7 +117,7 @@ def _opened_segments() -> dict[str, int]:
 
 
 def _announced() -> int:
-    """How many processes the launcher has started, by its environment variables."""
+    """The number of processes that the launcher has started, from its environment variables; 1 without any."""
     sizes = [os.environ[name] for name in _LAUNCHERS if name in os.environ]
     if "PMIX_RANK" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
         sizes.append(os.environ["SLURM_STEP_NUM_TASKS"])
@@ -125,23 +125,23 @@ def _announced() -> int:
 
 
 def wait_for_message(comm: "MPI.Comm") -> Content:
-    """The next message of process 0, waited for without keeping a core busy."""
+    """Wait for the next message of process 0, without keeping a core busy, and receive it."""
     wait_until_sent(comm)
     content: Content = comm.recv(source=0, tag=DOWN)
     return content
 
 
 def wait_until_sent(comm: "MPI.Comm") -> None:
-    """Wait until process 0 has sent a message, and leave it where it is."""
+    """Wait until process 0 has sent a message, without receiving it."""
     pause = Pause()
     while not comm.iprobe(source=0, tag=DOWN):
         pause()
 
 
 def launchers_stderr() -> int:
-    """The standard error of the process that started this one, if it can be opened, else a copy of our own.
+    """A file descriptor of the parent process's standard error, if it can be opened, else a copy of our own.
 
-    Once a process has died, a launcher may drop what the others still say through it.
+    Once a process has died, a launcher may drop what the others still print through it.
     """
     path = f"/proc/{os.getppid()}/fd/2"
     try:
@@ -153,7 +153,7 @@ def launchers_stderr() -> int:
 
 
 class Pause:
-    """Sleeps a little longer each time, up to ten milliseconds: MPI itself waits by spinning."""
+    """Sleeps a little longer at each call, up to ten milliseconds: MPI itself would wait by spinning."""
 
     def __init__(self) -> None:
         self._seconds = 2e-5

@@ -1,4 +1,4 @@
-"""What all backends with several workers share: the controller, its messages, the workers' loop.
+"""The parts common to all backends with several workers: the controller, its messages, the workers' loop.
 
-A new transport needs none of it changed.
+A new transport implements `Hub` and `Link`, and changes nothing here.
 """

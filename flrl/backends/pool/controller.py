@@ -1,6 +1,6 @@
 """The controller of every backend with several workers: assigns clients, collects results, reports failures.
 
-A `Hub` carries messages and tensors to the workers; what a worker does with them is in `worker_loop.py`.
+A `Hub` carries messages and tensors to and from the workers, which run the loop in `worker_loop.py`.
 """
 
 import logging
@@ -20,7 +20,7 @@ from flrl.backends.pool.messages import VECTOR, Evaluate, Restore, Train, by_nam
 from flrl.backends.pool.schedule import at_random, contiguous, longest_first
 from flrl.backends.pool.shared_memory import SharedObject
 from flrl.backends.pool.watch import watching
-from flrl.backends.pool.worker_warnings import Repeated, said_here
+from flrl.backends.pool.worker_warnings import WarningLog, own_warnings
 from flrl.clients import ClientIndex
 from flrl.data import FederatedData
 from flrl.portable import check, check_trainer
@@ -37,12 +37,15 @@ class PoolBackend(ABC):
 
     Args:
         threads: intra-op threads of torch in each process. Another number gives other bits.
-        device: where the models train; the workers of "cuda" share out the devices there are.
-        portable: hold libraries to what all x86-64 processors can do, for the same bits on all of them.
-        timeout_s: longest time in seconds that a worker may take over one client, or over its part of an evaluation;
-            null waits for ever.
-        schedule: who trains whom: "longest_first" gives the clients with most samples first, each to the worker that
-            has least to do; "random" is there to show that no result depends on it.
+        device: where the models train; the workers of "cuda" are spread over the devices there are.
+        portable: limit libraries to the instructions that all x86-64 processors have, for the same bits on all of them.
+        timeout_s: longest time in seconds that a worker may take for one client, or for its part of an evaluation;
+            null sets no limit.
+        schedule: which worker trains which client: "longest_first" assigns the clients with most samples first, each to
+            the worker with the least work; "random" shows that no result depends on it.
+
+    Raises:
+        ValueError: a setting is invalid.
     """
 
     def __init__(
@@ -72,25 +75,25 @@ class PoolBackend(ABC):
         self._folder: Path | None = None
         self._latest: dict[int, ClientIndex] = {}
         self._warned = False
-        self._say = Repeated(said_here())
+        self._warning_log = WarningLog(own_warnings())
 
-    # What differs from backend to backend.
+    # What a backend implements or may override.
 
     @property
     @abstractmethod
     def workers_here(self) -> Sequence[int]:
-        """The controller's own number as a worker that trains, alone, or nothing."""
+        """The number of the controller's own worker if it trains clients too, else empty."""
 
     @abstractmethod
     def share(self, data: FederatedData) -> FederatedData:
-        """The data as the controller is to hold it; called once, before `start`."""
+        """The data as the controller holds it, in shared memory for instance; called once, before `start`."""
 
     @abstractmethod
     def connect(self, worker: Worker, recipe: WorkerRecipe, folder: Path | None) -> Hub:
-        """Begin to make the workers."""
+        """Start making the workers, without waiting for them; returns the lines to them."""
 
     def assign(self, tasks: Sequence[ClientTask], round: int) -> dict[int, list[ClientTask]]:
-        """Each worker's part of a cohort."""
+        """The tasks that each worker gets, by worker; the tasks of one client batch stay together."""
         batches = client_batches(tasks)
         sizes = [sum(task.num_samples for task in batch) for batch in batches]
         if self.schedule == "random":
@@ -101,7 +104,7 @@ class PoolBackend(ABC):
         return {w: [task for i in own for task in batches[i]] for w, own in zip(self._all, jobs, strict=True)}
 
     def divide(self, due: EvaluationShare) -> dict[int, EvaluationShare]:
-        """Each worker's part of an evaluation."""
+        """The share of an evaluation that each worker gets, by worker."""
         jobs = longest_first([self._worker.data.holdout_size(client) for client in due.clients], len(self._all))
         batches = [due.batches] + [range(0)] * (len(self._all) - 1)
         if self._worker.divisible:
@@ -114,23 +117,24 @@ class PoolBackend(ABC):
         """The clients whose samples and memory stay with each worker; None: any worker trains any client."""
         return None
 
-    # What a run and a strategy see.
+    # The interface `Backend`.
 
     @property
     def sizes(self) -> np.ndarray:
-        """Training samples of every client."""
+        """Number of training samples of every client, int64 `[num_clients]`."""
         return self._worker.data.sizes
 
     def start(self, worker: Worker, recipe: WorkerRecipe, *, folder: Path | None = None) -> None:
         """Make the workers, and wait until all are ready.
 
         Args:
-            worker: the controller's own.
-            recipe: makes the others.
-            folder: where they write their logs, if anywhere.
+            worker: the controller's own worker.
+            recipe: makes the other workers.
+            folder: the run's folder, where workers write their logs; None writes none.
 
         Raises:
-            WorkerError: one could not be made.
+            ValueError: the trainer cannot be portable, and the backend has to be.
+            WorkerError: a worker could not be made.
         """
         check_trainer(self.portable, worker.trainer)
         self._worker, self._folder = worker, folder
@@ -143,7 +147,11 @@ class PoolBackend(ABC):
         return True
 
     def keep(self, state: ServerState, folder: Path) -> ServerState:
-        """Client memory stays here, and is sent to whoever trains the client; or it goes to its clients' workers."""
+        """Leave client memory here, to be sent with the tasks; or move it to the workers that own the clients.
+
+        Raises:
+            WorkerError: a worker could not restore the memory of its clients.
+        """
         if self.owners is None:
             return state
         self._latest = {}
@@ -169,7 +177,7 @@ class PoolBackend(ABC):
     def train(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
     ) -> Aggregate:
-        """Train the cohort.
+        """Train the cohort and aggregate its updates.
 
         Raises:
             ClientError: a client's training raised.
@@ -192,7 +200,11 @@ class PoolBackend(ABC):
         return Aggregate({name: vector.cpu() for name, vector in vectors.items()}, total_weight, reports)
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
-        """The metrics that are due after a round."""
+        """The metrics that are due after a round.
+
+        Raises:
+            WorkerError: a worker's evaluation raised, or it has ended, or has not answered for `timeout_s`.
+        """
         due = self._worker.due(state.round, rounds)
         if due is None:
             return {}
@@ -248,7 +260,7 @@ class PoolBackend(ABC):
     def _new_job(
         self, what: str, timeout_s: float | None, on_report: Callable[[ClientReport], None] = lambda report: None
     ) -> Job:
-        self._job = Job(self._hub_now, what, timeout_s, on_report, self._say)
+        self._job = Job(self._hub_now, what, timeout_s, on_report, self._warning_log)
         return self._job
 
     def _send_tasks(self, job: Job, broadcast: Broadcast, assignment: Mapping[int, Sequence[ClientTask]]) -> None:

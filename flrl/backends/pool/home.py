@@ -1,4 +1,4 @@
-"""Client memory that stays with its client's worker; the controller knows only where it lies on disk."""
+"""Client memory that stays with the worker that owns the client; the controller knows only its files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from flrl.types import ClientReport, ClientTask, Tensors
 
 
 class Home:
-    """A worker's part: the memory of its own clients, after each of the last two rounds.
+    """On a worker: the memory of its own clients, after each of the last two rounds.
 
-    Two, because a round may fail elsewhere after it has ended here. What changes is written at the end of every round.
+    Two, because a round may fail elsewhere after it has ended here. Changes are written at the end of every round.
 
     Args:
-        store: keeps it.
+        store: keeps the memory in RAM and files.
     """
 
     def __init__(self, store: ClientStore) -> None:
@@ -24,25 +24,25 @@ class Home:
         self._writes = False
 
     def open(self, folder: Path, writer: str) -> None:
-        """Have files written below a run's folder from now on."""
+        """Write files into a run's folder from now on; `writer` prefixes their names."""
         self._store.open(folder, writer=writer, take_in=False)
         self._writes = True
 
     def restore(self, round: int, index: ClientIndex, folder: Path) -> None:
-        """Begin with what clients remembered after a round, from the files in a run's folder."""
+        """Read the clients' memory after a round from the files in a run's folder."""
         self._after = {round: self._store.restored(index, folder)}
 
     def after(self, round: int) -> ClientMemory:
-        """What the clients remember after a round."""
+        """The clients' memory after a round."""
         return self._after[max(known for known in self._after if known <= round)]
 
     def tasks(self, tasks: Sequence[ClientTask], round: int) -> dict[int, Tensors]:
-        """What the clients of a round's tasks remember."""
+        """The memory that a round's tasks begin with, by client id; clients without memory do not appear."""
         memory = self.after(round - 1)
         return {task.client_id: memory[task.client_id] for task in tasks if task.client_id in memory}
 
     def update(self, reports: Iterable[ClientReport], round: int) -> ClientIndex | None:
-        """Take what clients remember after a round; where all of it lies, if files are written."""
+        """Take over a round's changes of client memory; returns the index of all of it, if files are written."""
         before = self.after(round - 1)
         changes = {report.client_id: report.memory for report in reports if report.memory is not None}
         self._after = {round - 1: before, round: before.updated(changes)}
@@ -50,32 +50,32 @@ class Home:
 
 
 class MemoryElsewhere(VersionedMemory):
-    """The controller's part: what is known of the memory that stays with workers.
+    """On the controller: the indices of client memory that stays with workers.
 
-    As a mapping it is empty: nobody but a client's worker sees what it remembers.
+    As a mapping it is empty: only the worker that owns a client sees its memory.
 
     Args:
         folder: the run's folder, which all workers write into; None where nothing is written.
-        latest: where each worker's memory lies after the last round, by worker; the backend keeps it up to date.
+        latest: the index of each worker's memory after the last round, by worker; the backend keeps it up to date.
     """
 
     def __init__(self, folder: Path | None, latest: Mapping[int, ClientIndex]) -> None:
         self._folder, self._latest, self._parts = folder, latest, dict(latest)
 
     def __getitem__(self, client_id: int) -> Mapping[str, Tensor]:
-        """Not here."""
+        """Always raises KeyError: the memory is not here."""
         raise KeyError(client_id)
 
     def __iter__(self) -> Iterator[int]:
-        """None."""
+        """No client ids."""
         return iter(())
 
     def __len__(self) -> int:
-        """None."""
+        """Always 0."""
         return 0
 
     def updated(self, changes: Mapping[int, Mapping[str, Tensor]]) -> "MemoryElsewhere":
-        """The version after the last round; this one still says where all of it lay before.
+        """The version after the last round; this one keeps the indices from before it.
 
         Raises:
             ValueError: there are changes, which should have stayed with a worker.
@@ -85,17 +85,17 @@ class MemoryElsewhere(VersionedMemory):
         return MemoryElsewhere(self._folder, self._latest)
 
     def save(self) -> ClientIndex:
-        """Where all of it lies: it has been written already.
+        """The index of all workers' memory, whose files they have written already.
 
         Raises:
-            ValueError: nothing is written.
+            ValueError: there is no folder to write into.
         """
         if self._folder is None:
             raise ValueError("client memory that stays with workers cannot be saved without the run's folder")
         return ClientIndex.joined(list(self._parts.values()))
 
     def prune(self, kept: Iterable[ClientIndex]) -> None:
-        """Delete files that neither a kept index nor the newest version refers to; workers are idle meanwhile."""
+        """Delete files that neither a kept index nor this version refers to; call it while workers are idle."""
         if self._folder is None:
             return
         names = {segment.name for index in (*kept, *self._parts.values()) for segment in index.segments}

@@ -1,4 +1,4 @@
-"""What a controller's workers have been asked for, what has come back, and what went wrong with them."""
+"""One job of all workers: the messages sent to them, the answers received, and the errors among those."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +25,7 @@ from flrl.types import ClientReport, ClientTask
 from flrl.worker import EvaluationPart
 
 Received = tuple[int, Any, Mapping[str, Tensor]]
+"""The worker's number, its message, and the tensors sent with it."""
 LOOK_EVERY_S = 0.5
 """Seconds between two looks at the other workers while the controller trains or waits."""
 _OWN_SIGNAL_S = 0.5
@@ -32,7 +33,12 @@ _OWN_SIGNAL_S = 0.5
 
 
 class WorkerLostError(Exception):
-    """A worker has ended: which one, and how."""
+    """A worker has ended or does not answer.
+
+    Attributes:
+        worker: its number.
+        how: how, as the end of a sentence that begins with its name.
+    """
 
     def __init__(self, worker: int, how: str) -> None:
         super().__init__(worker, how)
@@ -40,7 +46,7 @@ class WorkerLostError(Exception):
 
 
 class Hub(Protocol):
-    """The controller's ends of the lines to its workers, by the workers' numbers."""
+    """The controller's end of the lines to its workers; a transport implements it. Workers are numbered."""
 
     @property
     def others(self) -> Sequence[int]:
@@ -56,27 +62,46 @@ class Hub(Protocol):
         """
 
     def receive(self, timeout: float | None) -> list[Received]:
-        """Messages that have come, with their tensors; waits up to `timeout` seconds, or for ever, for the first.
+        """The messages that have arrived; waits for the first for up to `timeout` seconds, or without limit for None.
+
+        Tensors may be views of memory that the next call overwrites.
 
         Raises:
             WorkerLostError: a worker has ended.
         """
 
     def reduce(self, parts: Tensor) -> None:
-        """Add what each of `others` has finished its training with to the controller's float64 tensor, in place."""
+        """Add the summand that each of `others` has passed to `Link.finish` to `parts` (float64), in place."""
 
     def name(self, worker: int) -> str:
-        """How errors call a worker."""
+        """A worker's name in error messages."""
 
     def trains(self, task: ClientTask | None) -> None:
-        """The controller begins to train a client itself; None: it has done so with all of its own."""
+        """Called when the controller itself begins to train a client, and with None after its last one."""
 
     def close(self, *, busy: bool) -> None:
-        """Let the workers go, at once if they are `busy`."""
+        """End the workers, without waiting for them if they are `busy`."""
 
 
 class Job:
-    """What the workers have been asked for, and what has come back."""
+    """One message to each worker, and all that is received until every worker has answered it.
+
+    Args:
+        hub: the lines to the workers.
+        what: what they do, for error messages: "round 3".
+        timeout_s: longest time in seconds between two messages of a worker that is busy; None sets no limit.
+        on_report: called with every client's report as it arrives.
+        log_warnings: called with the warnings in every message.
+
+    Attributes:
+        waiting: workers that have not answered yet.
+        last_message_at: monotonic time in seconds of each worker's last message.
+        clients: the client that each worker is training, by worker.
+        reports: the clients' reports, by client id.
+        parcels: what the workers' reducers sent, without their summands.
+        indexes: the index of each worker's client memory, by worker, where that stays with workers.
+        parts: the workers' parts of an evaluation.
+    """
 
     def __init__(
         self,
@@ -84,11 +109,17 @@ class Job:
         what: str,
         timeout_s: float | None,
         on_report: Callable[[ClientReport], None],
-        say: Callable[[Sequence[str]], None],
+        log_warnings: Callable[[Sequence[str]], None],
     ) -> None:
-        self.hub, self.what, self.timeout_s, self.on_report, self.say = hub, what, timeout_s, on_report, say
+        self.hub, self.what, self.timeout_s, self.on_report, self.log_warnings = (
+            hub,
+            what,
+            timeout_s,
+            on_report,
+            log_warnings,
+        )
         self.waiting = set(hub.others)
-        self.heard = dict.fromkeys(hub.others, time.monotonic())
+        self.last_message_at = dict.fromkeys(hub.others, time.monotonic())
         self.clients: dict[int, int] = {}
         self.reports: dict[int, ClientReport] = {}
         self.parcels: list[Parcel] = []
@@ -99,34 +130,44 @@ class Job:
     def dispatch(
         self, messages: Mapping[int, Any], common: Mapping[str, Tensor], own: Mapping[int, Mapping[str, Tensor]]
     ) -> None:
-        """Ask the workers.
+        """Send the job's messages, with tensors for all workers and for each; arguments as for `Hub.dispatch`.
 
         Raises:
-            WorkerError: one has ended.
+            WorkerError: a worker has ended.
         """
         try:
             self.hub.dispatch(messages, common, own)
         except WorkerLostError as lost:
             raise self._lost(lost) from None
-        self.heard = dict.fromkeys(self.heard, time.monotonic())
+        self.last_message_at = dict.fromkeys(self.last_message_at, time.monotonic())
 
     def started(self, worker: int, task: ClientTask) -> None:
-        """A client's training has begun in this process."""
-        self.clients[worker], self.heard[worker] = task.client_id, time.monotonic()
+        """Note that a client's training has begun in this process."""
+        self.clients[worker], self.last_message_at[worker] = task.client_id, time.monotonic()
 
     def reported_here(self, worker: int, report: ClientReport) -> None:
-        """A client's training has ended in this process."""
-        self.heard[worker] = time.monotonic()
+        """Note that a client's training has ended in this process, and look at the other workers.
+
+        Raises:
+            ClientError: as `look` does.
+            WorkerError: as `look` does.
+        """
+        self.last_message_at[worker] = time.monotonic()
         self.on_report(report)
         self.look()
 
     def finish(self) -> None:
-        """Wait until every worker has done what it was asked for."""
+        """Wait until every worker has answered.
+
+        Raises:
+            ClientError: as `look` does.
+            WorkerError: as `look` does.
+        """
         while self.waiting:
             self.look(timeout=LOOK_EVERY_S)
 
     def look(self, *, timeout: float = 0.0) -> None:
-        """Take what has come.
+        """Receive and note the messages that have arrived, waiting for the first for up to `timeout` seconds.
 
         Raises:
             ClientError: a client's training raised.
@@ -137,7 +178,7 @@ class Job:
         self._looking = True
         try:
             for index, message, tensors in self.hub.receive(timeout):
-                self.heard[index] = time.monotonic()
+                self.last_message_at[index] = time.monotonic()
                 self._take(index, message, tensors)
         except WorkerLostError as lost:
             raise self._lost(lost) from None
@@ -146,7 +187,7 @@ class Job:
         self._check_silence()
 
     def _take(self, index: int, message: Any, tensors: Mapping[str, Tensor]) -> None:
-        self.say(getattr(message, "warnings", ()))
+        self.log_warnings(getattr(message, "warnings", ()))
         match message:
             case Started(client_id, reports):
                 self._note(reports)
@@ -191,7 +232,7 @@ class Job:
     def _check_silence(self) -> None:
         now = time.monotonic()
         for index in {*self.waiting, *self.clients}:
-            if self.timeout_s is not None and now - self.heard[index] > self.timeout_s:
+            if self.timeout_s is not None and now - self.last_message_at[index] > self.timeout_s:
                 raise WorkerError(
                     f"{self.hub.name(index)} has not answered for {self.timeout_s:g} s "
                     f"(backend.timeout_s){self.doing(index)}"
@@ -201,7 +242,7 @@ class Job:
         return WorkerError(f"{self.hub.name(lost.worker)} {lost.how}{self.doing(lost.worker)}")
 
     def doing(self, index: int) -> str:
-        """What a worker is at."""
+        """What a worker is doing, as the end of an error message."""
         if index in self.clients:
             return f" while training client {self.clients[index]}, {self.what}"
         return f", {self.what}"

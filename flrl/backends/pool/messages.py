@@ -1,6 +1,7 @@
-"""The messages between controller and workers, and the layout of the tensors sent with them: bytes, never pickled.
+"""The messages between controller and workers, and the layout of the tensors sent with them.
 
-A message is a small picklable dataclass. Its tensors go in one buffer, laid out as `Specs` describe.
+A message is a small dataclass, sent as a pickle. Its tensors are sent as bytes in one buffer, laid out as `Specs`
+describes, and never pickled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ class Specs:
     """The layout of tensors in a buffer of bytes.
 
     Attributes:
-        entries: name, dtype, shape and first byte of each tensor.
+        entries: name, dtype, shape and position of the first byte of each tensor.
         nbytes: length of the buffer.
     """
 
@@ -48,7 +49,7 @@ class Specs:
         return found
 
     def fill(self, buffer: Tensor, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into a buffer."""
+        """Copy the tensors into a buffer (uint8, at least `nbytes` long)."""
         for name, view in self.views(buffer).items():
             view.copy_(tensors[name].detach())
 
@@ -58,13 +59,13 @@ class Specs:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train these clients; the broadcast vector and variables come with it for all, the clients' memory for each.
+    """Train these clients. Sent with it: the broadcast's vector and variables to all, the clients' memory to each.
 
     Attributes:
-        round: the round.
+        round: the round, counted from 1.
         total_weight: the sum of the whole cohort's weights.
-        tasks: the worker's clients, without their memory.
-        cohort: ids of all clients that take part.
+        tasks: the worker's tasks, without the clients' memory.
+        cohort: ids of all clients of the round.
     """
 
     round: int
@@ -75,7 +76,12 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Evaluate this share of what is due; the vector comes with it for all, personal parts for each."""
+    """Evaluate a share of what is due after a round. Sent with it: the vector to all, clients' personal parts to each.
+
+    Attributes:
+        round: the round that has ended.
+        share: test batches and clients of this worker.
+    """
 
     round: int
     share: EvaluationShare
@@ -83,12 +89,12 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Begin with what the worker's own clients remembered after a round; the index of its files comes with it.
+    """Restore the memory of the worker's own clients from files. Sent with it: the columns of their index.
 
     Attributes:
-        round: the round.
-        folder: the run's.
-        described: what `ClientIndex.described` gave.
+        round: the round after which the clients had this memory.
+        folder: the run's folder.
+        described: what `ClientIndex.described` returned.
     """
 
     round: int
@@ -104,9 +110,9 @@ class Ready:
     """The worker has been made.
 
     Attributes:
-        process: its number.
-        host: the machine.
-        warnings: what the user should see.
+        process: its process id.
+        host: its machine's name.
+        warnings: warnings since the last message.
     """
 
     process: int
@@ -116,7 +122,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A client's training begins; with the reports of those before it, whose memory comes at the end."""
+    """A client's training begins.
+
+    Attributes:
+        client_id: the client.
+        reports: of the clients finished since the last message, without their memory, which comes with `Trained`.
+    """
 
     client_id: int
     reports: Sequence[ClientReport]
@@ -124,14 +135,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """All clients have been trained. Their memory comes with it, and what the reducer sends besides its summand.
+    """All of the worker's clients are trained. Sent with it: their memory or its index, and the parcel's `extras`.
 
     Attributes:
-        numbers: what the reducer's parcel holds of whole numbers.
-        reports: of the clients since the last message.
-        changed: ids of the clients whose memory comes with it, or is to be forgotten.
-        described: of the index of the worker's client memory, which comes with it, where that stays with the worker.
-        warnings: what the user should see.
+        numbers: the `numbers` of the reducer's parcel.
+        reports: of the clients finished since the last message, without their memory.
+        changed: ids of the clients whose memory has changed; one without tensors forgets what it remembered.
+        described: what `ClientIndex.described` returned, where client memory stays with the worker; else None.
+        warnings: warnings since the last message.
     """
 
     numbers: Mapping[str, int]
@@ -143,12 +154,17 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The worker's clients remember what they did."""
+    """The memory of the worker's clients has been restored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The share has been evaluated; with what the user should see besides."""
+    """The share has been evaluated.
+
+    Attributes:
+        part: its results.
+        warnings: warnings since the last message.
+    """
 
     part: EvaluationPart
     warnings: tuple[str, ...] = ()
@@ -156,13 +172,13 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Something was raised.
+    """The worker's code raised an error.
 
     Attributes:
         error: its type and text.
-        client_id: whose training it was, if any.
-        traceback: where.
-        warnings: what the user should see besides.
+        client_id: the client whose training raised it; None if it was no training of a single client.
+        traceback: the formatted traceback.
+        warnings: warnings since the last message.
     """
 
     error: str
@@ -173,14 +189,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Terminating:
-    """SIGTERM has asked the worker to end: it does nothing more."""
+    """The worker ends because of SIGTERM; this is its last message."""
 
 
 VECTOR = "vector"
 
 
 def of_broadcast(broadcast: Broadcast) -> dict[str, Tensor]:
-    """What all workers are sent of a broadcast: its variables, whatever their names, beside its vector."""
+    """A broadcast's vector and variables as tensors to send; prefixes keep their names apart."""
     return {VECTOR: broadcast.vector, **prefixed("variables", broadcast.variables)}
 
 
@@ -190,7 +206,7 @@ def prefixed(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
-    """What `prefixed` was given, out of tensors that hold others too."""
+    """The tensors whose names begin with `<prefix>/`, without it: the inverse of `prefixed`."""
     start = f"{prefix}/"
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
@@ -201,7 +217,7 @@ def by_name(memory: Mapping[int, Tensors]) -> dict[str, Tensor]:
 
 
 def by_client(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """What `by_name` was given."""
+    """Each client's tensors by client id: the inverse of `by_name`."""
     found: dict[int, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         client_id, name = full.split("/", 1)

@@ -1,4 +1,4 @@
-"""Which worker trains whom. No result depends on it."""
+"""Schedules: which worker gets which job (a client batch, or a part of an evaluation). No result depends on them."""
 
 import heapq
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def longest_first(sizes: Sequence[int], num_workers: int) -> list[list[int]]:
-    """Assign jobs by longest processing time: each, the largest first, to the worker that has least to do.
+    """Assign jobs by longest processing time: the largest first, each to the worker with the least load.
 
     Graham, "Bounds on Multiprocessing Timing Anomalies", SIAM Journal on Applied Mathematics 17(2), 1969: the last
     worker ends at most a third later than in the best assignment.
 
     Args:
-        sizes: of the jobs.
-        num_workers: workers.
+        sizes: the jobs' sizes, samples for instance.
+        num_workers: number of workers.
 
     Returns:
         Each worker's jobs, as ascending indices into `sizes`.
@@ -34,13 +34,13 @@ def longest_first(sizes: Sequence[int], num_workers: int) -> list[list[int]]:
 
 
 def at_random(sizes: Sequence[int], num_workers: int, rng: np.random.Generator) -> list[list[int]]:
-    """Assign each job to any worker, in any order: to show that it does not matter."""
+    """Assign each job to a worker drawn uniformly, in random order: shows that no result depends on the schedule."""
     owner = rng.integers(num_workers, size=len(sizes))
     return [rng.permutation(np.flatnonzero(owner == worker)).tolist() for worker in range(num_workers)]
 
 
 def contiguous(num_jobs: int, num_workers: int) -> list[range]:
-    """Assign jobs of equal length in consecutive runs.
+    """Assign equally large jobs, to each worker a range of consecutive ones.
 
     Example:
         >>> contiguous(5, 2)

@@ -20,7 +20,7 @@ _ALIGNMENT = 64
 
 
 class Segment:
-    """A growing piece of memory that its owner writes and others open by `path`.
+    """A growing piece of memory that its owner writes and other processes open by `path`.
 
     On Linux it has no name in any file system, so whatever ends the processes, nothing is left behind. Elsewhere it is
     a temporary file, deleted by `close`.
@@ -35,27 +35,27 @@ class Segment:
         self._map: mmap.mmap | None = None
 
     def buffer(self, nbytes: int) -> Tensor:
-        """The memory as uint8 `[at least nbytes]`; it may be another piece of memory than before."""
+        """The memory as uint8 `[at least nbytes]`; a longer one than before is mapped anew."""
         if self._map is None or len(self._map) < nbytes:
             os.ftruncate(self._file, max(nbytes, 1))
             self._map = mmap.mmap(self._file, max(nbytes, 1))
         return torch.frombuffer(self._map, dtype=torch.uint8)
 
     def close(self) -> None:
-        """Let go of it; maps that others have stay valid."""
+        """Close it; maps that other processes have stay valid."""
         os.close(self._file)
         if sys.platform != "linux":
             os.unlink(self.path)
 
 
 class Reader:
-    """Opens segments of other processes and keeps the maps."""
+    """Opens the segments of other processes, each once, and keeps their maps."""
 
     def __init__(self) -> None:
         self._maps: dict[str, mmap.mmap] = {}
 
     def buffer(self, path: str, nbytes: int) -> Tensor:
-        """What the segment holds, as uint8 `[at least nbytes]`."""
+        """The contents of the segment at `path`, as uint8 `[at least nbytes]`."""
         if path not in self._maps or len(self._maps[path]) < nbytes:
             with open(path, "r+b") as file:
                 self._maps[path] = mmap.mmap(file.fileno(), 0)
@@ -63,9 +63,9 @@ class Reader:
 
 
 class SharedObject:
-    """An object whose tensors and arrays lie in a segment: every process that loads it looks at the same memory.
+    """An object whose tensors and arrays lie in a segment: every process that loads it reads the same memory.
 
-    What a process writes into them stays its own (copy on write).
+    What a process writes into them, the others do not see (copy on write).
 
     Args:
         thing: any object that can be pickled.
@@ -91,14 +91,19 @@ class SharedObject:
 
 
 class Handle:
-    """Where a `SharedObject` lies; can be sent to any process on the machine."""
+    """Where a `SharedObject` lies; can be sent to any process on the machine.
+
+    Args:
+        path: its segment's.
+        parts: first byte and length of the pickle stream, then of each buffer.
+    """
 
     def __init__(self, path: str, parts: Sequence[tuple[int, int]]) -> None:
         self.path = path
         self.parts = tuple(parts)
 
     def load(self) -> Any:
-        """The object.
+        """The object, its tensors and arrays as views of the segment.
 
         Raises:
             OSError: its segment cannot be opened from here.
@@ -110,7 +115,7 @@ class Handle:
 
 
 def into_shared_memory(thing: T) -> tuple[T, SharedObject | None]:
-    """The same thing in shared memory, where it can be put there; else as it is, with a warning."""
+    """A copy of an object in shared memory; the object itself and None, with a warning, if it cannot be pickled."""
     try:
         shared = SharedObject(thing)
     except ValueError as error:
@@ -120,7 +125,7 @@ def into_shared_memory(thing: T) -> tuple[T, SharedObject | None]:
 
 
 class _Pickler(pickle.Pickler):
-    """Takes tensors out of the stream as NumPy's arrays are."""
+    """Keeps tensors out of the pickle stream, as protocol 5 does with NumPy's arrays."""
 
     def reducer_override(self, thing: Any) -> Any:
         if type(thing) is np.memmap:

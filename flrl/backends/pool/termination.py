@@ -1,7 +1,7 @@
-"""SIGTERM to a worker: it lets go of its work where nothing else waits for it in vain, and the controller is told.
+"""SIGTERM to a worker: it stops where no other process is left waiting for it, and reports its end to the controller.
 
-A worker that ended at once might leave half a message, or others alone in a collective call. So the signal takes effect
-only inside of `terminable` blocks, at once or in the next one.
+A worker that ended at once might leave an incomplete message, or others waiting in a collective call. So the signal
+takes effect only inside of `terminable` blocks: in the current one, or else at the start of the next.
 """
 
 import contextlib
@@ -16,14 +16,19 @@ class Terminated(BaseException):
 
 
 class _State:
-    """What this process's handler knows; a process has one."""
+    """The state of this process's signal handler.
+
+    Attributes:
+        asked: SIGTERM has arrived.
+        open: a `terminable` block is running.
+    """
 
     asked = False
     open = False
 
 
 def answer_sigterm() -> None:
-    """Let SIGTERM wait for a `terminable` block, from now on; for the main thread of a worker."""
+    """Delay SIGTERM until a `terminable` block, from now on; call it in the main thread of a worker."""
     owner = os.getpid()
 
     def ask(signum: int, frame: FrameType | None) -> None:
@@ -53,7 +58,11 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unterminable() -> Iterator[None]:
-    """A part of such a block that is gone through to its end: SIGTERM ends the block after it."""
+    """A part of a `terminable` block that always runs to its end.
+
+    Raises:
+        Terminated: SIGTERM has arrived meanwhile; raised after the part.
+    """
     with _opened(False):
         yield
     if _State.open and _State.asked:

@@ -1,4 +1,4 @@
-"""Looking around while this process is busy training, and staying alive only as long as the parent does."""
+"""Regular checks while this process is busy training, and the start and end of child processes with their parent."""
 
 import contextlib
 import importlib
@@ -57,7 +57,7 @@ def die_with_parent(parent: int | None = None, *, every_s: float = 0.1) -> None:
 
     Args:
         parent: the parent's process id, where it is known for sure.
-        every_s: seconds between two looks.
+        every_s: seconds between two checks.
     """
     expected = os.getppid() if parent is None else parent
 
@@ -70,16 +70,16 @@ def die_with_parent(parent: int | None = None, *, every_s: float = 0.1) -> None:
 
 
 def begin(module: str, function: str, argument: bytes, line: Any, portable: bool) -> None:
-    """Where a spawned process begins: it is mortal first, and imports then.
+    """Entry point of a spawned process: first it ends with its parent and answers SIGTERM, only then it imports.
 
     Args:
-        module: where the function is.
-        function: called with the argument and the line.
+        module: name of the function's module.
+        function: name of the function, called with the unpickled argument and the line.
         argument: pickled.
         line: passed on.
-        portable: the backend's setting, which has to be seen to before torch is imported.
+        portable: the backend's setting, which takes effect only before torch is imported.
     """
-    # Spawning has made that the way for all processes to come: loaders of a DataLoader would import torch each time.
+    # A spawned process would spawn its own children too; the workers of a DataLoader would import torch each time.
     multiprocessing.set_start_method(None, force=True)
     parent = multiprocessing.parent_process()
     die_with_parent(None if parent is None else parent.pid)
@@ -92,7 +92,7 @@ def begin(module: str, function: str, argument: bytes, line: Any, portable: bool
 
 @contextlib.contextmanager
 def signals_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM for a moment; processes started meanwhile ignore them for good."""
+    """Ignore Ctrl-C and SIGTERM inside the block; processes started in it ignore them for as long as they live."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

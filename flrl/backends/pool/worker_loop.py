@@ -1,4 +1,4 @@
-"""The loop of a worker on every backend with several: receive a message, train or evaluate, send the result."""
+"""The loop of a worker in a backend with several: receive a message, train or evaluate, send the result."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ from flrl.backends.pool.messages import (
     with_prefix,
 )
 from flrl.backends.pool.termination import Terminated, terminable, unterminable
-from flrl.backends.pool.worker_warnings import Collected
+from flrl.backends.pool.worker_warnings import WarningCollector
 from flrl.clients import ClientIndex
 from flrl.data import FederatedData, TensorSource
 from flrl.errors import ClientError
@@ -42,43 +42,43 @@ Tensors = Mapping[str, Tensor]
 
 
 class Link(Protocol):
-    """A worker's end of the line to its controller."""
+    """A worker's end of the line to its controller; a transport implements it."""
 
     def wait(self) -> None:
-        """Wait until there is a next message; SIGTERM may interrupt it."""
+        """Wait until the next message can be received; SIGTERM may interrupt it."""
 
     def receive(self) -> tuple[Any, Tensors, Tensors]:
-        """The next message, or None to end; tensors that all workers were sent with it, and this worker's own."""
+        """The next message, or None to end; the tensors sent to all workers with it, and those to this one alone."""
 
     def send(self, message: Any, tensors: Tensors) -> None:
-        """Send a message and tensors."""
+        """Send a message and the tensors that belong to it."""
 
     def starts(self, client_id: int, reports: Callable[[], Sequence[ClientReport]]) -> None:
-        """Let the controller know that a client's training begins, and have the reports before it or keep them."""
+        """Report that a client's training begins; call `reports` for finished clients' reports if they are sent now."""
 
     def finish(self, message: Any, tensors: Tensors, summand: Tensor | None) -> None:
-        """Send a round's last message and tensors; add a summand to the sum, if all the other workers do so too."""
+        """Send a round's last message and tensors; the summand, if any, is added up by `Hub.reduce`."""
 
 
-def serve(link: Link, worker: Worker, said: Collected, home: Home | None = None) -> None:
-    """Do what the controller asks for, until there is no more, or until SIGTERM.
+def serve(link: Link, worker: Worker, collector: WarningCollector, home: Home | None = None) -> None:
+    """Answer the controller's messages until it ends the line, or until SIGTERM.
 
     Args:
-        link: to the controller.
-        worker: who does it.
-        said: this process's warnings, which the controller is to repeat.
+        link: the line to the controller.
+        worker: trains and evaluates.
+        collector: this process's warnings, which are sent to the controller.
         home: the memory of the worker's own clients, where that stays with it.
     """
     try:
-        while _serve_one(link, worker, said, home):
+        while _serve_one(link, worker, collector, home):
             pass
     except Terminated as error:
         log.info("ended by SIGTERM")
         link.send(failure(error), {})
 
 
-def _serve_one(link: Link, worker: Worker, said: Collected, home: Home | None) -> bool:
-    """Wait for a message and do what it asks for; whether there may be another one."""
+def _serve_one(link: Link, worker: Worker, collector: WarningCollector, home: Home | None) -> bool:
+    """Wait for a message and answer it; returns False where there will be no other one."""
     with terminable():
         link.wait()
     message, common, own = link.receive()
@@ -86,7 +86,7 @@ def _serve_one(link: Link, worker: Worker, said: Collected, home: Home | None) -
         return False
     try:
         if isinstance(message, Train):
-            _train(link, worker, message, common, own, said, home)
+            _train(link, worker, message, common, own, collector, home)
         elif isinstance(message, Restore) and home is not None:
             columns = {name: tensor.clone() for name, tensor in own.items()}
             home.restore(message.round, ClientIndex.read(columns, message.described), message.folder)
@@ -95,19 +95,19 @@ def _serve_one(link: Link, worker: Worker, said: Collected, home: Home | None) -
             with terminable():
                 personal = by_client(own) if home is None else home.after(message.round)
                 part = worker.evaluate_share(common[VECTOR], message.round, message.share, personal)
-            link.send(Evaluated(part, said.take()), {})
+            link.send(Evaluated(part, collector.take()), {})
         else:
             raise TypeError(f"no worker knows what to do with {type(message).__name__}")
     except Terminated:
         raise
     except BaseException as error:
         log.error("%s", traceback.format_exc())
-        link.send(failure(error, said.take()), {})
+        link.send(failure(error, collector.take()), {})
     return True
 
 
 def failure(error: BaseException, warnings: tuple[str, ...] = ()) -> Failed | Terminating:
-    """The message that reports an error to the controller, with the warnings before it."""
+    """The message that reports an error to the controller, with the warnings before it; `Terminating` for SIGTERM."""
     if isinstance(error, Terminated):
         return Terminating()
     if isinstance(error, ClientError) and error.__cause__ is not None:
@@ -117,21 +117,27 @@ def failure(error: BaseException, warnings: tuple[str, ...] = ()) -> Failed | Te
 
 
 def _train(
-    link: Link, worker: Worker, message: Train, common: Tensors, own: Tensors, said: Collected, home: Home | None
+    link: Link,
+    worker: Worker,
+    message: Train,
+    common: Tensors,
+    own: Tensors,
+    collector: WarningCollector,
+    home: Home | None,
 ) -> None:
     started = time.perf_counter()
     memory = by_client(own) if home is None else home.tasks(message.tasks, message.round)
     tasks = [replace(task, memory=memory.get(task.client_id, {})) for task in message.tasks]
     finished: list[ClientReport] = []
 
-    def taken() -> tuple[ClientReport, ...]:
-        taken = tuple(finished)
+    def take_reports() -> tuple[ClientReport, ...]:
+        reports = tuple(finished)
         finished.clear()
-        return taken
+        return reports
 
     def on_start(task: ClientTask) -> None:
         with unterminable():
-            link.starts(task.client_id, taken)
+            link.starts(task.client_id, take_reports)
 
     variables = with_prefix("variables", common)
     broadcast = Broadcast(message.round, common[VECTOR], message.total_weight, variables, message.cohort)
@@ -150,35 +156,35 @@ def _train(
         changed = {}
         if index is not None:
             tensors, described = tensors | prefixed("index", index.tensors()), index.described()
-    trained = Trained(parcel.numbers, taken(), tuple(changed), described, said.take())
+    trained = Trained(parcel.numbers, take_reports(), tuple(changed), described, collector.take())
     link.finish(trained, tensors, parcel.summand)
     clients = ", ".join(str(task.client_id) for task in tasks) or "none"
     log.info("round %d: clients %s, %.3f s", message.round, clients, time.perf_counter() - started)
 
 
 def share_kept_samples(data: FederatedData, processes: int) -> None:
-    """Let each of so many processes on a machine keep its part of the prepared samples."""
+    """Divide the limit of prepared samples kept in memory by the number of processes on the machine."""
     for source in (data.splits.train, data.splits.test):
         if isinstance(source, TensorSource):
             source.kept_limit //= processes
 
 
 def device_of(device: str, index: int) -> str:
-    """The device of a machine's worker: those of "cuda" take turns over the devices there are."""
+    """The device of a machine's worker `index`: "cuda" gives each in turn one of the machine's devices."""
     return f"cuda:{index % torch.cuda.device_count()}" if device == "cuda" else device
 
 
-def log_into(path: Path | None) -> Collected:
-    """Let all that this process prints and logs go into a file, from now on; returns what collects its warnings.
+def log_into(path: Path | None) -> WarningCollector:
+    """Write all that this process prints and logs into a file from now on; returns the collector of its warnings.
 
-    Without a file these are not printed here, as the controller will do so.
+    Without a file, warnings are not printed here, as the controller logs them.
     """
-    said, root = Collected(), logging.getLogger()
+    collector, root = WarningCollector(), logging.getLogger()
     if path is None:
-        for handler in [handler for handler in root.handlers if isinstance(handler, Collected)]:
+        for handler in [handler for handler in root.handlers if isinstance(handler, WarningCollector)]:
             root.removeHandler(handler)
-        root.addHandler(said)
-        return said
+        root.addHandler(collector)
+        return collector
     sys.stdout.flush()
     sys.stderr.flush()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,5 +193,5 @@ def log_into(path: Path | None) -> Collected:
     os.dup2(file, 2)
     os.close(file)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr, force=True)
-    root.addHandler(said)
-    return said
+    root.addHandler(collector)
+    return collector

@@ -1,4 +1,4 @@
-"""Workers' warnings: each worker collects its own, the controller logs each text once over all workers."""
+"""Workers' warnings: each worker collects its own, the controller logs each text once for all workers."""
 
 import logging
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ def _is_warning(record: logging.LogRecord) -> bool:
     return logging.WARNING <= record.levelno < logging.ERROR
 
 
-class Collected(logging.Handler):
-    """A worker's warnings since they were last taken, each text once."""
+class WarningCollector(logging.Handler):
+    """Collects a worker's warnings until they are taken, each text once per process."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -28,17 +28,17 @@ class Collected(logging.Handler):
             self._new.append(text)
 
     def take(self) -> tuple[str, ...]:
-        """The new ones."""
+        """The warnings since the last call."""
         taken = tuple(self._new)
         self._new.clear()
         return taken
 
 
-class Repeated:
+class WarningLog:
     """Logs workers' warnings in the controller, each text once, unless the controller has logged it itself.
 
     Args:
-        known: texts that have been logged already.
+        known: texts that have been logged already; may grow while this is in use.
     """
 
     def __init__(self, known: set[str]) -> None:
@@ -52,25 +52,25 @@ class Repeated:
                 self._known.add(text)
 
 
-def said_here() -> set[str]:
-    """An empty set that the texts of this process's own warnings are added to, from now on and until the next call.
+def own_warnings() -> set[str]:
+    """A set that the texts of this process's own warnings are added to, from now on and until the next call.
 
-    They are noted where records are made, which leaves it to the user's configuration who hears them.
+    A factory of log records adds them, so that the user's handlers and levels stay as they are.
     """
-    global _said, _make
-    _said = set()
-    if logging.getLogRecordFactory() is not _noted:
-        _make = logging.getLogRecordFactory()
-        logging.setLogRecordFactory(_noted)
-    return _said
+    global _texts, _previous_factory
+    _texts = set()
+    if logging.getLogRecordFactory() is not _record_factory:
+        _previous_factory = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(_record_factory)
+    return _texts
 
 
-_said: set[str] = set()
-_make: Any = logging.LogRecord
+_texts: set[str] = set()
+_previous_factory: Any = logging.LogRecord
 
 
-def _noted(*args: Any, **options: Any) -> logging.LogRecord:
-    record: logging.LogRecord = _make(*args, **options)
+def _record_factory(*args: Any, **options: Any) -> logging.LogRecord:
+    record: logging.LogRecord = _previous_factory(*args, **options)
     if _is_warning(record):
-        _said.add(record.getMessage())
+        _texts.add(record.getMessage())
     return record

@@ -1,1 +1,1 @@
-"""Recording a training step and replaying it; only the engines that do so need to look in here."""
+"""Recording a training step and replaying it; used by the engines `traced` and `vectorized` alone."""

@@ -1,4 +1,4 @@
-"""Graphs of recorded steps: what a replay need not do is taken out, SGD steps are put in, and they become functions."""
+"""Graphs of recorded steps: remove needless operations, add SGD steps, and make them functions."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ _CONSTANTS = (_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like
 
 
 def simplify(graph_module: fx.GraphModule) -> None:
-    """Take out what a replay need not do: aliases, double transpositions, constants, what nobody uses."""
+    """Remove operations that a replay does not need: aliases, double transpositions, constants, unused results."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -35,12 +35,12 @@ def gives_arguments(graph_module: fx.GraphModule) -> bool:
 
 
 def own_gradients(graph_module: fx.GraphModule, parameters: Sequence[int], *, layout: bool) -> None:
-    """Let each parameter have a gradient of its own that may be changed in place, as autograd's accumulation does.
+    """Give each parameter its own gradient tensor that may be changed in place, as autograd's accumulation does.
 
     Args:
-        graph_module: gives, after other values, the gradients of some parameters.
-        parameters: the places among its arguments of those parameters.
-        layout: also lay gradients out as their parameters are, on which the bits of sums over them depend.
+        graph_module: returns, after other values, the gradients of some parameters.
+        parameters: indices of those parameters among its arguments.
+        layout: also give gradients the strides of their parameters, on which the bits of sums over them depend.
     """
     graph = graph_module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -65,21 +65,21 @@ def own_gradients(graph_module: fx.GraphModule, parameters: Sequence[int], *, la
 
 
 def root(node: fx.Node) -> fx.Node:
-    """What a tensor is a view of; the tensor itself if it is none."""
+    """The tensor that a tensor is a view of; itself if it is no view."""
     while node.op == "call_function" and _gives_views(node):
         node = node.all_input_nodes[0]
     return node
 
 
 def random_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
-    """Where a graph draws random numbers."""
+    """The nodes of a graph that draw random numbers."""
     called = [node for node in graph_module.graph.nodes if node.op == "call_function"]
     seeded = [node for node in called if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())]
     return [node for node in seeded if not _drops_nothing(node)]
 
 
 def _drops_nothing(node: fx.Node) -> bool:
-    """Whether an operator has a dropout that is off, as attention has it."""
+    """Whether an operator has a dropout probability of zero, as attention may have."""
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     return "dropout_p" in names and given.get("dropout_p", 0.0) == 0.0
@@ -90,7 +90,7 @@ def _is_t(node: Any) -> bool:
 
 
 def _hoist(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Make a small constant once, unless something writes into it."""
+    """Create a small constant once instead of in every replay, unless something writes into it."""
     value = node.meta.get("val")
     if value is None or value.numel() > 1024 or any(_may_write(user) for user in node.users):
         return
@@ -113,26 +113,26 @@ def changes(node: fx.Node) -> bool:
 
 
 def _may_write(node: fx.Node) -> bool:
-    """Whether an operator, or who is given it as a result, may change its arguments; a view of them counts."""
+    """Whether an operator may change its arguments, itself or through a view of them that it returns."""
     return _gives_views(node) or changes(node)
 
 
 def _gives_views(node: fx.Node) -> bool:
-    """Whether what an operator gives may share memory with its arguments."""
+    """Whether an operator's result may share memory with its arguments."""
     schema = getattr(node.target, "_schema", None)
     return schema is None or any(result.alias_info is not None for result in schema.returns)
 
 
 def with_sgd(recorded: fx.GraphModule, stepped: Sequence[int], *, fuse: bool = False) -> fx.GraphModule:
-    """The graph with plain SGD steps: a further argument is minus the learning rate, no gradients come out.
+    """The graph with plain SGD steps: a further argument is minus the learning rate, gradients are not returned.
 
-    Each is the addition that `torch.optim.SGD` does, so it ends in the same bits, as soon as nothing reads the
-    parameter any more: its gradient is still in the cache then.
+    Each step is the addition of `torch.optim.SGD`, with the same bits. It comes as soon as nothing reads the parameter
+    any more, while its gradient is still in the cache.
 
     Args:
-        recorded: gives, after other values, the gradients of some parameters.
-        stepped: the places among its arguments of those parameters.
-        fuse: add matrix products and sums of rows to parameters as they are computed, which ends in other bits.
+        recorded: returns, after other values, the gradients of some parameters.
+        stepped: indices of those parameters among its arguments.
+        fuse: add matrix products and sums of rows to parameters as they are computed, with other bits.
     """
     graph_module = fx.GraphModule(recorded, copy.deepcopy(recorded.graph))
     graph = graph_module.graph
@@ -147,12 +147,12 @@ def with_sgd(recorded: fx.GraphModule, stepped: Sequence[int], *, fuse: bool = F
     output.args = (tuple(values),)
     for parameter, gradient in zip((placeholders[place] for place in stepped), gradients, strict=True):
         last = max([gradient, *gradient.users, *readers(parameter)], key=lambda node: order.get(node, 0))
-        # One node after another: `inserting_after` would put the second before the first.
+        # Not `inserting_after`, which would put the second node before the first.
         with graph.inserting_before(output if last is output else last.next):
-            # What is computed later than it was must not read what has been stepped meanwhile.
+            # A product that is computed later than recorded must not read parameters that have been stepped meanwhile.
             rows = _summed_rows(gradient)
             read = gradient.all_input_nodes if rows is None else [rows]
-            precise = gradient.meta["val"].dtype.itemsize >= 4  # one rounding instead of two would show below float32
+            precise = gradient.meta["val"].dtype.itemsize >= 4  # below float32, one rounding instead of two matters
             alone = precise and not gradient.users and not any(root(node) in changed for node in read)
             if fuse and alone and gradient.target is _aten.mm.default:
                 graph.call_function(_aten.addmm_.default, (parameter, *gradient.args), {"alpha": rate})
@@ -170,7 +170,7 @@ def with_sgd(recorded: fx.GraphModule, stepped: Sequence[int], *, fuse: bool = F
 
 
 def _summed_rows(gradient: fx.Node) -> fx.Node | None:
-    """The matrix whose rows a gradient is the sum of, if it is that."""
+    """The matrix of which a gradient is the sum of rows; None if it is no such sum."""
     if gradient.meta["val"].ndim != 1:
         return None
     node = gradient.args[0] if gradient.target is _aten.view.default else gradient
@@ -182,7 +182,7 @@ def _summed_rows(gradient: fx.Node) -> fx.Node | None:
 
 
 def readers(node: fx.Node) -> list[fx.Node]:
-    """What reads a tensor, itself or through views of it."""
+    """The nodes that read a tensor, directly or through views of it."""
     found: list[fx.Node] = []
     for user in node.users:
         found.append(user)
@@ -192,7 +192,7 @@ def readers(node: fx.Node) -> list[fx.Node]:
 
 
 def runnable(graph_module: fx.GraphModule) -> Callable[..., Any]:
-    """A function that does what a graph says; the operators are looked up beforehand, a fifth of a small step."""
+    """A function with a graph's operations; operators are looked up beforehand, which saves a fifth of a small step."""
     graph = graph_module.graph
     bound: dict[str, Any] = {}
     last_use = {argument: node for node in graph.nodes for argument in node.all_input_nodes}
@@ -220,7 +220,7 @@ def runnable(graph_module: fx.GraphModule) -> Callable[..., Any]:
                 lines.append(f"del {node.name}")
         else:
             lines.append(f"return {text(node.args[0])}")
-        # A tensor that is not needed any more makes room, as in the module itself.
+        # Tensors that are not needed any more are freed, as in the module itself.
         done = [argument.name for argument in node.all_input_nodes if last_use[argument] is node]
         if done and node.op == "call_function":
             lines.append(f"del {', '.join(done)}")
@@ -230,7 +230,7 @@ def runnable(graph_module: fx.GraphModule) -> Callable[..., Any]:
 
 
 def _quick(target: Any) -> Any:
-    """What calls an operator soonest: PyTorch's own binding reads arguments faster than the general one."""
+    """The fastest way to call an operator: PyTorch's own binding reads arguments faster than the general one."""
     return _BINDINGS.get(target) or getattr(target, "_op", target)
 
 

@@ -1,8 +1,8 @@
-"""A module's training step as a recorded list of tensor operations, gradients included, that can be replayed.
+"""Records a module's training step, gradients included, as a graph of tensor operations that can be replayed.
 
-A replay does what `training_step` and `backward` did when they were recorded, without Python of the module and without
-autograd, and ends in the same bits. That is right as long as the step does the same operations for every batch of the
-same shapes: what can be seen to break this while it is recorded is refused.
+A replay runs the operations of `training_step` and `backward` without Python code of the module and without autograd,
+with the same bits. That is correct if the step has the same operations for every batch of the same shapes; steps that
+visibly depend on anything else are refused.
 """
 
 import contextlib
@@ -34,19 +34,19 @@ from flrl.types import Tensors
 
 
 class NotCapturableError(Exception):
-    """Why a step cannot be recorded and replayed."""
+    """A step cannot be recorded and replayed; the message is the reason."""
 
 
 class Shape(NamedTuple):
-    """What must be equal for a recorded step to hold for another batch."""
+    """Structure, shapes, dtypes and strides of a batch; a recorded step is valid for batches of equal `Shape`."""
 
     spec: Any
     leaves: tuple[Any, ...]
 
     @classmethod
     def of(cls, batch: Any) -> tuple["Shape | None", list[Tensor]]:
-        """The shape of a batch, and its tensors; None where it holds anything else, which may differ in each."""
-        if type(batch) in (tuple, list) and all(type(part) is Tensor for part in batch):  # most are, and this is quick
+        """The shape of a batch, and its tensors; None and no tensors if it holds anything but tensors."""
+        if type(batch) in (tuple, list) and all(type(part) is Tensor for part in batch):  # the usual case, and faster
             return cls((type(batch), len(batch)), tuple((p.shape, p.dtype, p.stride()) for p in batch)), list(batch)
         leaves, spec = pytree.tree_flatten(batch)
         if not all(isinstance(leaf, Tensor) for leaf in leaves):
@@ -56,11 +56,11 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """What a strategy does to a step's loss.
+    """A strategy's `adjust_loss` with the values that it needs.
 
     Attributes:
         hooks: the strategy.
-        values: what it needs.
+        values: `LocalProblem.values`; for a client batch with a first dimension for the clients.
     """
 
     hooks: ClientHooks
@@ -73,7 +73,7 @@ class Adjustment:
 
     @property
     def key(self) -> Any:
-        """What must be equal for a recorded step to hold for other values."""
+        """Strategy, names and shapes; a recorded step is valid for values of an equal key."""
         shapes = ((name, value.shape, value.dtype, value.stride()) for name, value in self.values.items())
         return self.hooks, tuple(shapes)
 
@@ -83,11 +83,11 @@ class Recorded:
     """A recorded step.
 
     Attributes:
-        shape: of the batches that it holds for.
-        graph: takes the trainable parameters, all buffers, the batch's tensors and the adjustment's values; gives the
-            loss, what was logged, and the gradients.
+        shape: the shape of batches for which it is valid.
+        graph: takes the trainable parameters, all buffers, the batch's tensors and the adjustment's values; returns the
+            loss, the logged numbers, and the gradients.
         logged: name, reduction and batch size of each logged number.
-        unused: parameters without a gradient, by their place.
+        unused: indices of the trainable parameters without a gradient.
     """
 
     shape: Shape
@@ -112,18 +112,18 @@ def record(
         model: any LightningModule, bound to its vector.
         batch: a batch, on the model's device.
         context: entered around the step: autocast, or nothing.
-        stacked: the step of many models as one, by `torch.func.vmap`: parameters and the batch's tensors have a first
-            dimension for the models, and so have loss, logged numbers, gradients and the adjustment's values.
-        adjustment: what a strategy does to the loss; the loss that the graph gives is the module's own.
+        stacked: record the step of many models as one, by `torch.func.vmap`: parameters and the batch's tensors have a
+            first dimension for the models, and so have loss, logged numbers, gradients and the adjustment's values.
+        adjustment: the strategy's change of the loss; the graph still returns the module's own loss.
 
     Raises:
-        NotCapturableError: the step cannot be replayed, and why.
+        NotCapturableError: the step cannot be replayed.
     """
     module: pl.LightningModule = model.module  # type: ignore[assignment]
     shape, tensors = Shape.of(batch)
     if shape is None:
         raise NotCapturableError("batches hold more than tensors")
-    tensors = [tensor.clone() for tensor in tensors]  # of the same strides
+    tensors = [tensor.clone() for tensor in tensors]  # with the same strides
     parameters = [parameter.detach().clone() for parameter in model.trainable()]
     step = _Step(module, model.layout, batch, context, adjustment)
     values = [] if adjustment is None else [value.detach().clone() for value in adjustment.tensors]
@@ -136,7 +136,7 @@ def record(
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             if stacked:
-                # One model's step tells which gradients there are.
+                # The step of one model shows which parameters get gradients.
                 step(*parameters, *buffers, *(tensor[0] for tensor in (*tensors, *values)))
                 rows = rows_of(model, len(tensors[0]))
                 graph = make_fx(step.stacked)(*rows, *buffers, *tensors, *values)
@@ -159,20 +159,20 @@ def record(
         if any(changes(reader) for node in nodes for reader in readers(node)):
             raise NotCapturableError(f"training_step changes {name}")
     simplify(graph)
-    if gives_arguments(graph):  # a step would change it, or not, as autograd happened to copy it
+    if gives_arguments(graph):  # whether a step may change that gradient depends on whether autograd has copied it
         raise NotCapturableError("a gradient shares memory with a parameter or the batch")
     own_gradients(graph, [i for i in range(len(parameters)) if i not in step.unused], layout=not stacked)
     return Recorded(shape, graph, tuple(step.logged), frozenset(step.unused))
 
 
 def rows_of(model: BoundModel, count: int) -> list[Tensor]:
-    """The parameters of so many models, as parts of a matrix with a row for each: not contiguous, as when replayed."""
+    """The parameters of `count` models, `[count, *shape]` each: views of a matrix with one model per row."""
     matrix = model.local.repeat(count, 1)
     return [matrix[:, entry.slice].view(-1, *entry.shape) for entry in model.layout.trained]
 
 
 class _Step:
-    """The function that is recorded: parameters, buffers and a batch's tensors to loss, logged numbers, gradients."""
+    """The recorded function: from parameters, buffers and a batch's tensors to loss, logged numbers and gradients."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class _Step:
         return (loss.detach(), *values, *(gradient for gradient in gradients if gradient is not None))
 
     def stacked(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The same for many models: parameters and batches have a first dimension for them, buffers are shared."""
+        """The function for many models: parameters and batches have a first dimension for them, buffers are shared."""
         first, second = len(self.names), len(self.names) + len(self.buffers)
         buffers, unused = tensors[first:second], set(self.unused)
 
@@ -214,7 +214,7 @@ class _Step:
         return torch.vmap(single, randomness="different")(tensors[:first], tensors[second:])  # type: ignore[no-any-return]
 
     def loss(self, parameters: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The loss, what the strategy makes of it, and the logged numbers."""
+        """The module's loss, the loss adjusted by the strategy, and the logged numbers."""
         self.logged, self._values = [], []
         buffers, rest = others[: len(self.buffers)], iter(others[len(self.buffers) :])
         leaves = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
@@ -257,7 +257,7 @@ class _Step:
 
 
 class _Recorded(StepModule):
-    """Refuses a step that replaces buffers: a replay would not."""
+    """Refuses a step that replaces buffers, which a replay would not do."""
 
     def forward(self, batch: Any, batch_idx: int = 0) -> Any:
         given = dict(self.module.named_buffers())
@@ -268,14 +268,14 @@ class _Recorded(StepModule):
 
 
 class Watched:
-    """`self.trainer` for code that must not depend on it: what is read there changes from step to step."""
+    """Stands for `self.trainer` in code that must not depend on it, and refuses all reads."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NotCapturableError(f"it reads Trainer.{name}")
 
 
 class _Index(int):
-    """`batch_idx` while a step is recorded: likewise."""
+    """Stands for `batch_idx` while a step is recorded, and refuses all uses."""
 
 
 def _refuse(*args: Any, **options: Any) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The recorded steps of one model, bound to it, and an optimizer that all clients can use."""
+"""The recorded steps of one model, and an optimizer that is reused for all clients."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flrl.trainers.traced import TracedTrainer
 
 WORTH_RECORDING = 4
-"""Batches of one shape that are trained eagerly before the step is recorded for them."""
+"""The number of the batch of one shape at which its step is recorded; earlier ones are trained eagerly."""
 _NO_REPLAY = "trainer=traced cannot replay this module's steps, so fuse and compile must be false: {}"
 _MOST_SHAPES = 64
 
@@ -31,12 +31,12 @@ class Recordings:
     """The steps of one model that have been recorded so far.
 
     Args:
-        trainer: gives precision, and whether to compile.
+        trainer: gives precision, and whether to fuse or compile.
         model: the model.
 
     Attributes:
-        optimizer: one that all clients can use, if there is one.
-        closed: nothing can be recorded.
+        optimizer: the module's optimizer if it can be reused for all clients, else None.
+        closed: the module's steps cannot be replayed, so nothing more is recorded.
     """
 
     def __init__(self, trainer: "TracedTrainer", model: BoundModel) -> None:
@@ -54,15 +54,15 @@ class Recordings:
             self.optimizer = ReusedOptimizer.of(self.module)
 
     def step(self, shape: Shape | None, batch: Any, adjustment: Adjustment | None) -> "Replay | None":
-        """The step for a batch; None while it is not worth it, or cannot be recorded.
+        """The replay for a batch; None if it is one of the first of its shape or not replayable: train it eagerly.
 
         Args:
-            shape: of the batch.
+            shape: the batch's shape; None if it holds more than tensors.
             batch: the batch itself.
-            adjustment: what the strategy does to its loss.
+            adjustment: the strategy's change of the loss.
 
         Raises:
-            ValueError: it cannot be recorded, and replays have other bits than what would train it instead.
+            ValueError: the step cannot be recorded, and fused or compiled replays would have other bits than eager.
         """
         key = shape if adjustment is None else (shape, adjustment.key)
         if key in self._steps:
@@ -88,18 +88,18 @@ class Recordings:
         return replay
 
     def close(self, reason: str) -> None:
-        """Record nothing any more."""
+        """Record no more steps, and log the reason."""
         self.closed = True
-        self.trainer.say(self.module, reason)
+        self.trainer.warn_once(self.module, reason)
 
 
 @dataclass(frozen=True, slots=True)
 class ReusedOptimizer:
-    """An optimizer that is made new for a client by dropping its state.
+    """An optimizer that is reused for each client by dropping its state.
 
     Attributes:
-        optimizer: of torch, without schedulers, and made without a look at the Trainer.
-        settings: of its parameter groups, as they were at first.
+        optimizer: an optimizer of torch, without schedulers, that was made without reading the Trainer.
+        settings: the initial settings of its parameter groups.
     """
 
     optimizer: Optimizer
@@ -107,7 +107,7 @@ class ReusedOptimizer:
 
     @classmethod
     def of(cls, module: pl.LightningModule) -> "ReusedOptimizer | None":
-        """A module's optimizer, if it can be used again."""
+        """A module's optimizer, if it can be reused, else None."""
         before = Snapshot(module, "module", spared=[*module.parameters(), *module.buffers()])
         try:
             with attached(module, Watched()):  # type: ignore[arg-type]
@@ -119,14 +119,14 @@ class ReusedOptimizer:
             before.restore()
         if changed:
             return None
-        # Some make their state at once, and one that is not of torch may keep more than `state`.
+        # Some make their state before the first step, and others than torch's may keep more than `state`.
         if schedulers or optimizer.state or not type(optimizer).__module__.startswith("torch.optim."):
             return None
         settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return None if any(isinstance(v, Tensor) for s in settings for v in s.values()) else cls(optimizer, settings)
 
     def renewed(self) -> Optimizer:
-        """The optimizer as it was made."""
+        """The optimizer without state, with its initial settings."""
         self.optimizer.state.clear()
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
             group.update(settings)
@@ -138,9 +138,9 @@ class Replay:
 
     Attributes:
         logged: name, reduction and batch size of each logged number.
-        gradients: loss, logged numbers and gradients of a batch.
-        with_sgd: loss and logged numbers of a batch; steps the parameters.
-        tensors: the first arguments of both: parameters and buffers.
+        gradients: returns loss, logged numbers and gradients of a batch.
+        with_sgd: steps the parameters by plain SGD, and returns loss and logged numbers of a batch.
+        tensors: the first arguments of both functions: parameters and buffers.
         stepped: the parameters that get gradients.
     """
 

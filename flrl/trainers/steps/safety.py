@@ -1,4 +1,4 @@
-"""Whether a recorded step may be replayed in place of the module's own, and an optimizer's step in place of its own."""
+"""Checks that a recorded step may replace the module's own, and that a plain SGD step may replace the optimizer's."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 _NORM_DIFFERENCE = 1e-3
 OTHER_INDICES = (1, 6)
-"""`batch_idx` of the steps that a replay is compared with; it was recorded with a 0."""
+"""`batch_idx` of the module's own steps that a replay is compared with."""
 
 
 def recorded_step(trainer: "Trainer", model: BoundModel, batch: Any, adjustment: Adjustment | None) -> Recorded:
     """Record the step of a model's module on a batch, and compare a replay with the module.
 
     Raises:
-        NotCapturableError: it cannot be replayed, and why.
+        NotCapturableError: the step cannot be replayed.
     """
     recorded = record(model, batch, context=lambda: trainer.autocast(model.local.device), adjustment=adjustment)
     _compare(trainer, model, recorded, batch, adjustment)
@@ -40,7 +40,7 @@ def recorded_step(trainer: "Trainer", model: BoundModel, batch: Any, adjustment:
 
 
 def refuse_hooks(module: pl.LightningModule) -> None:
-    """Raise NotCapturableError for hooks that a replay would not call, or that may change what a step does."""
+    """Raise NotCapturableError for hooks that a replay would not call, or that may change a step's operations."""
     hooks = [hook for hook in (*BATCH_HOOKS, *FIT_HOOKS) if overridden(module, hook)]
     if hooks:
         raise NotCapturableError(f"{', '.join(hooks)} may change what a step does")
@@ -59,7 +59,7 @@ def _compare(
         seed_generators(1)
         try:
             values = recorded.graph(*copies, *Shape.of(batch)[1], *others)
-        except Exception as error:  # operators that cannot be called as they were recorded
+        except Exception as error:  # some operators cannot be called with the arguments that were recorded
             raise NotCapturableError(f"a replay fails: {str(error).splitlines()[0]}") from error
     replayed = [values[0], *values[1 + len(recorded.logged) :]]
     same = _same_bits if model.local.device.type == "cpu" else _close_enough
@@ -72,10 +72,10 @@ def _compare(
 def own_step(
     trainer: "Trainer", model: BoundModel, batch: Any, batch_idx: int, adjustment: Adjustment | None = None
 ) -> list[Tensor]:
-    """Loss and gradients of a module's own step, with generators seeded by 1; the model stays as it is.
+    """Loss and gradients of a module's own step, with generators seeded by 1; the model is not changed.
 
     Raises:
-        NotCapturableError: the step fails, as it may when it needs to know which batch this is.
+        NotCapturableError: the step fails, for instance because it depends on `batch_idx`.
     """
     module: pl.LightningModule = model.module  # type: ignore[assignment]
     parameters = model.trainable()
@@ -116,7 +116,7 @@ def _close_enough(a: Tensor, b: Tensor) -> bool:
 
 
 def steps_plainly(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
-    """Whether an optimizer's step is `p -= lr * p.grad` for exactly these parameters, and nobody watches it."""
+    """Whether an optimizer's step is `p -= lr * p.grad` for exactly these parameters, without hooks."""
     if not_plain_sgd(optimizer):
         return False
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -126,7 +126,7 @@ def steps_plainly(optimizer: Optimizer, parameters: Sequence[Tensor]) -> bool:
 
 
 def optimizer_is_watched(optimizer: Optimizer) -> bool:
-    """Whether an optimizer has hooks, or a `step` of its own that is no scheduler's."""
+    """Whether an optimizer has hooks, or a `step` replaced by anything but a scheduler."""
     hooks: list[Any] = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
     hooks += [optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks]
     replaced = "step" in vars(optimizer) and not getattr(optimizer.step, "_wrapped_by_lr_sched", False)

@@ -19,15 +19,22 @@ if TYPE_CHECKING:
     from flrl.trainers.base import Trainer
 
 _DIFFERENCE = {"32-true": 1e-3, "bf16-mixed": 0.3}
-"""How far a row's step may be from the module's own, relatively; bfloat16's rounding may choose another maximum."""
+"""Largest relative difference of a row's step from the module's own; in bfloat16 rounding may change an argmax."""
 _TF32_DIFFERENCE = 0.1
-"""Likewise where a GPU may round to TF32, as its convolutions do unless they are told not to."""
+"""The same on a GPU that may round to TF32, which is the default for convolutions."""
 _SMALL_DIFFERENCE = 1e-5
+"""Absolute difference that is allowed besides."""
 
 
 @dataclass
 class StackedStep:
-    """A recorded step of a client batch: the graph as a function, and a generator of random numbers for each row."""
+    """A recorded step of a client batch.
+
+    Attributes:
+        recorded: the recorded step.
+        call: its graph as a function.
+        generators: a generator of random numbers for each row.
+    """
 
     recorded: Recorded
     call: Callable[..., Any]
@@ -41,12 +48,12 @@ class StackedStep:
 
         Args:
             trainer: gives precision.
-            model: any of them.
-            batch: theirs as one, whose tensors have a first dimension for the models.
-            adjustment: of their losses; so have its values.
+            model: one of the models.
+            batch: the models' batches as one, whose tensors have a first dimension for the models.
+            adjustment: the strategy's change of the losses, whose values have a first dimension for the models too.
 
         Raises:
-            ValueError: it cannot be recorded, and why.
+            ValueError: the step cannot be recorded.
         """
         generators: list[torch.Generator] = []
         try:
@@ -94,7 +101,7 @@ def _difference(precision: str, device: torch.device) -> float:
 
 
 def _draw_by_row(graph_module: fx.GraphModule, generators: list[torch.Generator]) -> None:
-    """Let every row draw from a generator of its own, as the client would alone."""
+    """Let every row draw random numbers from its own generator, as the client would alone."""
 
     def by_row(op: Callable[..., Any], fresh: Callable[..., Tensor] | None) -> Callable[..., Any]:
         def draw(first: Any, *args: Any, **options: Any) -> Tensor:
@@ -113,7 +120,7 @@ def _draw_by_row(graph_module: fx.GraphModule, generators: list[torch.Generator]
 
 
 def _check_lookups(graph_module: fx.GraphModule) -> None:
-    """Let a lookup beyond a client's table raise: `vmap` makes one table of all, where it would find another's row."""
+    """Raise IndexError for an embedding index out of range: in the one table that `vmap` makes it would find a row."""
 
     def shifted(indices: Tensor, shifts: Tensor, *, size: int) -> Tensor:
         if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < size):
@@ -128,7 +135,7 @@ def _check_lookups(graph_module: fx.GraphModule) -> None:
                 indices.target = partial(shifted, size=shift.args[2])  # type: ignore[arg-type]
 
 
-# How to draw a row: in place, and into what.
+# How to draw one row: an in-place operator, and a function that makes the tensor to draw into (None: the argument).
 _DRAWS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor] | None]] = {
     "bernoulli_.float": (Tensor.bernoulli_, None),
     "uniform_.default": (Tensor.uniform_, None),

@@ -45,14 +45,14 @@ def owners(sizes: Any) -> Any:
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).numpy()
 
 
-def round_of(backend: Any, made: Worker, *, heard: list[ClientReport] | None = None) -> Any:
+def round_of(backend: Any, made: Worker, *, received: list[ClientReport] | None = None) -> Any:
     """What a backend makes of one round, in numbers and bits."""
     sizes = made.data.sizes.tolist()
     memory = {"control": torch.ones(made.model.layout.num_trainable)} if isinstance(made.strategy, Scaffold) else {}
     tasks = [ClientTask(1, client, size, float(size), memory) for client, size in enumerate(sizes)]
     variables = {name: torch.full_like(tensor, 0.5) for name, tensor in memory.items()}
     broadcast = Broadcast(1, torch.linspace(-1, 1, made.model.layout.size), float(sum(sizes)), variables)
-    aggregate = backend.train(broadcast, tasks, (heard if heard is not None else []).append)
+    aggregate = backend.train(broadcast, tasks, (received if received is not None else []).append)
     bits = {name: mean.numpy().tobytes() for name, mean in aggregate.vectors.items()}
     memories = [{n: t.tolist() for n, t in (report.memory or {}).items()} for report in aggregate.reports]
     reports = [replace(report, memory=None) for report in aggregate.reports]
@@ -71,20 +71,20 @@ def serial(make: Any) -> Any:
 @pytest.mark.parametrize("kind", [FedAvg, Scaffold])
 @pytest.mark.parametrize("schedule", ["longest_first", "random"])
 def test_workers_give_what_one_gives(kind: Any, workers: int, trains_here: bool, schedule: Any) -> None:
-    heard: list[ClientReport] = []
+    received: list[ClientReport] = []
     backend = started(partial(worker, kind), workers, trains_here=trains_here, schedule=schedule)
-    found = round_of(backend, worker(kind), heard=heard)
+    found = round_of(backend, worker(kind), received=received)
     assert found == serial(partial(worker, kind))
-    assert sorted(report.client_id for report in heard) == [0, 1, 2, 3]
+    assert sorted(report.client_id for report in received) == [0, 1, 2, 3]
 
 
-def test_the_largest_clients_are_dealt_first_each_with_its_memory() -> None:
+def test_the_largest_clients_are_assigned_first_each_with_its_memory() -> None:
     backend = started(partial(worker, Scaffold), 2)
     round_of(backend, worker(Scaffold))
     asked, evaluation = backend.hub.asked
     assert {index: [task.client_id for task in train.tasks] for index, train in asked.items()} == {0: [1, 2], 1: [0, 3]}
     assert all(isinstance(train, Train) and train.total_weight == 80.0 for train in asked.values())
-    assert all(not task.memory for train in asked.values() for task in train.tasks)  # it travels as tensors
+    assert all(not task.memory for train in asked.values() for task in train.tasks)  # it is sent as tensors
     # Nine batches of seven of the 60 test samples; held out are 4, 8, 2 and 6.
     assert evaluation == {
         0: Evaluate(1, EvaluationShare(range(0, 4), [1, 2])),
@@ -92,7 +92,7 @@ def test_the_largest_clients_are_dealt_first_each_with_its_memory() -> None:
     }
 
 
-def test_the_controller_says_whom_it_trains() -> None:
+def test_the_controller_reports_which_clients_it_trains() -> None:
     backend = started(worker, 1, trains_here=True)
     round_of(backend, worker())
     assert backend.hub.trained_here == [1, 2, None]
@@ -134,19 +134,21 @@ def test_pending_addends_of_all_workers_are_carried(monkeypatch: pytest.MonkeyPa
     assert merged == (sum(bound for bound, _ in added), 8)  # four clients, each with an update and a weight
 
 
-@pytest.mark.parametrize(("width", "said"), [(4, ["2 workers have nothing to train: 4 clients in 1 batches"]), (1, [])])
-def test_workers_that_have_nothing_to_train_are_told_of_once(
-    width: int, said: list[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("width", "warned"), [(4, ["2 workers have nothing to train: 4 clients in 1 batches"]), (1, [])]
+)
+def test_workers_that_have_nothing_to_train_are_named_in_one_warning(
+    width: int, warned: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     make = partial(worker, trainer=VectorizedTrainer(batch_size=8, width=width))
     backend = started(make, 3)
     for _ in range(2):
         round_of(backend, make())
     messages = [record.getMessage() for record in caplog.records]
-    assert [message.partition(";")[0] for message in messages] == said
+    assert [message.partition(";")[0] for message in messages] == warned
 
 
-def test_four_stacks_of_four_workers_leave_nobody_idle(caplog: pytest.LogCaptureFixture) -> None:
+def test_four_client_batches_leave_none_of_four_workers_idle(caplog: pytest.LogCaptureFixture) -> None:
     round_of(started(worker, 4), worker())
     assert caplog.records == []
 
@@ -160,7 +162,7 @@ def test_what_the_controller_has_trained_is_over(monkeypatch: pytest.MonkeyPatch
     assert [clients.get(0) for clients, _ in jobs] == [None] * 3  # to start, to train, to evaluate
 
 
-def test_what_a_hub_has_still_to_say_makes_its_close_busy() -> None:
+def test_an_answer_that_is_still_awaited_makes_the_close_busy() -> None:
     backend = started(worker, 2)
     hub = backend.hub
     backend.close()

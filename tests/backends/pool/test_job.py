@@ -1,4 +1,4 @@
-"""What a controller hears and how long it waits, with a clock and a line made by hand."""
+"""What a controller receives and how long it waits, with a fake clock and a fake line."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from flrl.types import ClientReport, ClientTask
 
 
 class Hub:
-    """Says what is put into `coming`, a list for each time it is asked; an exception is raised."""
+    """Returns what is put into `coming`, a list for each call of `receive`; an exception is raised."""
 
     def __init__(self) -> None:
         self.others = [0, 1]
@@ -26,10 +26,10 @@ class Hub:
         self.dispatched += 1
 
     def receive(self, timeout: float | None) -> list[Any]:
-        heard = self.coming.pop(0) if self.coming else []
-        if isinstance(heard, Exception):
-            raise heard
-        return heard
+        received = self.coming.pop(0) if self.coming else []
+        if isinstance(received, Exception):
+            raise received
+        return received
 
     def name(self, worker: int) -> str:
         return f"worker {worker}"
@@ -57,12 +57,12 @@ def report(client: int) -> ClientReport:
 
 
 def made(hub: Hub, reports: list[int]) -> Job:
-    return Job(hub, "round 3", 10.0, lambda report: reports.append(report.client_id), lambda said: None)  # type: ignore[arg-type]
+    return Job(hub, "round 3", 10.0, lambda report: reports.append(report.client_id), lambda warnings: None)  # type: ignore[arg-type]
 
 
 def test_reports_sums_and_memory_are_noted(clock: Clock) -> None:
-    hub, told = Hub(), []
-    found = made(hub, told)
+    hub, reported = Hub(), []
+    found = made(hub, reported)
     hub.coming = [
         [(0, Started(4, ()), {}), (1, Started(7, ()), {})],
         [(0, Started(5, (report(4),)), {})],
@@ -72,16 +72,16 @@ def test_reports_sums_and_memory_are_noted(clock: Clock) -> None:
         ],
     ]
     found.finish()
-    hub.buffer.zero_()  # the line is used again
-    assert told == [4, 5, 7]
+    hub.buffer.zero_()  # the line's buffer is reused
+    assert reported == [4, 5, 7]
     assert [parcel.numbers for parcel in found.parcels] == [{"bound": 9}, {"bound": 3}]
     assert [list(parcel.extras) for parcel in found.parcels] == [["4"], []]
-    assert [found.reports[client].memory for client in (5, 7)] == [{}, None]  # one forgets, one remembers what it did
+    assert [found.reports[client].memory for client in (5, 7)] == [{}, None]  # one forgets, one keeps its memory
     assert found.reports[4].memory["control"].tolist() == [1.0, 2.0]
     assert found.clients == {}
 
 
-def test_a_worker_may_be_silent_for_so_long_after_what_it_said_last(clock: Clock) -> None:
+def test_a_worker_may_be_silent_for_so_long_after_its_last_message(clock: Clock) -> None:
     hub = Hub()
     found = made(hub, [])
     clock.now = 8.0
@@ -110,8 +110,8 @@ def test_a_worker_may_be_silent_for_so_long_after_what_it_said_last(clock: Clock
 
 
 def test_what_the_controller_trains_itself_counts_too(clock: Clock) -> None:
-    hub, told = Hub(), []
-    found = made(hub, told)
+    hub, reported = Hub(), []
+    found = made(hub, reported)
     hub.coming = [[(0, Trained({}, ()), {}), (1, Trained({}, ()), {})]]
     found.finish()
     clock.now = 20.0
@@ -123,7 +123,7 @@ def test_what_the_controller_trains_itself_counts_too(clock: Clock) -> None:
     clock.now = 39.5
     with pytest.raises(WorkerError, match=r"^worker 2 has not answered for 10 s .* while training client 6, round 3$"):
         found.look()
-    assert told == [6]
+    assert reported == [6]
 
 
 def test_failures_name_client_and_worker(clock: Clock) -> None:
@@ -139,7 +139,7 @@ def test_failures_name_client_and_worker(clock: Clock) -> None:
         found.look()
 
 
-def test_a_lost_worker_is_said_with_its_client(clock: Clock) -> None:
+def test_a_lost_worker_is_named_with_its_client(clock: Clock) -> None:
     hub = Hub()
     found = made(hub, [])
     hub.coming = [[(0, Started(4, ()), {})], WorkerLostError(0, "was killed"), WorkerLostError(1, "was killed")]

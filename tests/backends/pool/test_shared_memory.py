@@ -1,62 +1,20 @@
 """What travels between processes: tensors as bytes, datasets once for all."""
 
 import gc
-import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset
 
 from flrl.backends.pool.messages import Specs, by_client, by_name
-from flrl.backends.pool.schedule import at_random, contiguous, longest_first
 from flrl.backends.pool.shared_memory import Reader, Segment, SharedObject, into_shared_memory
 from flrl.data import DatasetSource, FederatedData, Splits, TensorSource
 from tests.toys import blobs, blocks
-
-
-@given(st.lists(st.integers(1, 1000), max_size=6), st.integers(1, 3))
-@settings(deadline=None, max_examples=50)
-def test_the_longest_first_dealing_is_within_a_third_of_the_best(sizes: list[int], workers: int) -> None:
-    """Of all dealings: at most 4/3 - 1/(3 workers) times as long, which is Graham's theorem."""
-
-    def longest(owners: Sequence[int]) -> int:
-        return max(sum(size for size, owner in zip(sizes, owners, strict=True) if owner == w) for w in range(workers))
-
-    hands = longest_first(sizes, workers)
-    found = max(sum(sizes[job] for job in hand) for hand in hands)
-    best = min(longest(owners) for owners in itertools.product(range(workers), repeat=len(sizes)))
-    assert 3 * workers * found <= (4 * workers - 1) * best
-
-
-@given(st.lists(st.integers(1, 1000), max_size=30), st.integers(1, 8))
-def test_every_job_is_dealt_once_and_nobody_waits_for_more_than_one(sizes: list[int], workers: int) -> None:
-    hands = longest_first(sizes, workers)
-    assert sorted(job for hand in hands for job in hand) == list(range(len(sizes)))
-    assert all(hand == sorted(hand) for hand in hands)
-    loads = [sum(sizes[job] for job in hand) for hand in hands]
-    assert workers * max(loads) <= sum(sizes) + (workers - 1) * max(sizes, default=0)
-
-
-def test_hand_dealt() -> None:
-    assert longest_first([600, 500, 300, 300, 200, 100], 3) == [[0, 5], [1, 4], [2, 3]]
-    assert [len(hand) for hand in longest_first([1] * 5, 2)] == [3, 2]
-    assert contiguous(10, 3) == [range(0, 3), range(3, 6), range(6, 10)]
-    assert contiguous(1, 3) == [range(0, 0), range(0, 0), range(0, 1)]
-
-
-def test_random_dealing_deals_everybody_once() -> None:
-    hands = at_random([1] * 50, 4, np.random.default_rng(0))
-    assert sorted(job for hand in hands for job in hand) == list(range(50))
-    assert any(hand != sorted(hand) for hand in hands)
-
 
 TENSORS = {
     "vector": torch.arange(7, dtype=torch.float32),

@@ -1,4 +1,4 @@
-"""When SIGTERM takes effect in a worker: never between the halves of a message."""
+"""When SIGTERM takes effect in a worker: never in the middle of a message."""
 
 import os
 import signal

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flrl.backends.pool.messages import Evaluate, Evaluated, Failed, Started, Train, Trained, of_broadcast
 from flrl.backends.pool.worker_loop import serve, share_kept_samples
-from flrl.backends.pool.worker_warnings import Collected
+from flrl.backends.pool.worker_warnings import WarningCollector
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.strategies.base import Local
@@ -31,7 +31,7 @@ def worker(module: Any = None) -> Worker:
 
 def served(made: Worker, message: Any, *, talkative: bool = True) -> InsideLink:
     link = InsideLink(message, {"vector": made.model.vector.clone()}, {}, talkative=talkative)
-    serve(link, made, Collected())
+    serve(link, made, WarningCollector())
     return link
 
 
@@ -42,9 +42,9 @@ TASKS = tuple(ClientTask(1, client, size, float(size)) for client, size in enume
 def test_each_report_is_sent_once(talkative: bool) -> None:
     """With the beginning of the next client, or all with the end."""
     link = served(worker(), Train(1, 36.0, TASKS), talkative=talkative)
-    *before, (last, _) = link.said
-    told = [(message.client_id, [report.client_id for report in message.reports]) for message, _ in before]
-    assert told == ([(0, []), (1, [0]), (2, [1])] if talkative else [])
+    *before, (last, _) = link.sent
+    begun = [(message.client_id, [report.client_id for report in message.reports]) for message, _ in before]
+    assert begun == ([(0, []), (1, [0]), (2, [1])] if talkative else [])
     assert all(isinstance(message, Started) for message, _ in before)
     assert isinstance(last, Trained)
     assert [report.client_id for report in last.reports] == ([2] if talkative else [0, 1, 2])
@@ -52,8 +52,8 @@ def test_each_report_is_sent_once(talkative: bool) -> None:
 
 def test_the_sum_is_carried_where_it_holds_more_than_a_few_addends() -> None:
     """A client adds two: its update, and its weight."""
-    few = served(worker(), Train(1, 36.0, TASKS[:2])).said[-1][0]
-    many = served(worker(), Train(1, 36.0, TASKS)).said[-1][0]
+    few = served(worker(), Train(1, 36.0, TASKS[:2])).sent[-1][0]
+    many = served(worker(), Train(1, 36.0, TASKS)).sent[-1][0]
     assert (few.numbers["pending"], many.numbers["pending"]) == (4, 1)
     assert 0 < few.numbers["bound"] < many.numbers["bound"]
 
@@ -64,9 +64,9 @@ def test_clients_get_what_was_broadcast() -> None:
 
     class Watching(FedAvg):
         def local(self, problem: LocalProblem) -> Local:
-            sent, task = problem.broadcast, problem.task
+            broadcast, task = problem.broadcast, problem.task
             memory = {name: tensor.tolist() for name, tensor in task.memory.items()}
-            seen.append((task.client_id, sent.round, sent.cohort, dict(sent.variables), memory))
+            seen.append((task.client_id, broadcast.round, broadcast.cohort, dict(broadcast.variables), memory))
             return super().local(problem)
 
     made = worker()
@@ -75,7 +75,7 @@ def test_clients_get_what_was_broadcast() -> None:
     broadcast = Broadcast(1, made.model.vector.clone(), 36.0, {"vector": torch.tensor(2.0)})
     message = Train(1, 36.0, TASKS[:2], (0, 1, 7))
     link = InsideLink(message, of_broadcast(broadcast), {"1/own": torch.tensor([3.0])})
-    serve(link, replace(made, strategy=strategy), Collected())
+    serve(link, replace(made, strategy=strategy), WarningCollector())
     variables = {"vector": torch.tensor(2.0)}
     assert seen == [(0, 1, (0, 1, 7), variables, {}), (1, 1, (0, 1, 7), variables, {"own": [3.0]})]
 
@@ -83,7 +83,7 @@ def test_clients_get_what_was_broadcast() -> None:
 def test_an_evaluation_is_answered() -> None:
     made = worker()
     link = served(made, Evaluate(1, EvaluationShare(range(2), [])))
-    [(message, tensors)] = link.said
+    [(message, tensors)] = link.sent
     assert isinstance(message, Evaluated)
     assert tensors == {}
     assert made.combine([message.part]) == made.evaluate(ServerState(1, made.model.vector.clone()), rounds=1)
@@ -104,19 +104,19 @@ class Raises(Linear):
 @pytest.mark.parametrize(
     ("module", "error", "client"), [(Exits, "SystemExit: enough", None), (Raises, "KeyError: 'missing'", 0)]
 )
-def test_what_ends_a_clients_training_is_told(module: Any, error: str, client: int | None) -> None:
+def test_what_ends_a_clients_training_is_reported(module: Any, error: str, client: int | None) -> None:
     """An exit too, that the controller would otherwise take for a lost process; and the worker serves on."""
     made = worker(module())
     link = served(made, Train(1, 36.0, TASKS))
-    failure = link.said[-1][0]
+    failure = link.sent[-1][0]
     assert isinstance(failure, Failed)
     assert (failure.error, failure.client_id) == (error, client)
     assert "training_step" in failure.traceback
     assert not link.asked  # it has read on, to the end
 
 
-def test_an_unknown_message_is_told() -> None:
-    [(failure, _)] = served(worker(), "what?").said
+def test_an_unknown_message_is_reported() -> None:
+    [(failure, _)] = served(worker(), "what?").sent
     assert failure.error == "TypeError: no worker knows what to do with str"
 
 

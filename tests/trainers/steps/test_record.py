@@ -13,7 +13,7 @@ from flrl.trainers.steps.record import NotCapturableError, Shape, record
 from tests.trainers.nets import MODULES, Net, mlp
 
 
-def test_the_shape_of_a_batch_tells_what_a_recording_holds_for() -> None:
+def test_a_recording_is_valid_for_batches_of_one_shape() -> None:
     a = (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     assert Shape.of(a)[0] == Shape.of((torch.ones(2, 3), torch.ones(2, dtype=torch.int64)))[0]
     turned = torch.zeros(3, 2).t()
