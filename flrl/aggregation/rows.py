@@ -1,5 +1,6 @@
 """Rules that need every client's update: rows of a matrix, in the order of client ids."""
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -35,11 +36,7 @@ class RowRule(Aggregator):
         self, sizes: Mapping[str, int], *, total_weight: float, device: torch.device | str = "cpu"
     ) -> "RowsReducer":
         """An empty reducer that keeps all updates; the rule is applied to each named vector separately."""
-        return RowsReducer(sizes, self._by_columns if self.coordinatewise else self.rule, device=device)
-
-    def _by_columns(self, rows: Tensor, weights: Tensor) -> Tensor:
-        parts = [self.rule(part, weights) for part in torch.split(rows, _COLUMNS, dim=1)]
-        return torch.cat(parts) if parts else rows.new_zeros(0)
+        return RowsReducer(sizes, self.rule, columns=_COLUMNS if self.coordinatewise else None, device=device)
 
 
 def sorted_columns(rows: Tensor) -> Tensor:
@@ -55,12 +52,20 @@ class RowsReducer:
     Args:
         sizes: number of elements of each vector in the updates, by name.
         rule: `(rows [n, d], weights [n]) -> [d]`.
+        columns: how many columns the rule is called with at a time; None calls it with all of a vector's.
         device: where the rule is computed.
     """
 
-    def __init__(self, sizes: Mapping[str, int], rule: Rule, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        rule: Rule,
+        *,
+        columns: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.sizes, self.device = dict(sizes), device
-        self._rule = rule
+        self._rule, self._columns = rule, columns
         self._rows: dict[int, Tensor] = {}
 
     def rejection(self, update: ClientUpdate, stats: Stats) -> str | None:
@@ -94,7 +99,17 @@ class RowsReducer:
         """The rule's results, float64 by name, and the sum of weights; no vectors if nothing was added."""
         if not self._rows:
             return {}, 0.0
-        rows = torch.stack([self._rows[client_id] for client_id in sorted(self._rows)]).to(self.device)
-        *vectors, weights = torch.split(rows, [*self.sizes.values(), 1], dim=1)
-        found = {name: self._rule(v, weights[:, 0]) for name, v in zip(self.sizes, vectors, strict=True)}
-        return found, math.fsum(weights[:, 0].tolist())
+        rows = [self._rows[client_id] for client_id in sorted(self._rows)]
+        weights = torch.cat([row[-1:] for row in rows]).to(self.device)
+        found, start = {}, 0
+        for name, size in self.sizes.items():
+            width = max(1, size if self._columns is None else self._columns)
+            ends = [*range(start, start + size, width), start + size]
+            parts = [self._rule(self._stacked(rows, a, b), weights) for a, b in itertools.pairwise(ends)]
+            found[name] = torch.cat(parts) if parts else weights.new_zeros(0)
+            start += size
+        return found, math.fsum(weights.tolist())
+
+    def _stacked(self, rows: list[Tensor], start: int, end: int) -> Tensor:
+        """Some columns of all rows, `[n, end - start]`; a column's numbers lie side by side."""
+        return torch.stack([row[start:end] for row in rows], dim=1).t().to(self.device)

@@ -170,6 +170,13 @@ class Normed(FedAvg):
         gradient.div_(gradient.norm())
 
 
+class NormedByRow(FedAvg):
+    """Likewise, and for several clients each by itself."""
+
+    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
+        gradient.div_(gradient.norm(dim=-1, keepdim=True))
+
+
 class ByRow(FedAvg):
     """Elementwise for one client, but not for several: it adds the sum over clients."""
 
@@ -178,7 +185,7 @@ class ByRow(FedAvg):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("strategy", [Normed, ByRow])
+@pytest.mark.parametrize("strategy", [Normed, NormedByRow, ByRow])
 def test_a_gradient_is_adjusted_elementwise(engine: str, strategy: type[FedAvg]) -> None:
     made = strategy(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
     with pytest.raises(Exception, match=f"{strategy.__name__}.adjust_gradient is not elementwise"):

@@ -126,6 +126,7 @@ def test_reports_and_what_clients_remembered_do_not_pile_up() -> None:
     assert [len(record.reports) for record in history] == [0, 0, 0, 3]
     assert len(counted.memories) == 12
     assert alive(counted.memories) == len(state.memory) == 3
+    assert [report.memory for report in history[-1].reports] == [None] * 3  # it is the state's
 
 
 def test_a_client_of_the_cohort_takes_a_small_record() -> None:
