@@ -43,7 +43,7 @@ GIGABYTE = 10**9
 
 
 class Repeated:
-    """A source whose samples come again and again."""
+    """A source that repeats a few samples."""
 
     labels = None
 
@@ -56,7 +56,7 @@ class Repeated:
         return self.num_samples
 
     def batches(self, indices: np.ndarray, batch_size: int, *, reuse: bool = False) -> Iterator[Any]:
-        """As `Source` says; nothing is kept for later, since of so many clients hardly one comes again soon."""
+        """As for `Source`; nothing is kept, since hardly one of so many clients takes part twice."""
         return self.source.batches(indices % len(self.source), batch_size)
 
     def subset(self, indices: np.ndarray) -> TensorSource:

@@ -205,7 +205,7 @@ def described(outcomes: dict[str, list[Outcome]], worker: Worker, config: dict[s
 
 
 def processor() -> str:
-    """The processor's name, as far as this machine tells it."""
+    """The processor's name, if the system has it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -180,7 +180,7 @@ class Sampler(threading.Thread):
         self.peak: dict[str, dict[str, int]] = {}
 
     def run(self) -> None:
-        """Look until told that it is over."""
+        """Look until it is stopped."""
         while not self.over.wait(0.1):
             seen = {}
             for index, process in enumerate([self.process, *self.process.children()]):

@@ -13,8 +13,8 @@ Jobs, on MNIST, plain SGD, samples in memory, test set evaluated after each roun
 The bare loop takes the same SGD steps over tensors that were normalised and cut into clients beforehand, with autograd
 and `torch.optim.SGD`, averages and evaluates. A number is the median over the rounds of the seconds of one round:
 training, aggregation and evaluation, without imports, start-up and reading the data; of the repetitions the median,
-the smallest and the largest are told. Sides take turns; every other repetition goes backwards. All models are made of
-one thread per process, except where the table says otherwise. What counts are the ratios within a run.
+the smallest and the largest are reported. Sides take turns; every other repetition goes backwards. All models are made
+of one thread per process, except where the table says otherwise. What counts are the ratios within a run.
 """
 
 import argparse
@@ -99,8 +99,8 @@ OF_JOB = {
 }
 """Engines that are measured unless others are named.
 
-Left out of B: vectorized, whose convolutions of stacks take many times as long on a CPU, and bfloat16, which does where
-the processor has no arithmetic for it.
+Left out of B: vectorized, whose convolutions of client batches take many times as long on a CPU, and bfloat16, which
+does where the processor has no arithmetic for it.
 """
 BARE = "bare loop"
 Side = Callable[[], dict[str, Any]]

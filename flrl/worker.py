@@ -131,7 +131,7 @@ class Worker:
         refuse_changes(self.strategy, before, "while a client trains")
 
     def batched(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
-        """The tasks with the index of their client batch in `batch`; largest clients first, in their old order.
+        """The tasks in their order, each with the index of its client batch; the largest clients form the first batch.
 
         Which clients form a batch may change the last bits, so it must not depend on the number of workers. Tasks that
         have an index already stay as they are.

@@ -29,7 +29,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         for name, overrides in engines(settings, asked["job"]).items():
             try:
-                with warnings.catch_warnings(record=True) as said:
+                with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     runs = []
                     for _ in range(2):
@@ -40,7 +40,7 @@ def main() -> None:
                 continue
             vector = runs[0]["vector"]
             eager = vector if eager is None else eager
-            undetermined = [str(word.message) for word in said if _NO_SUCH in str(word.message)]
+            undetermined = [str(word.message) for word in caught if _NO_SUCH in str(word.message)]
             found[name] = {
                 "digests": [run["digest"] for run in runs],
                 "difference": float((vector - eager).abs().max()),

@@ -77,7 +77,7 @@ class Table:
     failures: list[str] = field(default_factory=list)
 
     def try_row(self, name: str, cells: Callable[[], Sequence[Any]]) -> None:
-        """Add a row, or say in it why there is none."""
+        """Add a row, or one with the reason that it failed."""
         try:
             self.rows.append([name, *cells()])
         except Exception as error:
@@ -85,9 +85,9 @@ class Table:
 
     def fail(self, name: str, error: Exception) -> None:
         """Add the row of something that failed."""
-        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
-        self.failures.append(f"{name}: {said}")
-        self.rows.append([name, f"failed: {said}", *[""] * (len(self.header) - 2)])
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+        self.failures.append(f"{name}: {reason}")
+        self.rows.append([name, f"failed: {reason}", *[""] * (len(self.header) - 2)])
 
     def markdown(self) -> str:
         """The table as it is printed."""

@@ -1,4 +1,4 @@
-"""What whole rounds tell: engines, peers, digests, several workers on one GPU, precision, memory, transfers."""
+"""Measurements of whole rounds: engines, peers, digests, several workers on one GPU, precision, memory, transfers."""
 
 import gc
 import json

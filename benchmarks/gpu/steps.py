@@ -1,4 +1,4 @@
-"""What single steps tell: clients on several CUDA streams, CUDA graphs, `torch.compile`; outside of flrl's engines."""
+"""Measurements of single steps outside of flrl's engines: clients on several CUDA streams, CUDA graphs, compilation."""
 
 import copy
 import statistics
@@ -22,7 +22,7 @@ Step = Callable[[Tensor, Tensor], object]
 
 
 def streams(settings: Settings, job: str) -> Table:
-    """A round's clients one after the other, or k side by side on k streams, each with a model of its own."""
+    """A round's clients one after the other, or k at once on k streams, each with a model of its own."""
     table = Table(f"Job {job}: a round's local training on k CUDA streams, a bare loop", ["", "seconds a round"])
     loop = DeviceLoop(config(settings, job), settings.device)
     numbers = (1, 2, 4, 8) if settings.cuda else (1, 2)
@@ -54,7 +54,7 @@ class _Streams:
         return time.perf_counter() - started
 
     def together(self, clients: Sequence[int]) -> None:
-        """Train clients side by side: a step of each in turn."""
+        """Train clients at once: a step of each in turn."""
         loop, size = self.loop, self.loop.batch_size
         optimizers = []
         for net, _ in zip(self.nets, clients, strict=False):
@@ -112,7 +112,7 @@ def graphs(settings: Settings, job: str) -> Table:
 
 
 class _Timed:
-    """Some batches, again and again."""
+    """Some batches, repeated."""
 
     def __init__(self, step: Step, batches: Sequence[tuple[Tensor, Tensor]], settings: Settings) -> None:
         self.step, self.batches, self.device = step, batches, settings.device

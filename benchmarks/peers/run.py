@@ -5,7 +5,7 @@
 Without names all peers run. Environments are made under `.peers/` with `venv` and pip from `requirements/<name>.txt`,
 once, and again when the requirements change. In a repetition every peer does a job before the next job begins, in
 turn; every other repetition goes through them backwards. A run's number is the median of its rounds, so that a slower
-first round does not count; of the repetitions the median, the smallest and the largest are told.
+first round does not count; of the repetitions the median, the smallest and the largest are reported.
 """
 
 import argparse
@@ -49,8 +49,8 @@ def main() -> None:
     for repetition, run in planned(arguments):
         result = measured(run, arguments) | {"repetition": repetition}
         results.append(result)
-        said = result.get("error") or ", ".join(f"{seconds:.2f}" for seconds in result["seconds"]) + " s"
-        print(f"{run.peer}, job {run.job}, workers {run.workers}: {said}", flush=True)
+        outcome = result.get("error") or ", ".join(f"{seconds:.2f}" for seconds in result["seconds"]) + " s"
+        print(f"{run.peer}, job {run.job}, workers {run.workers}: {outcome}", flush=True)
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor(),
@@ -117,7 +117,7 @@ def planned(arguments: argparse.Namespace) -> Iterator[tuple[int, Run]]:
 
 
 def measured(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the peer's script wrote, or the end of what it said if it failed; and the machine's load before."""
+    """What the peer's script wrote, or the end of its output if it failed; and the machine's load before."""
     result: dict[str, Any] = {"peer": run.peer, "job": run.job, "workers": run.workers, "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out.json"

@@ -13,7 +13,7 @@ def _is_warning(record: logging.LogRecord) -> bool:
 
 
 class WarningCollector(logging.Handler):
-    """Collects a worker's warnings until they are taken, each text once per process."""
+    """Collects a worker's warnings until they are taken, each text once."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -98,7 +98,7 @@ def own_step(
                 adjusted = adjustment.hooks.adjust_loss(loss, step)
             gradients = torch.autograd.grad(adjusted, parameters, allow_unused=True)
     except Exception as error:
-        raise NotCapturableError(f"training_step failed when it was called again: {error}") from error
+        raise NotCapturableError(f"training_step failed when it was called a second time: {error}") from error
     finally:
         with torch.no_grad():
             for tensor, value in zip(live, kept, strict=True):
