@@ -38,8 +38,11 @@ from torch import Tensor, nn
 
 from flrl.backends import SerialBackend
 from flrl.callbacks import Callbacks
+from flrl.cli.from_data import filled
+from flrl.cli.instantiation import make
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.recipe import Recipe
+from flrl.types import ServerState
 from flrl.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,7 +160,12 @@ def composed(data_dir: Path) -> dict[str, Any]:
     ]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         cfg = compose("train", overrides)
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    return sized(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def sized(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose model is as large as its dataset asks for."""
+    return filled(config, make(config, "dataset"))
 
 
 def made(config: dict[str, Any]) -> Worker:
@@ -191,7 +199,7 @@ def described(outcomes: dict[str, list[Outcome]], worker: Worker, config: dict[s
         "ratio_of_medians": statistics.median(flrl) / statistics.median(bare),
         "median_of_ratios": statistics.median(b / a for a, b in zip(bare, flrl, strict=True)),
         "test_accuracy": {
-            name: worker.evaluate(runs[-1].vector, round=rounds, rounds=rounds)["test/accuracy"]
+            name: worker.evaluate(ServerState(rounds, runs[-1].vector), rounds=rounds)["test/accuracy"]
             for name, runs in outcomes.items()
         },
         "largest_difference": float((last_flrl - last_bare).abs().max()),

@@ -38,7 +38,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import nn
 
-from benchmarks.overhead import ROOT, processor
+from benchmarks.overhead import ROOT, processor, sized
 from benchmarks.peers.common import JOBS as PEER_JOBS
 from benchmarks.peers.run import PEERS, Run, measured
 from flrl.backends import ProcessBackend, SerialBackend
@@ -180,11 +180,12 @@ def measure(job: str, arguments: Namespace) -> dict[str, Any]:
     return {name: runs for name, runs in results.items() if runs}
 
 
-def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """A resolved configuration."""
+def composed(overrides: Sequence[str], dataset: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A resolved configuration, with another dataset if one is given."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", list(overrides)), resolve=True)  # type: ignore[return-value]
+        config: dict[str, Any] = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)  # type: ignore[assignment]
+    return sized(config if dataset is None else {**config, "dataset": dataset})
 
 
 class BareLoop:

@@ -4,8 +4,8 @@
 
 For each job of `benchmarks.run`, on one client's batches, one thread: a step of a bare loop (autograd and
 `torch.optim.SGD`), a replay of the recorded step, and of the fused one, all over prepared batches; then a whole client
-as a worker trains it, fused, and adds its update to the sum: what of that is not steps, and what of it the exact sum with its
-checks takes. Medians of repetitions in turn.
+as a worker trains it, fused, and adds its update to the sum: what of that is not steps, and what of it the exact sum
+with its checks takes. Medians of repetitions in turn.
 """
 
 import argparse
