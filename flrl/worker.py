@@ -81,7 +81,7 @@ class Worker:
             ClientError: a client's training raised, and failures are not dropped.
             ValueError: the strategy has changed itself.
         """
-        broadcast = self._here(broadcast)
+        broadcast = self.here(broadcast)
         reducer = self.reducer(broadcast)
         reports = []
         before = Snapshot(self.strategy, "strategy")
@@ -118,7 +118,7 @@ class Worker:
         before = Snapshot(self.strategy, "strategy")
         with clients_in_turn(self.model.local.device):
             try:
-                self._updates(batch, self._here(broadcast), most=self.trainer.batch_size)
+                self._updates(batch, self.here(broadcast), most=self.trainer.batch_size)
             except ClientError as error:
                 if isinstance(error.__cause__, ValueError) and _raised_here(error.__cause__):
                     raise error.__cause__ from None
@@ -140,8 +140,8 @@ class Worker:
         numbers = {index: place // width for place, index in enumerate(order)}
         return [replace(task, batch=numbers[index]) for index, task in enumerate(tasks)]
 
-    def _here(self, broadcast: Broadcast) -> Broadcast:
-        """The same, on the model's device."""
+    def here(self, broadcast: Broadcast) -> Broadcast:
+        """A broadcast on the model's device."""
         device = self.model.local.device
         variables = {name: tensor.to(device) for name, tensor in broadcast.variables.items()}
         return replace(broadcast, vector=broadcast.vector.to(device), variables=variables)
@@ -178,8 +178,8 @@ class Worker:
         if not self.strategy.transforms:
             return updates
         return [
-            on_client(self.strategy.transforms, update, task.memory, broadcast, self.model.layout, self.seed)
-            for task, update in zip(batch, updates, strict=True)
+            on_client(self.strategy.transforms, update, problem.task.memory, broadcast, self.model.layout, self.seed)
+            for problem, update in zip(problems, updates, strict=True)
         ]
 
     def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:

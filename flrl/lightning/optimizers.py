@@ -11,6 +11,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from flrl.types import Tensors
 
+OPTIMIZER = "optimizer/"
+"""What the names of an optimizer's state in client memory begin with."""
 _LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _OF_SCHEDULERS = ("base_lrs", "max_lrs", "eta_min")
 
@@ -88,7 +90,7 @@ def scale_learning_rates(optimizer: Optimizer, schedulers: list[SchedulerStep], 
         pending.extend(getattr(scheduler, "_schedulers", []))
 
 
-def optimizer_tensors(optimizer: Optimizer, prefix: str = "optimizer/") -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, prefix: str = OPTIMIZER) -> dict[str, Tensor]:
     """Copies of an optimizer's state, named `<prefix><index of the parameter>/<name>`."""
     tensors = {}
     for index, state in optimizer.state_dict()["state"].items():
@@ -99,7 +101,7 @@ def optimizer_tensors(optimizer: Optimizer, prefix: str = "optimizer/") -> dict[
     return tensors
 
 
-def restore_optimizer(optimizer: Optimizer, tensors: Tensors, prefix: str = "optimizer/") -> None:
+def restore_optimizer(optimizer: Optimizer, tensors: Tensors, prefix: str = OPTIMIZER) -> None:
     """Give an optimizer a copy of the state that `optimizer_tensors` kept; its learning rates stay its own."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
