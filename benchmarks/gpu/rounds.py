@@ -167,8 +167,8 @@ def workers(settings: Settings, job: str) -> Table:
     """Several processes on one GPU."""
     table = Table(f"Job {job}: processes on one device", ["", "seconds a round", "digest of serial"])
     one = "cuda:0" if settings.device == "cuda" else settings.device
-    numbers = (0, 2) if settings.quick else (0, 1, 2, 4)
-    for name, overrides in PROCESSES.items():
+    numbers, kinds = ((0, 2), ["traced"]) if settings.quick else ((0, 1, 2, 4), list(PROCESSES))
+    for name, overrides in ((kind, PROCESSES[kind]) for kind in kinds):
         serial: dict[str, Any] = {}
         for number in numbers:
 
