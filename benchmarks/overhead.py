@@ -39,8 +39,10 @@ from torch import Tensor, nn
 from flrl.backends import SerialBackend
 from flrl.callbacks import Callbacks
 from flrl.cli.from_data import filled
+from flrl.cli.instantiation import make
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.recipe import Recipe
+from flrl.types import ServerState
 from flrl.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,8 +159,13 @@ def composed(data_dir: Path) -> dict[str, Any]:
         f"paths.data_dir='{data_dir}'",
     ]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config: dict[str, Any] = OmegaConf.to_container(compose("train", overrides), resolve=True)  # type: ignore
-    return filled(config, Recipe(config).data().splits)
+        cfg = compose("train", overrides)
+    return sized(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def sized(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose model is as large as its dataset asks for."""
+    return filled(config, make(config, "dataset"))
 
 
 def made(config: dict[str, Any]) -> Worker:
@@ -192,7 +199,7 @@ def described(outcomes: dict[str, list[Outcome]], worker: Worker, config: dict[s
         "ratio_of_medians": statistics.median(flrl) / statistics.median(bare),
         "median_of_ratios": statistics.median(b / a for a, b in zip(bare, flrl, strict=True)),
         "test_accuracy": {
-            name: worker.evaluate(runs[-1].vector, round=rounds, rounds=rounds)["test/accuracy"]
+            name: worker.evaluate(ServerState(rounds, runs[-1].vector), rounds=rounds)["test/accuracy"]
             for name, runs in outcomes.items()
         },
         "largest_difference": float((last_flrl - last_bare).abs().max()),

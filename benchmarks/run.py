@@ -38,12 +38,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import nn
 
-from benchmarks.overhead import ROOT, processor
+from benchmarks.overhead import ROOT, processor, sized
 from benchmarks.peers.common import JOBS as PEER_JOBS
 from benchmarks.peers.run import PEERS, Run, measured
 from flrl.backends import ProcessBackend, SerialBackend
 from flrl.callbacks import Callbacks
-from flrl.cli.from_data import filled
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.recipe import Recipe
 from flrl.sampling import UniformSampler
@@ -181,12 +180,12 @@ def measure(job: str, arguments: Namespace) -> dict[str, Any]:
     return {name: runs for name, runs in results.items() if runs}
 
 
-def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """A resolved configuration, with what its model leaves to the dataset."""
+def composed(overrides: Sequence[str], dataset: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A resolved configuration, with another dataset if one is given."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config: dict[str, Any] = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)  # type: ignore
-    return filled(config, Recipe(config).data().splits)
+        config: dict[str, Any] = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)  # type: ignore[assignment]
+    return sized(config if dataset is None else {**config, "dataset": dataset})
 
 
 class BareLoop:

@@ -139,7 +139,7 @@ def _chosen_engine(config: dict[str, Any], data: FederatedData, backend: Backend
     recipe = Recipe({**config, "trainer": {"_target_": "flrl.trainers.EagerTrainer", **choose.keywords}})
     worker = recipe.worker(data, threads=backend.threads, device=backend.device)
     model, strategy = worker.model, worker.strategy
-    state = strategy.initialize(model.vector.clone(), model.layout)
+    state = strategy.initialize(model.vector.detach().cpu().clone(), model.layout)
     cohort = len(strategy.sampler(data.num_clients, seed=recipe.seeds.sampling, round=1))
     trial = auto.Trial(
         model=model,
@@ -148,7 +148,7 @@ def _chosen_engine(config: dict[str, Any], data: FederatedData, backend: Backend
         else data.splits.test,  # a dedicated server has no training samples
         setup=Setup.of(model.module, strategy, worker.trainer, data.sizes),  # type: ignore[arg-type]
         train=functools.partial(train_clients, strategy),
-        broadcast=strategy.broadcast(state, 1, 1.0),
+        broadcast=worker.on_device(strategy.broadcast(state, 1, 1.0)),
         cohort=max(1, cohort),
     )
     chosen: dict[str, Any] = choose(trial)

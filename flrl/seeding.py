@@ -123,6 +123,20 @@ def seeded_for_client(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Have the global generator of a generator's device draw what that one would: for what takes no generator."""
+    device = generator.device
+    everybodys = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+    before = everybodys.get_state()
+    everybodys.set_state(generator.get_state())
+    try:
+        yield
+    finally:
+        generator.set_state(everybodys.get_state())
+        everybodys.set_state(before)
+
+
 _in_turn = False
 
 

@@ -84,7 +84,7 @@ class Worker:
             ClientError: a client's training raised, and failures are not dropped.
             ValueError: the strategy has changed itself.
         """
-        broadcast = self._on_device(broadcast)
+        broadcast = self.on_device(broadcast)
         reducer = self.reducer(broadcast)
         reports = []
         before = Snapshot(self.strategy, "strategy")
@@ -121,7 +121,7 @@ class Worker:
         before = Snapshot(self.strategy, "strategy")
         with clients_in_turn(self.model.local.device):
             try:
-                self._updates(batch, self._on_device(broadcast), most=self.trainer.batch_size)
+                self._updates(batch, self.on_device(broadcast), most=self.trainer.batch_size)
             except ClientError as error:
                 if isinstance(error.__cause__, ValueError) and _raised_by_flrl(error.__cause__):
                     raise error.__cause__ from None
@@ -143,7 +143,7 @@ class Worker:
         batches = {index: place // width for place, index in enumerate(order)}
         return [replace(task, batch=batches[index]) for index, task in enumerate(tasks)]
 
-    def _on_device(self, broadcast: Broadcast) -> Broadcast:
+    def on_device(self, broadcast: Broadcast) -> Broadcast:
         """The broadcast with its tensors on the model's device."""
         device = self.model.local.device
         variables = {name: tensor.to(device) for name, tensor in broadcast.variables.items()}
@@ -181,8 +181,8 @@ class Worker:
         if not self.strategy.transforms:
             return updates
         return [
-            on_client(self.strategy.transforms, update, task.memory, broadcast, self.model.layout, self.seed)
-            for task, update in zip(batch, updates, strict=True)
+            on_client(self.strategy.transforms, update, problem.task.memory, broadcast, self.model.layout, self.seed)
+            for problem, update in zip(problems, updates, strict=True)
         ]
 
     def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:

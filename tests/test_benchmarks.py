@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import run
+from benchmarks.gpu import __main__ as gpu
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,3 +44,35 @@ def test_all_sides_of_a_job_do_the_same_work(
     printed = capsys.readouterr().out
     assert all(f"| {name} |" in printed for name in sides)
     assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_all_that_a_gpu_is_asked_can_be_asked_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "gpu.json"
+    gpu.main(["--device", "cpu", "--quick", "--jobs", "C", "--output", str(output)])  # exits if a part fails
+    parts = json.loads(output.read_text())["parts"]
+    assert list(parts) == [f"{part} C" for part in gpu.PARTS]
+    rows = {part.removesuffix(" C"): {row[0]: row[1:] for row in table["rows"]} for part, table in parts.items()}
+    assert not any(table["failures"] for table in parts.values())
+    assert {"bare loop", "eager", "traced", "vectorized", "lightning"} <= rows["rounds"].keys()
+    assert len({accuracy for _, _, accuracy in rows["rounds"].values()}) == 1
+    assert all(same == ["yes"] * 3 and far < 1e-6 for *same, far in rows["digests"].values())
+    assert [same for _, same in rows["workers"].values()] == ["yes"] * 2
+    assert rows["streams"].keys() == {"k = 1", "k = 2"}
+    assert {"replay as a CUDA graph", "recording, reduce-overhead"} <= rows["graphs"].keys()
+    assert rows["memory"]["eager"] == ["needs CUDA"] * 2
+    assert "traced, bf16-mixed" in rows["precision"]
+    printed = capsys.readouterr().out
+    assert printed.startswith("Dry run, numbers mean nothing: ")
+    assert all(table["title"] in printed for table in parts.values())
+    assert all(f"## {table['title']}" in output.with_suffix(".md").read_text() for table in parts.values())
+
+
+def test_what_a_gpu_cannot_answer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(gpu.PARTS, "streams", lambda settings, job: 1 / 0)
+    wanted = ["--parts", "streams", "transfers", "--jobs", "C", "--output", str(tmp_path / "gpu.json")]
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--device", "cpu", "--quick", *wanted])
+    assert end.value.code == "failed:\nstreams C: streams: ZeroDivisionError: division by zero"
+    assert "| traced, on the device |" in capsys.readouterr().out  # the rest goes on

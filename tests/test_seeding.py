@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from flrl.seeding import (
     SERVER,
     clients_in_turn,
+    drawing_from,
     generator_for,
     isolated_randomness,
     seed_for,
@@ -89,4 +90,15 @@ def test_clients_in_turn_are_seeded_each() -> None:
     seed_generators(1)
     with seeded_for_client(7, CPU):  # afterwards each client restores the states itself
         assert draw() == expected
+    assert draw() == following
+
+
+def test_the_global_generator_draws_for_another_one() -> None:
+    own, same = (torch.Generator().manual_seed(7) for _ in range(2))
+    seed_generators(1)
+    following = draw()
+    seed_generators(1)
+    for _ in range(2):  # the other one goes on from where it was
+        with drawing_from(own):
+            assert torch.equal(torch.rand(3), torch.rand(3, generator=same))
     assert draw() == following

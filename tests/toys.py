@@ -139,6 +139,7 @@ def make_worker(
     source: TensorSource | None = None,
     seed: int = 0,
     evaluator: Evaluator | None = None,
+    device: str = "cpu",
 ) -> Worker:
     """A worker over blobs; the module is initialised from the seed."""
     source = blobs(sum(sizes)) if source is None else source
@@ -147,7 +148,9 @@ def make_worker(
         torch.manual_seed(seed)
         module = Linear()
     trainer = EagerTrainer(batch_size=8) if trainer is None else trainer
-    model = prepare(module, threads=1, device="cpu", personal=strategy.personal)
+    model = prepare(module, threads=1, device=device, personal=strategy.personal)
+    if model.local.device.type != "cpu":
+        source.move_to(model.local.device)
     trainer.check(Setup.of(module, strategy, trainer, data.sizes))
     return Worker(model, data, trainer, strategy, evaluator or Evaluator(batch_size=50), seed)
 
@@ -190,10 +193,10 @@ def fit(
     callbacks: Sequence[Callback] = (),
 ) -> tuple[ServerState, list[RoundRecord]]:
     """Run a worker's strategy on the serial backend, from its module's present values unless a state is given."""
-    backend = SerialBackend()
+    backend = SerialBackend(device=worker.model.local.device.type)
     backend.start(worker)
     layout = worker.model.layout
-    state = worker.strategy.initialize(worker.model.vector.clone(), layout) if state is None else state
+    state = worker.strategy.initialize(worker.model.vector.cpu().clone(), layout) if state is None else state
     return worker.strategy.fit(
         state, backend=backend, layout=layout, seed=worker.seed, callbacks=Callbacks(callbacks), history=history
     )

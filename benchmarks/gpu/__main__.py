@@ -4,9 +4,9 @@
     python -m benchmarks.gpu --parts rounds digests --jobs C
     python -m benchmarks.gpu --device cpu --quick
 
-The last one is the dry run: the same questions in small, on a CPU, in a minute or two; its numbers mean nothing. Jobs
-are B (CNN, 10 of 100 clients) and C (2NN, 100 of 1,000 clients) of `benchmarks.run`. MNIST is taken where it lies
-already, else made-up samples of its shape; nothing is fetched. Parts:
+The last one is the dry run: the same questions in small, on a CPU, in two or three minutes; its numbers mean nothing.
+Jobs are B (CNN, 10 of 100 clients) and C (2NN, 100 of 1,000 clients) of `benchmarks.run`. MNIST is taken where it lies
+already, else made-up samples of its shape, as in the dry run; nothing is fetched. Parts:
 
 - rounds: seconds a round of all engines beside a bare PyTorch loop over tensors on the device, and pfl-research where
   `python -m benchmarks.peers.run pfl` has installed it;
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         environments=asked.environments.resolve(),
     )
     report = {"machine": machine(settings), "settings": vars_of(settings), "parts": {}}
+    if asked.quick:
+        report["machine"] = f"Dry run, numbers mean nothing: {report['machine']}"
     print(f"{report['machine']}\n", flush=True)
     failures = []
     for part in asked.parts:

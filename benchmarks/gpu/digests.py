@@ -27,7 +27,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     eager: torch.Tensor | None = None
     with contextlib.redirect_stdout(sys.stderr):
-        for name, overrides in engines(settings, asked["job"]).items():
+        for name, overrides in engines(settings, asked["job"], fewer=settings.quick).items():
             try:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")

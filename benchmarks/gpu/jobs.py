@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from flrl.callbacks import Callbacks
 from flrl.data import Splits, TensorSource
 from flrl.recipe import Recipe
 
+NEEDS_CUDA = "needs CUDA"
+"""The cell of what a dry run cannot do."""
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SMALL = {"B": (20, 2, 1), "C": (40, 8, 1)}
 """Clients, clients a round and local epochs of the quick jobs, whose clients have 20 samples."""
@@ -96,10 +99,16 @@ class Table:
 
 
 def _line(cells: Sequence[Any]) -> str:
-    words = (f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace("|", "/") for cell in cells)
-    return f"| {' | '.join(words)} |"
+    return f"| {' | '.join(map(_word, cells))} |"
 
 
+def _word(cell: Any) -> str:
+    if not isinstance(cell, float):
+        return str(cell).replace("|", "/")
+    return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+
+
+@cache
 def pictures(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Made-up uint8 images `[number, 28, 28]` and their classes: a coarse pattern for each class under much noise."""
     patterns = np.random.default_rng(0).integers(0, 160, size=(10, 7, 7)).repeat(4, axis=1).repeat(4, axis=2)
@@ -140,10 +149,8 @@ def config(settings: Settings, job: str, *overrides: str) -> dict[str, Any]:
     shared = ["logger=none", "paths.output_dir=.", f"strategy.rounds={settings.rounds}"]
     if settings.data is not None:
         shared.append(f"paths.data_dir='{settings.data}'")
-    found = composed([*JOBS[job], *small, *shared, *overrides])
-    if settings.data is None:
-        found["dataset"] = {"_target_": "benchmarks.gpu.jobs.mnist_shaped", "train": train, "test": test}
-    return found
+    made_up = {"_target_": "benchmarks.gpu.jobs.mnist_shaped", "train": train, "test": test}
+    return composed([*JOBS[job], *small, *shared, *overrides], made_up if settings.data is None else None)
 
 
 class DeviceLoop(BareLoop):

@@ -8,14 +8,26 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from benchmarks.gpu.jobs import DeviceLoop, Federation, Settings, Table, config, federation, in_turn, seconds_of
+from benchmarks.gpu.jobs import (
+    NEEDS_CUDA,
+    DeviceLoop,
+    Federation,
+    Settings,
+    Table,
+    config,
+    federation,
+    in_turn,
+    seconds_of,
+)
 from benchmarks.gpu.jobs import write_idx as write_made_up
 from benchmarks.overhead import ROOT
 from benchmarks.peers.common import JOBS as PEER_JOBS
@@ -24,13 +36,23 @@ from flrl.data import TensorSource
 
 BARE = "bare loop"
 WIDTHS = {"B": (2, 5, 10), "C": (10, 25, 50, 100)}
+LEFT_OUT = ("traced, compiled", "other widths")
+"""Of the digests in a dry run."""
+BF16 = "trainer.precision=bf16-mixed"
+PRECISIONS: dict[str, tuple[str, bool, list[str]]] = {
+    "32-true": ("highest", False, []),
+    "32-true, TF32 in convolutions": ("highest", True, []),
+    "32-true, TF32": ("high", True, []),
+    "bf16-mixed": ("highest", False, [BF16]),
+}
+"""What `torch.set_float32_matmul_precision` and `torch.backends.cudnn.allow_tf32` are given, and overrides."""
 PROCESSES = {"traced": ["trainer=traced"], "vectorized": ["trainer=vectorized"]}
 
 
-def engines(settings: Settings, job: str) -> dict[str, list[str]]:
-    """All engines as overrides, by name."""
+def engines(settings: Settings, job: str, *, fewer: bool = False) -> dict[str, list[str]]:
+    """All engines as overrides, by name; without `LEFT_OUT` if there are to be fewer."""
     widths = WIDTHS[job][:1] if settings.quick else WIDTHS[job]
-    return {
+    found = {
         "eager": ["trainer=eager"],
         "traced": ["trainer=traced"],
         "traced, fused": ["trainer=traced", "trainer.fuse=true"],
@@ -39,6 +61,7 @@ def engines(settings: Settings, job: str) -> dict[str, list[str]]:
         **{f"vectorized, width {width}": ["trainer=vectorized", f"trainer.width={width}"] for width in widths},
         "lightning": ["trainer=lightning"],
     }
+    return {name: own for name, own in found.items() if not (fewer and ("compiled" in name or "width" in name))}
 
 
 def rounds(settings: Settings, job: str) -> Table:
@@ -102,9 +125,12 @@ def peer(settings: Settings, job: str, table: Table) -> Iterator[dict[str, Calla
 def digests(settings: Settings, job: str) -> Table:
     """Whether an engine ends in the same bits twice, and how far from eager."""
     header = ["", "twice in a process", "in two processes", "deterministic algorithms", "largest difference to eager"]
-    table = Table(f"Job {job}: the same digest", header)
-    first, second = (_other_process(settings, job, deterministic=False) for _ in range(2))
-    third = _other_process(settings, job, deterministic=True)
+    table = Table(f"Job {job}: the same digest (the last column is a number, the others say whether it is)", header)
+    if settings.quick:
+        table.notes.append(f"{' and '.join(LEFT_OUT)} are not asked for in the dry run: `rounds` has trained them.")
+    with ThreadPoolExecutor() as pool:  # side by side: nothing is timed, and the device is as busy as it may be
+        runs = [pool.submit(_other_process, settings, job, deterministic=which) for which in (False, False, True)]
+    first, second, third = (run.result() for run in runs)
     for name, found in first.items():
         failed = [run[name]["error"] for run in (first, second, third) if "error" in run[name]]
         if failed:
@@ -141,9 +167,10 @@ def workers(settings: Settings, job: str) -> Table:
     """Several processes on one GPU."""
     table = Table(f"Job {job}: processes on one device", ["", "seconds a round", "digest of serial"])
     one = "cuda:0" if settings.device == "cuda" else settings.device
-    for name, overrides in PROCESSES.items():
+    numbers, kinds = ((0, 2), ["traced"]) if settings.quick else ((0, 1, 2, 4), list(PROCESSES))
+    for name, overrides in ((kind, PROCESSES[kind]) for kind in kinds):
         serial: dict[str, Any] = {}
-        for number in (0, 1, 2) if settings.quick else (0, 1, 2, 4):
+        for number in numbers:
 
             def cells(
                 number: int = number, overrides: list[str] = overrides, serial: dict[str, Any] = serial
@@ -155,31 +182,30 @@ def workers(settings: Settings, job: str) -> Table:
                 same = {run["digest"] for run in runs} == {serial["digest"]}
                 return [seconds_of(runs), "yes" if same else "no"]
 
-            table.try_row(f"{name}, {f'{number} processes' if number else 'serial'}", cells)
+            processes = f"{number} process{'es' * (number > 1)}" if number else "serial"
+            table.try_row(f"{name}, {processes}", cells)
     return table
 
 
 def precision(settings: Settings, job: str) -> Table:
     """Rounding: seconds and accuracy."""
     table = Table(f"Job {job}: precision", ["", "seconds a round", "accuracy"])
-    bf16 = "trainer.precision=bf16-mixed"
-    kinds = {"32-true": ("highest", False, []), "bf16-mixed": ("highest", False, [bf16])}
-    if settings.cuda:
-        kinds |= {"32-true, TF32 in convolutions": ("highest", True, []), "32-true, TF32": ("high", True, [])}
-    else:
-        table.notes.append("TF32 is left out: a CPU has none.")
+    if not settings.cuda:
+        table.notes.append("A CPU has no TF32: in the dry run its rows do what those without it do.")
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    for name, (matmul, convolutions, overrides) in kinds.items():
+    for engine, (name, (matmul, convolutions, own)) in product(PROCESSES, PRECISIONS.items()):
 
-        def cells(matmul: str = matmul, convolutions: bool = convolutions, own: list[str] = overrides) -> list[Any]:
+        def cells(
+            engine: str = engine, matmul: str = matmul, convolutions: bool = convolutions, own: list[str] = own
+        ) -> list[Any]:
             torch.set_float32_matmul_precision(matmul)
             torch.backends.cudnn.allow_tf32 = convolutions
-            with federation(config(settings, job, "trainer=traced", *own), settings.device) as side:
+            with federation(config(settings, job, *PROCESSES[engine], *own), settings.device) as side:
                 side()
                 runs = [side() for _ in range(settings.repetitions)]
             return [seconds_of(runs), f"{100 * runs[-1]['accuracy']:.2f} %"]
 
-        table.try_row(name, cells)
+        table.try_row(f"{engine}, {name}", cells)
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
     return table
@@ -188,17 +214,17 @@ def precision(settings: Settings, job: str) -> Table:
 def memory(settings: Settings, job: str) -> Table:
     """The most memory that an engine takes, samples and start included."""
     table = Table(f"Job {job}: peak GPU memory", ["", "allocated, MiB", "reserved, MiB"])
-    if not settings.cuda:
-        table.notes.append("Left out: a CPU does not count it.")
-        return table
     for name, overrides in engines(settings, job).items():
 
-        def cells(overrides: list[str] = overrides) -> list[float]:
+        def cells(overrides: list[str] = overrides) -> list[Any]:
             gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+            if settings.cuda:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
             with federation(config(settings, job, *overrides), settings.device) as side:
                 side()
+            if not settings.cuda:
+                return [NEEDS_CUDA, NEEDS_CUDA]
             return [torch.cuda.max_memory_allocated() / 2**20, torch.cuda.max_memory_reserved() / 2**20]
 
         table.try_row(name, cells)

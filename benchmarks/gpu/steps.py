@@ -5,12 +5,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.jobs import DeviceLoop, Settings, Table, config, federation, in_turn, wait_for
+from benchmarks.gpu.jobs import NEEDS_CUDA, DeviceLoop, Settings, Table, config, federation, in_turn, wait_for
 from flrl.seeding import isolated_randomness
 from flrl.trainers.steps.replay import Replay
 from flrl.trainers.steps.safety import recorded_step
@@ -27,7 +28,7 @@ def streams(settings: Settings, job: str) -> Table:
     loop = DeviceLoop(config(settings, job), settings.device)
     numbers = (1, 2, 4, 8) if settings.cuda else (1, 2)
     if not settings.cuda:
-        table.notes.append("Streams are left out: a CPU has none. Clients take turns step by step all the same.")
+        table.notes.append("A CPU has no streams: in the dry run k clients take turns, step by step, on none.")
     sides = {f"k = {number}": _Streams(loop, number, settings.device) for number in numbers}
     for name, seconds in in_turn(dict(sides), settings.repetitions, table).items():
         table.rows.append([name, statistics.median(seconds)])
@@ -91,15 +92,14 @@ def graphs(settings: Settings, job: str) -> Table:
             "replay": lambda: _replay(plain.worker, batches[0]),
             "replay, fused": lambda: _replay(other.worker, batches[0]),
             "recording, reduce-overhead": lambda: _recording(plain.worker, batches[0]),
+            "replay as a CUDA graph": lambda: _graph(_replay(plain.worker, batches[0]), batches[0]),
+            "replay, fused, as a CUDA graph": lambda: _graph(_replay(other.worker, batches[0]), batches[0]),
         }
+        graphed = "bare step, make_graphed_callables"
         if settings.cuda:
-            made |= {
-                "bare step, make_graphed_callables": lambda: _bare(_graphed(loop.module.net, batches[0][0])),
-                "replay as a CUDA graph": lambda: _graph(_replay(plain.worker, batches[0]), batches[0]),
-                "replay, fused, as a CUDA graph": lambda: _graph(_replay(other.worker, batches[0]), batches[0]),
-            }
+            made[graphed] = lambda: _bare(_graphed(loop.module.net, batches[0][0]))
         else:
-            table.notes.append("CUDA graphs are left out: a CPU has none.")
+            table.notes.append("A CPU has no CUDA graphs: in the dry run the step that would be captured is called.")
         sides: dict[str, Callable[[], Any]] = {}
         for name, make in made.items():
             try:
@@ -108,6 +108,8 @@ def graphs(settings: Settings, job: str) -> Table:
                 table.fail(name, error)
         for name, seconds in in_turn(sides, settings.repetitions, table).items():
             table.rows.append([name, 1e6 * statistics.median(seconds)])
+    if not settings.cuda:
+        table.rows.append([graphed, NEEDS_CUDA])
     return table
 
 
@@ -185,6 +187,18 @@ def _recording(worker: Worker, batch: tuple[Tensor, Tensor]) -> Step:
 def _graph(step: Step, batch: tuple[Tensor, Tensor]) -> Step:
     """A step captured once over inputs that stay where they are; batches are copied there."""
     inputs, targets = (tensor.clone() for tensor in batch)
+    replay = _captured(step, inputs, targets) if inputs.is_cuda else partial(step, inputs, targets)
+
+    def replayed(new_inputs: Tensor, new_targets: Tensor) -> None:
+        inputs.copy_(new_inputs)
+        targets.copy_(new_targets)
+        replay()
+
+    return replayed
+
+
+def _captured(step: Step, inputs: Tensor, targets: Tensor) -> Callable[[], object]:
+    """A step over these tensors as a CUDA graph; calling it replays the graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # capturing asks for a step or two before, outside of the default stream
@@ -194,10 +208,4 @@ def _graph(step: Step, batch: tuple[Tensor, Tensor]) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step(inputs, targets)
-
-    def replayed(new_inputs: Tensor, new_targets: Tensor) -> None:
-        inputs.copy_(new_inputs)
-        targets.copy_(new_targets)
-        graph.replay()
-
-    return replayed
+    return graph.replay

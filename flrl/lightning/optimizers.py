@@ -11,6 +11,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from flrl.types import Tensors
 
+OPTIMIZER = "optimizer/"
+"""What the names of an optimizer's state in client memory begin with."""
 _LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _OF_SCHEDULERS = ("base_lrs", "max_lrs", "eta_min")
 
@@ -94,7 +96,7 @@ def scale_learning_rates(optimizer: Optimizer, schedulers: list[SchedulerStep], 
         pending.extend(getattr(scheduler, "_schedulers", []))
 
 
-def optimizer_tensors(optimizer: Optimizer, prefix: str = "optimizer/") -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, prefix: str = OPTIMIZER) -> dict[str, Tensor]:
     """Copies of an optimizer's state on the CPU, named `<prefix><index of the parameter>/<name>`."""
     tensors = {}
     for index, state in optimizer.state_dict()["state"].items():
@@ -105,7 +107,7 @@ def optimizer_tensors(optimizer: Optimizer, prefix: str = "optimizer/") -> dict[
     return tensors
 
 
-def restore_optimizer(optimizer: Optimizer, tensors: Tensors, prefix: str = "optimizer/") -> None:
+def restore_optimizer(optimizer: Optimizer, tensors: Tensors, prefix: str = OPTIMIZER) -> None:
     """Load a copy of the state from `optimizer_tensors` into an optimizer; its learning rates are not changed."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

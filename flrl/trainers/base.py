@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from flrl.bound_model import BoundModel
 from flrl.seeding import generator_for
 from flrl.trainers.full_gradient import full_gradient
-from flrl.trainers.problem import ClientHooks, LocalProblem, Trained
+from flrl.trainers.problem import POSITION, ClientHooks, LocalProblem, Trained
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
@@ -180,7 +180,7 @@ class Trainer(ABC):
         if steps is None or self.shuffle or not len(problem.indices):
             return {}
         batches = ceil(len(problem.indices) / self.batch_size)
-        return {"position": torch.tensor((problem.position + steps) % batches)}
+        return {POSITION: torch.tensor((problem.position + steps) % batches)}
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """The autocast context of `precision`."""

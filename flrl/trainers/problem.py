@@ -7,16 +7,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
 from flrl.bound_model import BoundModel
 from flrl.data.sources import Source
 from flrl.kernels import difference
+from flrl.lightning.optimizers import OPTIMIZER
 from flrl.seeding import seed_for, seeded_for_client
 from flrl.types import Broadcast, ClientTask, ClientUpdate, Metrics, Tensors
 
 PERSONAL = "personal"
 """The name in client memory of the personal part of the local vector."""
+POSITION = "position"
+"""Likewise of where the client's batches go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,14 @@ class LocalProblem:
     def of(
         cls, model: BoundModel, source: Source, indices: np.ndarray, task: ClientTask, broadcast: Broadcast, seed: int
     ) -> "LocalProblem":
-        """The problem without changes: all parameters are trained from the broadcast and the client's personal part."""
+        """The problem without changes: all parameters are trained from the broadcast and the client's personal part.
+
+        What strategies and transforms have the client remember is on the model's device then.
+        """
+        if task.memory and model.local.device.type != "cpu":
+            task = replace(task, memory=_on_device(task.memory, model.local.device))
         start = model.local_vector(broadcast.vector, task.memory.get(PERSONAL))
-        position = int(task.memory["position"]) if "position" in task.memory else 0
+        position = int(task.memory[POSITION]) if POSITION in task.memory else 0
         return cls(model, source, indices, task, broadcast, seed, start, position=position)
 
     @property
@@ -103,7 +112,7 @@ class Trained:
     def next(self, problem: LocalProblem, **changes: Any) -> LocalProblem:
         """A problem that continues from this result: `problem` with its vector, memory and position, and `changes`."""
         task = replace(problem.task, memory={**problem.task.memory, **self.memory})
-        position = int(self.memory.get("position", problem.position))
+        position = int(self.memory.get(POSITION, problem.position))
         return replace(problem, task=task, start=self.vector, position=position, **changes)
 
     def update(
@@ -143,6 +152,12 @@ class Trained:
 def trained(problem: LocalProblem, local: Tensor, **rest: Any) -> Trained:
     """The result of a training of `problem` that ended in the local vector `local`; `rest` as for `Trained`."""
     return Trained(problem.start, _difference(local, problem.start, problem.num_trainable), **rest)
+
+
+def _on_device(memory: Tensors, device: torch.device) -> Tensors:
+    """Client memory on a device, but for what engines keep there: they move it themselves, or read it on the CPU."""
+    own = (OPTIMIZER, POSITION)
+    return {name: tensor if name.startswith(own) else tensor.to(device) for name, tensor in memory.items()}
 
 
 def client_randomness(problem: LocalProblem) -> contextlib.AbstractContextManager[None]:

@@ -103,6 +103,20 @@ def test_fused_optimizers_step_client_batches_too(optimizer: Any) -> None:
     assert float((stacked - eager).norm()) <= 1e-6 * float(eager.norm())
 
 
+class Dropped(Linear):
+    """Dropout in one piece, as a GPU has it."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(torch.native_dropout(self.net(batch[0]), 0.3, True)[0], batch[1])
+
+
+def test_dropout_that_takes_no_generator_is_drawn_by_row() -> None:
+    eager, stacked = (
+        trained(FedAvg(**AVERAGE), Dropped, kind(batch_size=8))[0] for kind in (EagerTrainer, VectorizedTrainer)
+    )
+    assert float((stacked - eager).norm()) <= 1e-6 * float(eager.norm())
+
+
 def test_a_client_batch_that_would_draw_other_numbers_is_refused() -> None:
     """Attention draws its dropout within one operator, in an order of its own."""
     with pytest.raises(ClientError, match=r"differs from the module's own .*use trainer=traced"):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flrl.trainers.traced import TracedTrainer
 
 WORTH_RECORDING = 4
-"""The number of the batch of one shape at which its step is recorded; earlier ones are trained eagerly."""
+"""The number of the batch of one shape at which a CPU records its step; earlier ones are trained eagerly."""
 _NO_REPLAY = "trainer=traced cannot replay this module's steps, so fuse and compile must be false: {}"
 _MOST_SHAPES = 64
 
@@ -72,7 +72,9 @@ class Recordings:
         if shape is None:
             return None
         count = self._counts[key] = self._counts.get(key, 0) + 1
-        soon = self.closed or count < WORTH_RECORDING or len(self._steps) >= _MOST_SHAPES
+        # A GPU's replay may have other bits: which steps are replayed must not depend on what was trained before.
+        worth = WORTH_RECORDING if self.model.local.device.type == "cpu" else 1
+        soon = self.closed or count < worth or len(self._steps) >= _MOST_SHAPES
         if soon and not self.trainer.own_bits:
             return None
         try:

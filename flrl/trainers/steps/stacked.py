@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from flrl.bound_model import BoundModel
+from flrl.seeding import drawing_from
 from flrl.trainers.steps.graphs import random_nodes, root, runnable
 from flrl.trainers.steps.record import Adjustment, NotCapturableError, Recorded, Shape, record, rows_of
 from flrl.trainers.steps.safety import OTHER_INDICES, own_step
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 _DIFFERENCE = {"32-true": 1e-3, "bf16-mixed": 0.3}
 """Largest relative difference of a row's step from the module's own; in bfloat16 rounding may change an argmax."""
 _TF32_DIFFERENCE = 0.1
-"""The same on a GPU that may round to TF32, which is the default for convolutions."""
+"""The same on a GPU, which may round to TF32, as its convolutions do unless they are told not to.
+
+Whether it does is not asked: torch refuses to say so once a process has used both ways of telling it.
+"""
 _SMALL_DIFFERENCE = 1e-5
 """Absolute difference that is allowed besides."""
 
@@ -96,8 +100,7 @@ class StackedStep:
 
 
 def _difference(precision: str, device: torch.device) -> float:
-    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    return max(_DIFFERENCE[precision], _TF32_DIFFERENCE if tf32 and device.type == "cuda" else 0.0)
+    return max(_DIFFERENCE[precision], _TF32_DIFFERENCE if device.type == "cuda" else 0.0)
 
 
 def _draw_by_row(graph_module: fx.GraphModule, generators: list[torch.Generator]) -> None:
@@ -113,10 +116,24 @@ def _draw_by_row(graph_module: fx.GraphModule, generators: list[torch.Generator]
         return draw
 
     for node in random_nodes(graph_module):
+        if node.target is torch.ops.aten.native_dropout.default:
+            node.target = partial(_drop_by_row, generators)
+            continue
         name = str(node.target).removeprefix("aten.")
         if name not in _DRAWS:
             raise ValueError(f"trainer=vectorized cannot draw {name} for each client by itself: use trainer=traced")
         node.target = by_row(*_DRAWS[name])
+
+
+def _drop_by_row(generators: list[torch.Generator], tensor: Tensor, p: float, train: bool) -> tuple[Tensor, Tensor]:
+    """Dropout as it is in one piece on a GPU: it takes no generator, so the global one draws as each row's would."""
+    outputs, masks = [], []
+    for row, generator in zip(tensor, generators, strict=True):
+        with drawing_from(generator):
+            output, mask = torch.native_dropout(row, p, train)
+        outputs.append(output)
+        masks.append(mask)
+    return torch.stack(outputs), torch.stack(masks)
 
 
 def _check_lookups(graph_module: fx.GraphModule) -> None:
