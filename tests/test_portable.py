@@ -23,7 +23,7 @@ from flrl.config import PORTABLE
 from flrl.portable import of_run
 from tests.backends.test_process import Toy
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 QEMU = shutil.which("qemu-x86_64")
 PROCESSORS = ("Haswell", "EPYC-Rome")
 TOO_LATE = (
