@@ -1,8 +1,9 @@
 """Fixtures of the whole suite, and the command line run in this process."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,14 @@ class Finished:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Finished]]:
     """`cli("seed=1", ...)` runs `flrl-train` in this process, in a temporary working directory."""
     from flrl.train import main as train_main
 
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
@@ -42,4 +47,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
             code = int(end.code or 0)
         return Finished(code, *capfd.readouterr())
 
-    return run
+    yield run
+    for handler in [handler for handler in root.handlers if handler not in handlers]:  # the log files of runs
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)

@@ -281,7 +281,7 @@ def test_the_disk_is_full_while_a_checkpoint_is_written(subject: Subject) -> Non
 
 @BOTH
 def test_after_all_that_it_ends_undisturbed(subject: Subject) -> None:
-    with subject.start() as run:
+    with subject.start("callbacks=default") as run:  # a resume goes on with the callbacks of the run before
         run.wait()
     assert run.code == 0, run.output
     subject.check(saved=ROUNDS)
