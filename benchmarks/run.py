@@ -43,6 +43,7 @@ from benchmarks.peers.common import JOBS as PEER_JOBS
 from benchmarks.peers.run import PEERS, Run, measured
 from flrl.backends import ProcessBackend, SerialBackend
 from flrl.callbacks import Callbacks
+from flrl.cli.pins import without_foreign
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.recipe import Recipe
 from flrl.sampling import UniformSampler
@@ -185,6 +186,8 @@ def composed(overrides: Sequence[str], dataset: dict[str, Any] | None = None) ->
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config: dict[str, Any] = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)  # type: ignore[assignment]
+    experiment = next((o.removeprefix("+experiment=") for o in overrides if o.startswith("+experiment=")), None)
+    config = without_foreign(config, {"experiment": experiment}, [CONF_DIR], overrides)
     return sized(config if dataset is None else {**config, "dataset": dataset})
 
 
