@@ -93,6 +93,8 @@ def command(options: argparse.Namespace, folder: Path) -> list[str]:
         "~dataset.separation",
         "dataset.input_shape=[1,28,28]",
         "dataset.num_classes=10",
+        "model.net.num_classes=10",  # the source has no labels to read it from
+        "model.num_classes=10",
         f"dataset.num_samples={SAMPLES_EACH * options.population}",
         f"partition.num_clients={options.population}",
         f"strategy.sampler.num={options.cohort}",
