@@ -193,7 +193,7 @@ def _from_npm(to: Path) -> None:
 
 
 def _unpack(tarball: tarfile.TarFile, member: tarfile.TarInfo, to: Path) -> None:
-    """Unpack a member that is a file; links and devices are left out. (`extractall(filter=)` needs Python 3.11.4.)
+    """Unpack a member that is a file; links and devices are left out. `extractall(filter=)` needs Python 3.11.4.
 
     Raises:
         ValueError: it would lie outside of the folder.
