@@ -36,7 +36,7 @@ import torch
 
 from benchmarks.overhead import ROOT, processor
 from flrl.backends import MpiBackend, SerialBackend
-from flrl.backends.base import Backend
+from flrl.backends.base import Backend, Received
 from flrl.backends.mpi import launch
 from flrl.backends.mpi.world import world
 from flrl.callbacks import Callbacks
@@ -52,7 +52,7 @@ from flrl.setup import Setup
 from flrl.strategies import FedAvg
 from flrl.trainers import ClientHooks, LocalProblem, Trainer
 from flrl.trainers.problem import Trained
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ServerState
+from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import Worker
 
 TURNS = ("raw", "pickled", "flrl")
@@ -153,7 +153,7 @@ class Timed:
 
     def train(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
-    ) -> Aggregate:
+    ) -> Received:
         """Train the cohort."""
         started = time.perf_counter()
         result = self.backend.train(broadcast, tasks, on_report)

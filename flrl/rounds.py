@@ -6,14 +6,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from flrl.aggregation import Combined
+from flrl.aggregation.state import combine, named, own_variables
 from flrl.callbacks.base import Callbacks
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.records import evaluation_record, round_record
 from flrl.snapshot import Snapshot, refuse_changes
 from flrl.transforms.apply import on_server
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, RoundRecord, ServerState
+from flrl.types import (
+    Aggregate,
+    Broadcast,
+    ClientReport,
+    ClientTask,
+    RoundRecord,
+    ServerState,
+)
 
 if TYPE_CHECKING:
     from flrl.backends.base import Backend
@@ -76,11 +86,8 @@ class Rounds:
         started = time.perf_counter()
         broadcast, tasks = self.strategy.plan(state, self.backend.sizes, self.sampling_seed, self.layout)
         self.callbacks.on_round_start(broadcast.round, broadcast.cohort)
-        result = self._trained(broadcast, tasks)
-        vectors, kept, numbers = on_server(
-            self.strategy.transforms, result.vectors, state.variables, broadcast, self.layout, self.seed
-        )
-        result = replace(result, vectors=vectors, share=result.total_weight / weight_of_all)
+        result, kept, numbers = self._aggregate(broadcast, tasks, state)
+        result = replace(result, share=result.total_weight / weight_of_all)
         after = self.strategy.aggregate(state, result, self.layout)
         memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})
         result = replace(result, reports=tuple(map(_forgotten, result.reports)))
@@ -92,19 +99,31 @@ class Rounds:
         record = round_record(after.round, evaluated | numbers | seconds | down, digest(after.vector), result)
         return after, record
 
-    def _trained(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> Aggregate:
-        """The aggregate of the cohort's updates; zeros for an empty cohort, which a sampler may draw."""
-        if not tasks:
-            sizes = self.strategy.vector_sizes(self.layout)
-            return Aggregate({name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}, 0.0, ())
-        result = self.backend.train(broadcast, tasks, self.callbacks.on_client_end)
-        self._check(result, broadcast.round)
-        return result
+    def _aggregate(
+        self, broadcast: Broadcast, tasks: Sequence[ClientTask], state: ServerState
+    ) -> tuple[Aggregate, dict[str, Tensor], dict[str, float]]:
+        """Train the cohort; the aggregate of its updates, the next variables of aggregator and transforms, numbers."""
+        strategy = self.strategy
+        if tasks:
+            received = self.backend.train(broadcast, tasks, self.callbacks.on_client_end)
+            self._check(received.reports, broadcast.round)
+            combined = combine(strategy.aggregator, received.reducer, state, broadcast, self.layout, self.seed)
+            reports = received.reports
+        else:  # a sampler may draw an empty cohort, whose aggregate is zero
+            sizes = strategy.vector_sizes(self.layout)
+            zeros = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+            combined, reports = Combined(zeros, 0.0, own_variables(state)), ()
+        vectors, kept, numbers = on_server(
+            strategy.transforms, combined.vectors, state.variables, broadcast, self.layout, self.seed
+        )
+        if combined.filtered is not None:
+            numbers = {**numbers, "aggregator/rejected": float(len(combined.filtered))}
+        return Aggregate(vectors, combined.total_weight, reports), {**kept, **named(combined.state)}, numbers
 
-    def _check(self, result: Aggregate, round: int) -> None:
-        accepted = [report for report in result.reports if report.rejected is None]
+    def _check(self, reports: Sequence[ClientReport], round: int) -> None:
+        accepted = [report for report in reports if report.rejected is None]
         if len(accepted) < self.strategy.min_clients:
-            reasons = [f"client {r.client_id}: {r.rejected}" for r in result.reports if r.rejected is not None]
+            reasons = [f"client {r.client_id}: {r.rejected}" for r in reports if r.rejected is not None]
             rejected = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
             least = f"strategy.min_clients={self.strategy.min_clients}"
             raise TooFewUpdatesError(f"round {round}: {len(accepted)} usable updates, {least}; {rejected}")

@@ -7,9 +7,11 @@ trainable part first.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from flrl.clients import ClientMemory, VersionedMemory
+from flrl.layout import ParameterLayout
 
 Tensors = Mapping[str, Tensor]
 """Tensors by name: variables of a server, the memory of a client, the vectors of an update."""
@@ -168,3 +170,24 @@ class RoundRecord:
     metrics: Metrics
     digest: str
     reports: Sequence[ClientReport] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A round's description for transforms and aggregators.
+
+    Attributes:
+        round: the round, counted from 1.
+        seed: the run's seed.
+        layout: the layout of the vectors.
+        cohort: ids of the clients that take part, ascending.
+        total_weight: the sum of the cohort's weights, rejected updates included.
+        generator: a generator on the CPU, seeded by (seed, round, client or server, the part's name).
+    """
+
+    round: int
+    seed: int
+    layout: ParameterLayout
+    cohort: Sequence[int]
+    total_weight: float
+    generator: torch.Generator

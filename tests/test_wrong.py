@@ -106,6 +106,23 @@ TRAIN = {
     "strategy.sampler.num=11": "strategy.sampler.num=11: there are only 10 clients",
     "strategy.sampler.num=few": "strategy.sampler.num=few: must be a whole number or null",
     "strategy.sampler.fraction=1.5": "strategy.sampler.fraction=1.5: must be above 0 and at most 1",
+    "strategy/aggregator=krum strategy.aggregator.num_malicious=8": (
+        "strategy.aggregator.num_malicious=8: Krum needs at least 19 clients in a round (Blanchard et al., 2017), and "
+        "10 take part"
+    ),
+    "strategy/aggregator=krum strategy.aggregator.num_malicious=-1": (
+        "strategy.aggregator.num_malicious=-1: must be at least 0"
+    ),
+    "strategy/aggregator=trimmed_mean strategy.aggregator.num_malicious=1": (
+        "strategy.aggregator: TrimmedMean takes share or num_malicious, the other is null"
+    ),
+    "strategy/aggregator=median strategy/aggregator/before=nmm": (
+        "In 'strategy/aggregator/median': Could not find 'strategy/aggregator/before/nmm'; Available options in "
+        "'strategy/aggregator/before': arc; bucketing; clip; nnm; none; did you mean 'nnm'?"
+    ),
+    "strategy=scaffold strategy/aggregator=median": (
+        "strategy.aggregator=Median: SCAFFOLD's variates need the mean, strategy/aggregator=mean"
+    ),
     "strategy.server_optimizer.lr=-1": "strategy: Invalid learning rate: -1",
     "strategy.server_optimizer=adam": (
         "strategy.server_optimizer=adam: a choice of this group is written strategy/server_optimizer=adam"

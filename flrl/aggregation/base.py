@@ -1,7 +1,7 @@
 """The interface of aggregators: a rule that aggregates a round's updates, and its reducers on every worker."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flrl.kernels import VectorStats, vector_stats
-from flrl.types import ClientUpdate, Tensors
+from flrl.types import ClientUpdate, Context, Tensors
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
@@ -69,11 +69,38 @@ class Reducer(Protocol):
         """The aggregated vectors, float64 by name, and the sum of weights; no vectors if nothing was added."""
 
 
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """What an aggregator makes of a round's updates.
+
+    Attributes:
+        vectors: the aggregated vectors, float64 on the CPU, by name; none if there was no update.
+        total_weight: the sum of the updates' weights.
+        state: the aggregator's variables for the next round, by name.
+        filtered: ids of the clients whose updates a rule that selects left out, ascending; None for other rules.
+    """
+
+    vectors: Tensors
+    total_weight: float
+    state: Tensors = field(default_factory=dict)
+    filtered: Sequence[int] | None = None
+
+
 class Aggregator(ABC):
     """A rule that aggregates updates; makes a reducer for each worker."""
 
     def check(self, setup: "Setup") -> None:  # noqa: B027
         """Raise ValueError for parts of a setup that the rule cannot be combined with; called before any round."""
+
+    def combine(self, reducer: Reducer, state: Tensors, context: Context) -> Combined:
+        """The aggregate of a round's updates, on the controller, once the reducers of all workers have been merged.
+
+        Args:
+            reducer: holds all updates of the round.
+            state: the aggregator's variables as the round before left them, by name; empty in the first round.
+            context: the round; its generator is the aggregator's own.
+        """
+        return Combined(*reducer.result())
 
     @abstractmethod
     def reducer(self, sizes: Mapping[str, int], *, total_weight: float, device: torch.device | str = "cpu") -> Reducer:

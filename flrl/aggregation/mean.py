@@ -94,4 +94,4 @@ class MeanReducer:
         if float(weight) == 0.0:
             return {}, 0.0
         means = torch.split(total[:-1].div_(weight), list(self.sizes.values()))
-        return dict(zip(self.sizes, means, strict=True)), float(weight) / self.scale
+        return {n: mean.cpu() for n, mean in zip(self.sizes, means, strict=True)}, float(weight) / self.scale

@@ -6,7 +6,7 @@ arXiv 1803.01498. Clients count equally; for an even number of clients it is the
 
 from torch import Tensor
 
-from flrl.aggregation.rows import RowRule, sorted_columns
+from flrl.aggregation.rows import RowRule, Rows, sorted_columns
 
 
 class Median(RowRule):
@@ -14,7 +14,12 @@ class Median(RowRule):
 
     coordinatewise = True
 
-    def rule(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """The median of each column of `[n, d]`, as `[d]`."""
-        ordered, count = sorted_columns(rows), len(rows)
-        return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+    def rule(self, rows: Rows) -> Tensor:
+        """The middle of each column, `[d]`."""
+        return median_of(rows.values)
+
+
+def median_of(values: Tensor) -> Tensor:
+    """The median of each column of `[n, d]`; the mean of the two in the middle for an even n."""
+    ordered, count = sorted_columns(values), len(values)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2

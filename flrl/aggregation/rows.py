@@ -1,71 +1,146 @@
-"""Rules that need every client's update: rows of a matrix, in the order of client ids."""
+"""Rules that need every client's update: rows of a matrix, whose order does not matter to the bit."""
 
 import itertools
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flrl.aggregation.base import Aggregator, Parcel, Stats, check_sizes, not_usable
-from flrl.types import ClientUpdate
+from flrl.aggregation.base import Aggregator, Combined, Parcel, Reducer, Stats, check_sizes, not_usable
+from flrl.kernels import vector_stats
+from flrl.types import ClientUpdate, Context, Tensors
 
-Rule = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from flrl.setup import Setup
+
 _COLUMNS = 2**14
 """Columns that a coordinatewise rule gets at a time, so that they fit the caches."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One vector of every client, as a rule sees it.
+
+    Attributes:
+        values: float64 `[n, d]`; n is at least 1.
+        weights: the clients' weights, float64 `[n]`.
+        clients: their ids.
+        state: the rule's variables of this vector, by name; empty in the first round.
+        generator: seeded by (seed, round), for rules that draw.
+    """
+
+    values: Tensor
+    weights: Tensor
+    clients: Sequence[int]
+    state: Tensors
+    generator: torch.Generator
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruled:
+    """What a rule makes of rows.
+
+    Attributes:
+        vector: float64 `[d]`.
+        kept: bool `[n]`, the rows that a rule which selects has not left out; None for other rules.
+        state: the rule's next variables, by name.
+    """
+
+    vector: Tensor
+    kept: Tensor | None = None
+    state: Tensors = field(default_factory=dict)
+
+
+class Before(ABC):
+    """What happens to rows before a rule; their number may change. `flrl.aggregation.before` has some."""
+
+    @abstractmethod
+    def __call__(self, rows: Rows) -> Rows:
+        """The rows that the rule is given."""
+
+
 class RowRule(Aggregator):
-    """Base class of rules that see all updates at once; a subclass defines `rule`, and sets `coordinatewise`."""
+    """Base class of rules that see all updates at once; a subclass defines `rule`, and sets `coordinatewise`.
+
+    A rule can be called on plain rows too: `Median()([[1.0], [2.0], [9.0]])` is `tensor([2.])`.
+
+    Args:
+        before: what happens to the rows first, see `flrl.aggregation.before`.
+    """
 
     coordinatewise = False
     """Whether each column's result depends on that column alone; such a rule is called with some columns at a time."""
 
+    def __init__(self, *, before: Before | None = None) -> None:
+        self.before = before
+
     @abstractmethod
-    def rule(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """The aggregate of the clients' vectors, `[d]`.
+    def rule(self, rows: Rows) -> Ruled | Tensor:
+        """The aggregate of the clients' vectors: `[d]`, or a `Ruled` where there is more to it."""
+
+    def __call__(self, rows: Any, weights: Any = None, *, state: Tensors | None = None, seed: int = 0) -> Tensor:
+        """The aggregate of plain rows, float64 `[d]`.
 
         Args:
-            rows: the clients' vectors, float64 `[n, d]`, in the order of client ids; n is at least 1.
-            weights: the clients' weights, float64 `[n]`.
+            rows: `[n, d]`, a tensor, an array or lists.
+            weights: `[n]`; equal ones by default.
+            state: the rule's variables, by name.
+            seed: of what the rule draws.
         """
+        values = torch.as_tensor(rows, dtype=torch.float64)
+        own = torch.ones(len(values), dtype=torch.float64) if weights is None else torch.as_tensor(weights).double()
+        generator = torch.Generator().manual_seed(seed)
+        return self.ruled(Rows(values, own, range(len(values)), state or {}, generator)).vector
+
+    def ruled(self, rows: Rows) -> Ruled:
+        """The rule on rows in an order of their own, after what comes before it; `kept` is in the order given."""
+        order = _own_order(rows)
+        weights, clients = rows.weights[order], [rows.clients[index] for index in order.tolist()]
+        ordered = Rows(rows.values[order], weights, clients, rows.state, rows.generator)
+        mixed = ordered if self.before is None else self.before(ordered)
+        found = self.rule(mixed)
+        if isinstance(found, Tensor):
+            return Ruled(found)
+        if found.kept is None or len(found.kept) != len(order):
+            return Ruled(found.vector, None, found.state)
+        kept = torch.empty_like(found.kept)
+        kept[order] = found.kept
+        return Ruled(found.vector, kept, found.state)
 
     def reducer(
         self, sizes: Mapping[str, int], *, total_weight: float, device: torch.device | str = "cpu"
     ) -> "RowsReducer":
-        """An empty reducer that keeps all updates; the rule is applied to each named vector separately."""
-        return RowsReducer(sizes, self.rule, columns=_COLUMNS if self.coordinatewise else None, device=device)
+        """An empty reducer that keeps all updates."""
+        return RowsReducer(sizes, self, device=device)
 
-
-def sorted_columns(rows: Tensor) -> Tensor:
-    """Each column of `[n, d]` in ascending order."""
-    if rows.device.type != "cpu":
-        return rows.sort(dim=0).values
-    return torch.from_numpy(np.sort(rows.t().contiguous().numpy(), axis=1)).t()  # seven times faster than torch's
+    def combine(self, reducer: Reducer, state: Tensors, context: Context) -> Combined:
+        """Apply the rule to each named vector separately."""
+        assert isinstance(reducer, RowsReducer)
+        return reducer.combined(state, context.generator)
 
 
 class RowsReducer:
-    """Keeps every update, and applies a rule to them in the order of client ids.
+    """Keeps every update, and applies a rule to them.
 
     Args:
         sizes: number of elements of each vector in the updates, by name.
-        rule: `(rows [n, d], weights [n]) -> [d]`.
-        columns: how many columns the rule is called with at a time; None calls it with all of a vector's.
+        rule: the rule.
         device: where the rule is computed.
     """
 
-    def __init__(
-        self,
-        sizes: Mapping[str, int],
-        rule: Rule,
-        *,
-        columns: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, sizes: Mapping[str, int], rule: RowRule, *, device: torch.device | str = "cpu") -> None:
         self.sizes, self.device = dict(sizes), device
-        self._rule, self._columns = rule, columns
+        self._rule = rule
         self._rows: dict[int, Tensor] = {}
 
     def rejection(self, update: ClientUpdate, stats: Stats) -> str | None:
@@ -96,20 +171,83 @@ class RowsReducer:
         return None
 
     def result(self) -> tuple[dict[str, Tensor], float]:
-        """The rule's results, float64 by name, and the sum of weights; no vectors if nothing was added."""
-        if not self._rows:
-            return {}, 0.0
-        rows = [self._rows[client_id] for client_id in sorted(self._rows)]
-        weights = torch.cat([row[-1:] for row in rows]).to(self.device)
-        found, start = {}, 0
-        for name, size in self.sizes.items():
-            width = max(1, size if self._columns is None else self._columns)
-            ends = [*range(start, start + size, width), start + size]
-            parts = [self._rule(self._stacked(rows, a, b), weights) for a, b in itertools.pairwise(ends)]
-            found[name] = torch.cat(parts) if parts else weights.new_zeros(0)
-            start += size
-        return found, math.fsum(weights.tolist())
+        """The rule's results in a first round, float64 by name, and the sum of weights; no vectors without updates."""
+        combined = self.combined({}, torch.Generator().manual_seed(0))
+        return dict(combined.vectors), combined.total_weight
 
-    def _stacked(self, rows: list[Tensor], start: int, end: int) -> Tensor:
-        """Some columns of all rows, `[n, end - start]`; a column's numbers lie side by side."""
-        return torch.stack([row[start:end] for row in rows], dim=1).t().to(self.device)
+    def combined(self, state: Tensors, generator: torch.Generator) -> Combined:
+        """The rule's results; an update is filtered if the rule has left it out of any vector.
+
+        Args:
+            state: the rule's variables, named `<vector>/<name>`.
+            generator: for rules that draw.
+        """
+        if not self._rows:
+            return Combined({}, 0.0, state)
+        clients = sorted(self._rows)
+        weights = torch.cat([self._rows[client_id][-1:] for client_id in clients])
+        vectors: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = {}
+        filtered: set[int] | None = None
+        start = 0
+        for name, size in self.sizes.items():
+            own = {k.removeprefix(f"{name}/"): tensor for k, tensor in state.items() if k.startswith(f"{name}/")}
+            parts = []
+            for values in self._stacked(clients, start, start + size):
+                rows = Rows(values.to(self.device), weights.to(self.device), clients, own, generator)
+                whole = self._rule.coordinatewise and self._rule.before is None
+                found = self._rule.rule(rows) if whole else self._rule.ruled(rows)
+                parts.append(found if isinstance(found, Ruled) else Ruled(found))
+            vectors[name] = torch.cat([part.vector for part in parts]).cpu() if parts else torch.zeros(0).double()
+            for part in parts:
+                kept |= {f"{name}/{key}": tensor.cpu() for key, tensor in part.state.items()}
+                if part.kept is not None:
+                    left = {c for c, stays in zip(clients, part.kept.tolist(), strict=True) if not stays}
+                    filtered = left | (filtered or set())
+            start += size
+        return Combined(
+            vectors, math.fsum(weights.tolist()), kept, None if filtered is None else tuple(sorted(filtered))
+        )
+
+    def _stacked(self, clients: Sequence[int], start: int, end: int) -> Iterator[Tensor]:
+        """The columns of all rows, as many at a time as the rule takes; a column's numbers lie side by side."""
+        by_columns = self._rule.coordinatewise and self._rule.before is None
+        ends = [*range(start, end, _COLUMNS if by_columns else max(1, end - start)), end]
+        for a, b in itertools.pairwise(ends):
+            if by_columns:
+                yield torch.stack([self._rows[client_id][a:b] for client_id in clients], dim=1).t()
+            else:
+                yield torch.stack([self._rows[client_id][a:b] for client_id in clients])
+
+
+def sorted_columns(rows: Tensor) -> Tensor:
+    """Each column of `[n, d]` in ascending order."""
+    if rows.device.type != "cpu":
+        return rows.sort(dim=0).values
+    return torch.from_numpy(np.sort(rows.t().contiguous().numpy(), axis=1)).t()  # seven times faster than torch's
+
+
+def check_num_malicious(rule: RowRule, num_malicious: int) -> None:
+    """Raise ValueError unless the number of malicious clients that a rule is to bear is none or more."""
+    if num_malicious < 0:
+        raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: must be at least 0")
+
+
+def check_bound(setup: "Setup", rule: RowRule, num_malicious: int, times: int, more: int, source: str) -> None:
+    """Raise ValueError unless a cohort has at least `times * num_malicious + more` clients."""
+    cohort = setup.sampler.largest(setup.num_clients)
+    least = times * num_malicious + more
+    if cohort < least:
+        raise ValueError(
+            f"strategy.aggregator.num_malicious={num_malicious}: {type(rule).__name__} needs at least {least} clients "
+            f"in a round ({source}), and {cohort} take part"
+        )
+
+
+def _own_order(rows: Rows) -> Tensor:
+    """An order of rows by their contents and weights alone, `[n]`, so that sums are the same to the bit."""
+    keys = []
+    for row, weight, client_id in zip(rows.values, rows.weights.tolist(), rows.clients, strict=True):
+        here = row.cpu().contiguous()
+        keys.append((vector_stats(here).bits, zlib.crc32(here.numpy()), weight, client_id))
+    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=rows.values.device)

@@ -5,10 +5,14 @@ arXiv 1803.01498. Clients count equally.
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from flrl.aggregation.rows import RowRule, sorted_columns
+from flrl.aggregation.rows import RowRule, Rows, check_bound, check_num_malicious, sorted_columns
+
+if TYPE_CHECKING:
+    from flrl.setup import Setup
 
 
 class TrimmedMean(RowRule):
@@ -16,19 +20,41 @@ class TrimmedMean(RowRule):
 
     Args:
         share: share of the clients left out at each end, in [0, 0.5); rounded down to whole clients.
+        num_malicious: how many clients are left out at each end, instead of `share`.
 
     Raises:
-        ValueError: `share` is out of range.
+        ValueError: both are given or none, or one is out of range.
     """
 
     coordinatewise = True
 
-    def __init__(self, *, share: float) -> None:
-        if not 0 <= share < 0.5:
+    def __init__(self, *, share: float | None = None, num_malicious: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        if (share is None) == (num_malicious is None):
+            raise ValueError("strategy.aggregator: TrimmedMean takes share or num_malicious, the other is null")
+        if share is not None and not 0 <= share < 0.5:
             raise ValueError(f"strategy.aggregator.share={share}: must be at least 0 and below 0.5")
-        self.share = share
+        if num_malicious is not None:
+            check_num_malicious(self, num_malicious)
+        self.share, self.num_malicious = share, num_malicious
 
-    def rule(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """The mean of each column of `[n, d]` without its extremes, as `[d]`."""
-        trimmed = math.floor(self.share * len(rows))
-        return sorted_columns(rows)[trimmed : len(rows) - trimmed].mean(dim=0)
+    def check(self, setup: "Setup") -> None:
+        """Refuse cohorts of which nothing would be left."""
+        if self.num_malicious is not None:
+            check_bound(setup, self, self.num_malicious, 2, 1, "Yin et al., 2018")
+
+    def rule(self, rows: Rows) -> Tensor:
+        """The mean of each column without its extremes, `[d]`."""
+        trimmed = math.floor((self.share or 0.0) * len(rows)) if self.num_malicious is None else self.num_malicious
+        return trimmed_mean_of(rows.values, trimmed)
+
+
+def trimmed_mean_of(values: Tensor, trimmed: int) -> Tensor:
+    """The mean of each column of `[n, d]` without so many of its largest and of its smallest numbers.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    if 2 * trimmed >= len(values):
+        raise ValueError(f"a trimmed mean of {len(values)} rows cannot leave out {trimmed} at each end")
+    return sorted_columns(values)[trimmed : len(values) - trimmed].mean(dim=0)

@@ -1,15 +1,30 @@
 """The interface of a backend: where clients train. Nothing outside this folder depends on which one runs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from flrl.aggregation import Reducer
 from flrl.clients import ClientStore
 from flrl.data import FederatedData
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ServerState
+from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A round's updates, the same on every backend.
+
+    Attributes:
+        reducer: holds the updates of all workers.
+        reports: one per client of the cohort, in the order of client ids.
+    """
+
+    reducer: Reducer
+    reports: Sequence[ClientReport]
 
 
 class WorkerRecipe(Protocol):
@@ -71,8 +86,8 @@ class Backend(Protocol):
 
     def train(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
-    ) -> Aggregate:
-        """Train a cohort and aggregate its updates; `on_report` is called as clients finish, in any order.
+    ) -> Received:
+        """Train a cohort and reduce its updates; `on_report` is called as clients finish, in any order.
 
         Raises:
             ClientError: a client's training raised.

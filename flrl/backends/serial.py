@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from flrl.backends.base import WorkerRecipe
+from flrl.backends.base import Received, WorkerRecipe
 from flrl.data import FederatedData
 from flrl.portable import check, check_trainer
 from flrl.process_setup import check_settings
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ServerState
+from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import Worker
 
 
@@ -70,17 +70,16 @@ class SerialBackend:
 
     def train(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
-    ) -> Aggregate:
+    ) -> Received:
         """Train the cohort, one client batch after another.
 
         Raises:
             ClientError: a client's training raised.
         """
         reducer, reports = self._worker.train(broadcast, self._worker.batched(tasks), on_report)
-        vectors, total_weight = reducer.result()
         place = {task.client_id: index for index, task in enumerate(tasks)}
         reports.sort(key=lambda report: place[report.client_id])
-        return Aggregate({name: vector.cpu() for name, vector in vectors.items()}, total_weight, tuple(reports))
+        return Received(reducer, tuple(reports))
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round."""

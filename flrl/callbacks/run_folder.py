@@ -31,7 +31,7 @@ from flrl.types import ClientReport, RoundRecord, ServerState
 ERROR = "error.txt"
 log = logging.getLogger(__name__)
 _FIRST = ("test/loss", "test/accuracy", "train/loss")
-_COUNTS = ("comm/", "clients/num", "clients/rejected", "transforms/")
+_COUNTS = ("comm/", "clients/num", "clients/rejected", "transforms/", "aggregator/")
 
 
 class RunFolder(Callback):

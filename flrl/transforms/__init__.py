@@ -1,8 +1,9 @@
 """Transforms of updates between clients and server. A new one is a file like `clip_norm.py`."""
 
-from flrl.transforms.base import Context, Transform
+from flrl.transforms.base import Transform
 from flrl.transforms.clip_norm import ClipNorm
 from flrl.transforms.gaussian_noise import GaussianNoise
 from flrl.transforms.top_k import TopK
+from flrl.types import Context
 
 __all__ = ["ClipNorm", "Context", "GaussianNoise", "TopK", "Transform"]

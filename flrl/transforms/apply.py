@@ -7,8 +7,8 @@ import torch
 
 from flrl.layout import ParameterLayout
 from flrl.seeding import SERVER, seed_for
-from flrl.transforms.base import Context, Transform
-from flrl.types import Broadcast, ClientUpdate, Tensors
+from flrl.transforms.base import Transform
+from flrl.types import Broadcast, ClientUpdate, Context, Tensors
 
 Transforms = Mapping[str, Transform]
 

@@ -1,37 +1,12 @@
 """The base class of transforms between a client's training and the aggregate: clipping, noise, compression, masks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from flrl.layout import ParameterLayout
-from flrl.types import ClientUpdate, Metrics, Tensors
+from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """A round's description for transforms.
-
-    Attributes:
-        round: the round, counted from 1.
-        seed: the run's seed.
-        layout: the layout of the vectors.
-        cohort: ids of the clients that take part, ascending.
-        total_weight: the sum of the cohort's weights, rejected updates included.
-        generator: a generator on the CPU, seeded by (seed, round, client or server, the transform's name).
-    """
-
-    round: int
-    seed: int
-    layout: ParameterLayout
-    cohort: Sequence[int]
-    total_weight: float
-    generator: torch.Generator
 
 
 class Transform:

@@ -3,8 +3,8 @@
 import math
 from dataclasses import replace
 
-from flrl.transforms.base import Context, Transform, check_covers, covered
-from flrl.types import ClientUpdate, Metrics, Tensors
+from flrl.transforms.base import Transform, check_covers, covered
+from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 
 class ClipNorm(Transform):

@@ -2,8 +2,8 @@
 
 import torch
 
-from flrl.transforms.base import Context, Transform, check_covers, covered
-from flrl.types import Metrics, Tensors
+from flrl.transforms.base import Transform, check_covers, covered
+from flrl.types import Context, Metrics, Tensors
 
 
 class GaussianNoise(Transform):

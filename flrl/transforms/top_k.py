@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from flrl.transforms.base import Context, Transform
-from flrl.types import ClientUpdate, Metrics, Tensors
+from flrl.transforms.base import Transform
+from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 
 class TopK(Transform):

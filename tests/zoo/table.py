@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.demos import boring_classes, lstm
 from torch import Tensor, nn
 
+from flrl.backends.base import Received
 from flrl.callbacks import Callbacks
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.data.sources import DatasetSource, Source
@@ -24,7 +25,7 @@ from flrl.sampling import AllClients
 from flrl.setup import Setup
 from flrl.strategies import FedAvg
 from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, Trainer, VectorizedTrainer
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ServerState
+from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import Worker, client_batches
 from tests.toys import Linear, Rich, blobs, blocks
 from tests.zoo import shapes, stateful
@@ -218,7 +219,7 @@ class Workers:
         """Training samples of every client."""
         return self.workers[0].data.sizes
 
-    def train(self, broadcast: Broadcast, tasks: list[ClientTask], on_report: Callable[..., None]) -> Aggregate:
+    def train(self, broadcast: Broadcast, tasks: list[ClientTask], on_report: Callable[..., None]) -> Received:
         """The client batches by turns, the last ones first."""
         batches = client_batches(self.workers[0].batched(tasks))
         if len(self.workers) > 1:
@@ -234,8 +235,7 @@ class Workers:
         total = reducers[0].merge(parcels)
         for parcel in parcels:
             total.add_(parcel.summand)
-        vectors, total_weight = reducers[0].result()
-        return Aggregate(vectors, total_weight, tuple(sorted(reports, key=lambda report: report.client_id)))
+        return Received(reducers[0], tuple(sorted(reports, key=lambda report: report.client_id)))
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """Batches by turns, where they can be."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from flrl.backends.base import WorkerRecipe
+from flrl.backends.base import Received, WorkerRecipe
 from flrl.backends.mpi.rank import Setup
 from flrl.backends.mpi.transport import MpiHub
 from flrl.backends.mpi.world import world
@@ -24,7 +24,7 @@ from flrl.backends.pool.worker_loop import device_of, share_kept_samples
 from flrl.data import FederatedData
 from flrl.errors import WorkerError
 from flrl.seeding import SERVER, generator_for
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask
+from flrl.types import Broadcast, ClientReport, ClientTask
 from flrl.worker import EvaluationShare, Worker
 
 
@@ -147,7 +147,7 @@ class MpiBackend(PoolBackend):
 
     def train(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
-    ) -> Aggregate:
+    ) -> Received:
         """Train the cohort; errors as for every backend with several workers."""
         with self._name_ended_process():
             return super().train(broadcast, tasks, on_report)

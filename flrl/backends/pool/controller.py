@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from flrl.aggregation import Reducer
-from flrl.backends.base import WorkerRecipe
+from flrl.backends.base import Received, WorkerRecipe
 from flrl.backends.pool.home import MemoryElsewhere
 from flrl.backends.pool.job import LOOK_EVERY_S, Hub, Job
 from flrl.backends.pool.messages import VECTOR, Evaluate, Restore, Train, by_name, of_broadcast
@@ -26,7 +26,7 @@ from flrl.data import FederatedData
 from flrl.portable import check, check_trainer
 from flrl.process_setup import check_settings
 from flrl.seeding import SERVER, generator_for
-from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, ServerState
+from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import EvaluationShare, Worker, client_batches
 
 log = logging.getLogger(__name__)
@@ -176,8 +176,8 @@ class PoolBackend(ABC):
 
     def train(
         self, broadcast: Broadcast, tasks: Sequence[ClientTask], on_report: Callable[[ClientReport], None]
-    ) -> Aggregate:
-        """Train the cohort and aggregate its updates.
+    ) -> Received:
+        """Train the cohort and reduce its updates.
 
         Raises:
             ClientError: a client's training raised.
@@ -195,9 +195,7 @@ class PoolBackend(ABC):
         sum_here = reducer.merge(job.parcels)
         if sum_here is not None:
             self._hub_now.reduce(sum_here)
-        vectors, total_weight = reducer.result()
-        reports = tuple(job.reports[task.client_id] for task in tasks)
-        return Aggregate({name: vector.cpu() for name, vector in vectors.items()}, total_weight, reports)
+        return Received(reducer, tuple(job.reports[task.client_id] for task in tasks))
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round.

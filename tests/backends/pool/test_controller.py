@@ -52,12 +52,13 @@ def round_of(backend: Any, made: Worker, *, received: list[ClientReport] | None 
     tasks = [ClientTask(1, client, size, float(size), memory) for client, size in enumerate(sizes)]
     variables = {name: torch.full_like(tensor, 0.5) for name, tensor in memory.items()}
     broadcast = Broadcast(1, torch.linspace(-1, 1, made.model.layout.size), float(sum(sizes)), variables)
-    aggregate = backend.train(broadcast, tasks, (received if received is not None else []).append)
-    bits = {name: mean.numpy().tobytes() for name, mean in aggregate.vectors.items()}
-    memories = [{n: t.tolist() for n, t in (report.memory or {}).items()} for report in aggregate.reports]
-    reports = [replace(report, memory=None) for report in aggregate.reports]
+    whole = backend.train(broadcast, tasks, (received if received is not None else []).append)
+    vectors, total_weight = whole.reducer.result()
+    bits = {name: mean.numpy().tobytes() for name, mean in vectors.items()}
+    memories = [{n: t.tolist() for n, t in (report.memory or {}).items()} for report in whole.reports]
+    reports = [replace(report, memory=None) for report in whole.reports]
     found = backend.evaluate(ServerState(1, broadcast.vector), rounds=1)
-    return bits, aggregate.total_weight, reports, memories, found
+    return bits, total_weight, reports, memories, found
 
 
 def serial(make: Any) -> Any:

@@ -1,0 +1,101 @@
+"""What happens to rows before a rule: buckets, mixing of neighbours, clipping. `strategy.aggregator.before`."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from flrl.aggregation.distances import nearest, squared_distances
+from flrl.aggregation.rows import Before, Rows
+
+
+def nothing() -> None:
+    """What `before=none` stands for: the rule is given the rows as they are."""
+
+
+class Bucketing(Before):
+    """Means of buckets of rows that are drawn by seed (Karimireddy, He, Jaggi, ICLR 2022, arXiv 2006.09365).
+
+    Args:
+        size: s, rows of a bucket; the last one may have fewer.
+    """
+
+    def __init__(self, *, size: int = 2) -> None:
+        if size < 1:
+            raise ValueError(f"strategy.aggregator.before.size={size}: must be at least 1")
+        self.size = size
+
+    def __call__(self, rows: Rows) -> Rows:
+        """The buckets' means; a bucket weighs what its rows weigh together."""
+        order = torch.randperm(len(rows), generator=rows.generator).to(rows.values.device)
+        places = torch.split(order, self.size)
+        values = torch.stack([rows.values[own].mean(dim=0) for own in places])
+        weights = torch.stack([rows.weights[own].sum() for own in places])
+        return replace(rows, values=values, weights=weights, clients=range(len(places)))
+
+
+class NNM(Before):
+    """Nearest-neighbour mixing: each row becomes the mean of its n - f nearest (Allouah et al., AISTATS 2023).
+
+    "Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity", arXiv 2302.01772.
+
+    Args:
+        num_malicious: f.
+    """
+
+    def __init__(self, *, num_malicious: int) -> None:
+        if num_malicious < 0:
+            raise ValueError(f"strategy.aggregator.before.num_malicious={num_malicious}: must be at least 0")
+        self.num_malicious = num_malicious
+
+    def __call__(self, rows: Rows) -> Rows:
+        """The mixed rows."""
+        places = nearest(squared_distances(rows.values), max(1, len(rows) - self.num_malicious)).sort(dim=1).values
+        return replace(rows, values=torch.stack([rows.values[own].mean(dim=0) for own in places]))
+
+
+class Clip(Before):
+    """Rows are scaled down to a fixed norm.
+
+    Args:
+        max_norm: the bound, positive.
+    """
+
+    def __init__(self, *, max_norm: float) -> None:
+        if not max_norm > 0:
+            raise ValueError(f"strategy.aggregator.before.max_norm={max_norm}: must be positive")
+        self.max_norm = max_norm
+
+    def __call__(self, rows: Rows) -> Rows:
+        """The clipped rows."""
+        return clipped(rows, self.max_norm)
+
+
+class ARC(Before):
+    """Adaptive robust clipping: the longest rows are clipped to the norm of the longest of the others.
+
+    Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan, "Adaptive Gradient Clipping for Robust Federated Learning",
+    ICLR 2025, arXiv 2405.14432: `floor(2 f / n * (n - f))` rows are clipped.
+
+    Args:
+        num_malicious: f.
+    """
+
+    def __init__(self, *, num_malicious: int) -> None:
+        if num_malicious < 0:
+            raise ValueError(f"strategy.aggregator.before.num_malicious={num_malicious}: must be at least 0")
+        self.num_malicious = num_malicious
+
+    def __call__(self, rows: Rows) -> Rows:
+        """The clipped rows."""
+        count = len(rows)
+        longest = min(count - 1, 2 * self.num_malicious * max(0, count - self.num_malicious) // count)
+        norms: Any = rows.values.norm(dim=1).sort(descending=True).values
+        return clipped(rows, float(norms[longest]))
+
+
+def clipped(rows: Rows, max_norm: float) -> Rows:
+    """The rows, none longer than `max_norm`."""
+    norms = rows.values.norm(dim=1)
+    factors = torch.where(norms > max_norm, max_norm / norms, 1.0)
+    return replace(rows, values=rows.values * factors[:, None])

@@ -1,0 +1,36 @@
+"""The variables and random numbers of an aggregator, as the round loop hands them in and takes them out."""
+
+import torch
+
+from flrl.aggregation.base import Aggregator, Combined, Reducer
+from flrl.layout import ParameterLayout
+from flrl.seeding import SERVER, seed_for
+from flrl.types import Broadcast, Context, ServerState, Tensors
+
+_PREFIX = "aggregator/"
+"""What the names of its variables in `ServerState.variables` begin with."""
+
+
+def combine(
+    aggregator: Aggregator,
+    reducer: Reducer,
+    state: ServerState,
+    broadcast: Broadcast,
+    layout: ParameterLayout,
+    seed: int,
+) -> Combined:
+    """The aggregate of a round, from the merged reducer; arguments as for `flrl.rounds`."""
+    generator = torch.Generator().manual_seed(seed_for(seed, broadcast.round, SERVER, "aggregator"))
+    context = Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator)
+    return aggregator.combine(reducer, own_variables(state), context)
+
+
+def own_variables(state: ServerState) -> Tensors:
+    """The aggregator's variables, by their own names."""
+    found = state.variables.items()
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in found if name.startswith(_PREFIX)}
+
+
+def named(variables: Tensors) -> Tensors:
+    """Those variables as they are named in `ServerState.variables`."""
+    return {f"{_PREFIX}{name}": tensor for name, tensor in variables.items()}
