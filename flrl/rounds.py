@@ -14,6 +14,7 @@ from flrl.callbacks.base import Callbacks
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.records import evaluation_record, round_record
+from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
 from flrl.transforms.apply import on_server
 from flrl.types import (
@@ -26,7 +27,7 @@ from flrl.types import (
 )
 
 if TYPE_CHECKING:
-    from flrl.backends.base import Backend
+    from flrl.backends.base import Backend, Received
     from flrl.strategies import Strategy
 
 
@@ -86,9 +87,12 @@ class Rounds:
         started = time.perf_counter()
         broadcast, tasks = self.strategy.plan(state, self.backend.sizes, self.sampling_seed, self.layout)
         self.callbacks.on_round_start(broadcast.round, broadcast.cohort)
-        result, kept, numbers = self._aggregate(broadcast, tasks, state)
-        result = replace(result, share=result.total_weight / weight_of_all)
-        after = self.strategy.aggregate(state, result, self.layout)
+        received = self._received(broadcast, tasks)
+        with isolated_randomness(seed_for(self.seed, broadcast.round, SERVER, "server"), torch.device("cpu")):
+            result, kept, numbers = self._aggregate(broadcast, received, state)
+            result = replace(result, share=result.total_weight / weight_of_all)
+            after = self.strategy.aggregate(state, result, self.layout)
+        after = replace(after, vector=after.vector.to(self.layout.dtype))
         memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})
         result = replace(result, reports=tuple(map(_forgotten, result.reports)))
         after = replace(after, round=broadcast.round, variables={**after.variables, **kept}, memory=memory)
@@ -99,17 +103,23 @@ class Rounds:
         record = round_record(after.round, evaluated | numbers | seconds | down, digest(after.vector), result)
         return after, record
 
+    def _received(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> "Received | None":
+        """The updates of the cohort, once they are trained; None for an empty cohort, which a sampler may draw."""
+        if not tasks:
+            return None
+        received = self.backend.train(broadcast, tasks, self.callbacks.on_client_end)
+        self._check(received.reports, broadcast.round)
+        return received
+
     def _aggregate(
-        self, broadcast: Broadcast, tasks: Sequence[ClientTask], state: ServerState
+        self, broadcast: Broadcast, received: "Received | None", state: ServerState
     ) -> tuple[Aggregate, dict[str, Tensor], dict[str, float]]:
-        """Train the cohort; the aggregate of its updates, the next variables of aggregator and transforms, numbers."""
+        """The aggregate of the updates, the next variables of aggregator and transforms, and numbers to report."""
         strategy = self.strategy
-        if tasks:
-            received = self.backend.train(broadcast, tasks, self.callbacks.on_client_end)
-            self._check(received.reports, broadcast.round)
+        if received is not None:
             combined = combine(strategy.aggregator, received.reducer, state, broadcast, self.layout, self.seed)
             reports = received.reports
-        else:  # a sampler may draw an empty cohort, whose aggregate is zero
+        else:
             sizes = strategy.vector_sizes(self.layout)
             zeros = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
             combined, reports = Combined(zeros, 0.0, own_variables(state)), ()
@@ -130,6 +140,19 @@ class Rounds:
         for name in self.strategy.transforms:
             if not any(f"transforms/{name}/clients" in report.metrics for report in accepted):
                 raise RuntimeError(f"transform {name} was asked for but never ran")
+
+
+def initial_state(strategy: "Strategy", vector: Tensor, layout: ParameterLayout, seed: int) -> ServerState:
+    """The state before the first round; what `initialize` draws follows from the seed.
+
+    Args:
+        strategy: the algorithm.
+        vector: the initial model, shape `[layout.size]`.
+        layout: of the model.
+        seed: the run's.
+    """
+    with isolated_randomness(seed_for(seed, 0, SERVER, "initialize"), torch.device("cpu")):
+        return strategy.initialize(vector, layout)
 
 
 def _forgotten(report: ClientReport) -> ClientReport:

@@ -29,6 +29,7 @@ from flrl.config import TrainConfig
 from flrl.data import FederatedData
 from flrl.logging import Loggers
 from flrl.recipe import Recipe
+from flrl.rounds import initial_state
 from flrl.runs.checkpoint import kept_indexes
 from flrl.runs.environment import differences, environment
 from flrl.runs.resuming import Resumption, last_good, run_to_resume
@@ -139,7 +140,7 @@ def _chosen_engine(config: dict[str, Any], data: FederatedData, backend: Backend
     recipe = Recipe({**config, "trainer": {"_target_": "flrl.trainers.EagerTrainer", **choose.keywords}})
     worker = recipe.worker(data, threads=backend.threads, device=backend.device)
     model, strategy = worker.model, worker.strategy
-    state = strategy.initialize(model.vector.detach().cpu().clone(), model.layout)
+    state = initial_state(strategy, model.vector.detach().cpu().clone(), model.layout, worker.seed)
     cohort = len(strategy.sampler(data.num_clients, seed=recipe.seeds.sampling, round=1))
     trial = auto.Trial(
         model=model,
@@ -185,7 +186,7 @@ def _start(worker: Worker, info: RunInfo, store: ClientStore) -> Resumption:
     """The state to resume the earlier run from, or the initial state."""
     if info.resumed_from is None:
         vector = worker.model.vector.detach().cpu().clone()
-        state = worker.strategy.initialize(vector, worker.model.layout)
+        state = initial_state(worker.strategy, vector, worker.model.layout, worker.seed)
         return Resumption(replace(state, memory=store.memory()), [], {})
     found = last_good(info.resumed_from, identity_of(info), store)
     if info.rounds < found.state.round:

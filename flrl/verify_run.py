@@ -19,6 +19,7 @@ from flrl.evaluate_run import check_partition, saved_config
 from flrl.evaluation import Evaluator
 from flrl.layout import ParameterLayout, digest
 from flrl.recipe import Recipe
+from flrl.rounds import initial_state
 from flrl.runs.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
 from flrl.runs.environment import differences, environment
 from flrl.runs.integrity import check_files
@@ -231,7 +232,7 @@ def _start(folder: Path, worker: Worker, recorded: Recorded, first: int, store: 
     before = [path for path in list_checkpoints(folder) if int(path.name.removeprefix("round-")) < first]
     layout = worker.model.layout
     if not before:
-        state = worker.strategy.initialize(worker.model.vector.detach().cpu().clone(), layout)
+        state = initial_state(worker.strategy, worker.model.vector.detach().cpu().clone(), layout, worker.seed)
         return replace(state, memory=store.memory())
     state = load_checkpoint(before[-1], {"model": layout.fingerprint, "seed": worker.seed}, store)
     if digest(state.vector) != recorded.digests.get(state.round):

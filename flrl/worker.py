@@ -4,15 +4,14 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-import flrl
 from flrl.aggregation import Reducer, stats_of
+from flrl.aggregation.base import check_sizes
 from flrl.bound_model import BoundModel
-from flrl.cli.tracebacks import place_in
+from flrl.cli.tracebacks import place_in, raised_by_flrl
 from flrl.data import FederatedData
 from flrl.errors import ClientError
 from flrl.evaluation import Evaluator, summarize_clients
@@ -121,9 +120,11 @@ class Worker:
         before = Snapshot(self.strategy, "strategy")
         with clients_in_turn(self.model.local.device):
             try:
-                self._updates(batch, self.on_device(broadcast), most=self.trainer.batch_size)
+                for update in self._updates(batch, self.on_device(broadcast), most=self.trainer.batch_size):
+                    if isinstance(update, ClientUpdate):
+                        check_sizes(update, self.strategy.vector_sizes(self.model.layout))
             except ClientError as error:
-                if isinstance(error.__cause__, ValueError) and _raised_by_flrl(error.__cause__):
+                if isinstance(error.__cause__, ValueError | TypeError) and raised_by_flrl(error.__cause__):
                     raise error.__cause__ from None
                 raise
             finally:
@@ -266,12 +267,6 @@ def client_batches(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
         key = ("alone", index) if task.batch is None else ("batch", task.batch)
         batches.setdefault(key, []).append(task)
     return list(batches.values())
-
-
-def _raised_by_flrl(error: BaseException) -> bool:
-    """Whether code of flrl itself has raised an error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(flrl.__file__).parent)
 
 
 def _add(task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer) -> ClientReport:

@@ -5,7 +5,7 @@ import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +109,7 @@ class RowRule(Aggregator):
         ordered = Rows(rows.values[order], weights, clients, rows.state, rows.generator)
         mixed = ordered if self.before is None else self.before(ordered)
         found = self.rule(mixed)
-        if isinstance(found, Tensor):
+        if not isinstance(found, Ruled):
             return Ruled(found)
         if found.kept is None or len(found.kept) != len(order):
             return Ruled(found.vector, None, found.state)
@@ -197,7 +197,8 @@ class RowsReducer:
                 rows = Rows(values.to(self.device), weights.to(self.device), clients, own, generator)
                 whole = self._rule.coordinatewise and self._rule.before is None
                 found = self._rule.rule(rows) if whole else self._rule.ruled(rows)
-                parts.append(found if isinstance(found, Ruled) else Ruled(found))
+                part = found if isinstance(found, Ruled) else Ruled(found)
+                parts.append(replace(part, vector=self._checked(part.vector, values.shape[1])))
             vectors[name] = torch.cat([part.vector for part in parts]).cpu() if parts else torch.zeros(0).double()
             for part in parts:
                 kept |= {f"{name}/{key}": tensor.cpu() for key, tensor in part.state.items()}
@@ -208,6 +209,13 @@ class RowsReducer:
         return Combined(
             vectors, math.fsum(weights.tolist()), kept, None if filtered is None else tuple(sorted(filtered))
         )
+
+    def _checked(self, vector: Any, size: int) -> Tensor:
+        """A rule's result in float64; TypeError unless it is a vector as long as the rows."""
+        if not isinstance(vector, Tensor) or vector.shape != (size,):
+            found = f"shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else type(vector).__name__
+            raise TypeError(f"strategy.aggregator: {type(self._rule).__name__}.rule gives {found}, must be [{size}]")
+        return vector.detach().double()
 
     def _stacked(self, clients: Sequence[int], start: int, end: int) -> Iterator[Tensor]:
         """The columns of all rows, as many at a time as the rule takes; a column's numbers lie side by side."""

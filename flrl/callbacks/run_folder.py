@@ -147,4 +147,4 @@ def client_row(round: int, report: ClientReport) -> dict[str, Any]:
 def _number(name: str, value: float) -> float | int | None:
     if not math.isfinite(value):
         return None
-    return int(value) if name.startswith(_COUNTS) else value
+    return int(value) if name.startswith(_COUNTS) and value == int(value) else value

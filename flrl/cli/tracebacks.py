@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import flrl
 from flrl.own_code import is_own_file
 
 _FRAME = re.compile(r'^\s*File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
@@ -88,3 +89,9 @@ def _places(error: BaseException) -> Sequence[Place]:
     if isinstance(error, SyntaxError) and error.filename:
         frames.append(Place(error.filename, error.lineno or 0, ""))
     return frames
+
+
+def raised_by_flrl(error: BaseException) -> bool:
+    """Whether code of flrl itself has raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(flrl.__file__).parent)

@@ -90,6 +90,8 @@ def last_good(folder: Path, identity: Mapping[str, Any], store: ClientStore | No
         try:
             state = load_checkpoint(path, identity, store)
             records = _until(history, state.round, folder)
+            for client_id in state.memory:
+                state.memory[client_id]  # reads it, and raises where it is not what was written
         except DamagedError as error:
             reason = str(error).removeprefix(f"{path} is ").removesuffix(_UNCHANGED)
             dropped[path] = f"is left out: {reason}"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flrl.aggregation import Aggregator, Mean
@@ -18,7 +19,9 @@ from flrl.layout import ParameterLayout
 from flrl.lightning.local_step import LocalStep, layer_of
 from flrl.rounds import Rounds
 from flrl.sampling import Sampler
+from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.setup import Setup
+from flrl.strategies.checking import check_cohort
 from flrl.trainers import LocalProblem, Trained
 from flrl.transforms import Transform
 from flrl.transforms.apply import checked
@@ -146,7 +149,13 @@ class Strategy(ABC):
             layout: the model's layout.
         """
         round = state.round + 1
-        cohort = self.sampler(len(sizes), seed=seed, round=round).tolist()
+        with isolated_randomness(seed_for(seed, round, SERVER, "plan"), torch.device("cpu")):
+            cohort = check_cohort(self.sampler, self.sampler(len(sizes), seed=seed, round=round), len(sizes))
+            return self._planned(state, round, cohort, sizes, layout)
+
+    def _planned(
+        self, state: ServerState, round: int, cohort: Sequence[int], sizes: np.ndarray, layout: ParameterLayout
+    ) -> tuple[Broadcast, list[ClientTask]]:
         tasks = [
             ClientTask(round, c, int(sizes[c]), self.weight(int(sizes[c])), state.memory.get(c, {})) for c in cohort
         ]

@@ -1,14 +1,25 @@
 """Runs the generators of a client batch: the problems that they yield are trained, at once where an engine can."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
+
+from flrl.seeding import seed_for, seeded_for_client
 from flrl.strategies.base import Local, Strategy
+from flrl.strategies.checking import check_problem, check_update
 from flrl.trainers import LocalProblem, Trained, Trainer
 from flrl.types import ClientUpdate
 
 
 def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer: Trainer) -> list[ClientUpdate]:
     """Run `Strategy.local` for each client of a client batch, and train the problems that they yield.
+
+    Code of a user's own draws the same random numbers wherever it runs: the global generators are seeded by (seed,
+    round, client) whenever a generator goes on.
 
     Args:
         strategy: gives the generators, and the client hooks.
@@ -17,33 +28,94 @@ def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer:
 
     Returns:
         The clients' updates, in the order of the problems.
+
+    Raises:
+        TypeError: `local` is no generator, or yields or returns something else than it should.
+        ValueError: it asks for what cannot be trained, or changes in place what the server sent.
     """
-    parts = [strategy.local(problem) for problem in problems]
-    asked: dict[int, LocalProblem] = {}
-    updates: dict[int, ClientUpdate] = {}
-    for index, part in enumerate(parts):
-        _go_on(part, None, index, asked, updates)
-    while asked:
-        places = {id(problem): index for index, problem in asked.items()}
-        groups, asked = trainer.groups(list(asked.values())), {}
-        for group in groups:
+    own = not type(strategy).local.__module__.startswith("flrl.")
+    parts = [_Part(strategy, problem, own) for problem in problems]
+    for part in parts:
+        part.go_on(None)
+    while asked := [part for part in parts if part.asked is not None]:
+        by_problem = {id(part.asked): part for part in asked}
+        for group in trainer.groups([part.asked for part in asked if part.asked is not None]):
             for problem, trained in zip(group, trainer.fit_batch(group, strategy), strict=True):
-                index = places[id(problem)]
-                _go_on(parts[index], trained, index, asked, updates)
-    if not type(strategy).local.__module__.startswith("flrl."):
+                by_problem[id(problem)].go_on(trained)
+    if own:
         problems[0].model.touched = True  # a user's own strategy may have changed the module
-    return [updates[index] for index in range(len(problems))]
+    return [part.update for part in parts if part.update is not None]
 
 
-def _go_on(
-    part: Local,
-    trained: Trained | None,
-    index: int,
-    asked: dict[int, LocalProblem],
-    updates: dict[int, ClientUpdate],
-) -> None:
-    """Send a trained result to a client's generator; note the next problem that it yields, or the update it returns."""
-    try:
-        asked[index] = part.send(trained)  # type: ignore[arg-type]
-    except StopIteration as end:
-        updates[index] = end.value
+@dataclass(slots=True, init=False)
+class _Part:
+    """One client's generator, with the problem that it has asked to be trained, or the update that it has returned."""
+
+    asked: LocalProblem | None
+    update: ClientUpdate | None
+    generator: Local
+    strategy: Strategy
+    problem: LocalProblem
+    own: bool
+    times: int
+
+    def __init__(self, strategy: Strategy, problem: LocalProblem, own: bool) -> None:
+        self.strategy, self.problem, self.own, self.times = strategy, problem, own, 0
+        self.asked = self.update = None
+        with self._watched():
+            self.generator = strategy.local(problem)
+        if own and not hasattr(self.generator, "send"):
+            raise TypeError(
+                f"strategy: {type(strategy).__name__}.local must be a generator, which yields problems; it returns "
+                f"{type(self.generator).__name__}"
+            )
+
+    def go_on(self, trained: Trained | None) -> None:
+        """Send the generator what was trained, and note what it asks for next, or its update."""
+        self.asked = None
+        try:
+            with self._watched():
+                asked: Any = self.generator.send(trained)  # type: ignore[arg-type]
+        except StopIteration as end:
+            self.update = end.value
+            if self.own:
+                check_update(self.strategy, end.value)
+            return
+        if self.own:
+            check_problem(self.strategy, asked)
+            dtype = self.problem.start.dtype
+            if asked.start.dtype != dtype:  # sums with `Trained.difference` are float64
+                asked = replace(asked, start=asked.start.to(dtype))
+        self.asked = asked
+
+    def _watched(self) -> Any:
+        return _seeded_and_unchanged(self) if self.own else nullcontext()
+
+
+@contextmanager
+def _seeded_and_unchanged(part: _Part) -> Iterator[None]:
+    """Seed the global generators for the client; afterwards refuse changes in place of what the server sent."""
+    problem, task = part.problem, part.problem.task
+    sent = {"problem.start": problem.start, "broadcast.vector": problem.broadcast.vector}
+    sent |= {f"broadcast.variables[{name!r}]": tensor for name, tensor in problem.broadcast.variables.items()}
+    before = {name: _version(tensor) for name, tensor in sent.items()} | {"problem.indices": _crc(problem)}
+    seed = seed_for(problem.seed, task.round, task.client_id, f"local/{part.times}")
+    part.times += 1
+    with seeded_for_client(seed, problem.start.device):
+        yield
+    after = {name: _version(tensor) for name, tensor in sent.items()} | {"problem.indices": _crc(problem)}
+    for name in after:
+        if after[name] != before[name]:
+            raise ValueError(
+                f"strategy: {type(part.strategy).__name__}.local changes {name} in place, which others see too: make a "
+                "new one, as in `replace(problem, start=problem.start + ...)`"
+            )
+
+
+def _crc(problem: LocalProblem) -> int:
+    return zlib.crc32(problem.indices.tobytes())
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor, or what it is a view of, has been changed in place."""
+    return 0 if tensor.is_inference() else int(tensor._version)

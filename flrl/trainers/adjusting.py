@@ -68,6 +68,11 @@ def values_of_batch(problems: Sequence[LocalProblem]) -> dict[str, Tensor]:
     return stacked
 
 
+def by_row(value: Tensor) -> Tensor:
+    """A value of several clients as `adjust_gradient` is given it: numbers, `[clients]`, as `[clients, 1]`."""
+    return value.unsqueeze(1) if value.ndim == 1 else value
+
+
 def check_elementwise(hooks: ClientHooks, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
     """Raise ValueError unless `adjust_gradient` is elementwise.
 
@@ -85,10 +90,13 @@ def check_elementwise(hooks: ClientHooks, gradient: Tensor, parameters: Tensor, 
     kept = torch.arange(len(gradient), device=gradient.device) % 2 == 0
     first, second = (torch.where(kept, tensor, tensor + 1) for tensor in (gradient, parameters))
     alone = gradient.clone()
-    hooks.adjust_gradient(alone, parameters, values)
+    if hooks.adjust_gradient(alone, parameters, values) is not None:  # type: ignore[func-returns-value]
+        raise ValueError(
+            f"strategy: {type(hooks).__name__}.adjust_gradient returns something: it must change the gradient in place"
+        )
     hooks.adjust_gradient(first, second, values)
     both = torch.stack([gradient, gradient])
-    expanded = {name: value.unsqueeze(0) for name, value in values.items()}
+    expanded = {name: by_row(value.unsqueeze(0)) for name, value in values.items()}
     hooks.adjust_gradient(both, torch.stack([parameters, parameters]), expanded)
     close = [torch.allclose(first[kept], alone[kept], rtol=1e-4, atol=1e-6, equal_nan=True)]
     close += [torch.allclose(row, alone, rtol=1e-4, atol=1e-6, equal_nan=True) for row in both]

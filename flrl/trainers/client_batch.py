@@ -15,7 +15,7 @@ from flrl.lightning.optimizers import SchedulerStep, scale_learning_rates
 from flrl.lightning.plain_sgd import not_plain_sgd
 from flrl.lightning.stand_in import TrainerStandIn, attached, configure
 from flrl.seeding import seed_for
-from flrl.trainers.adjusting import check_elementwise, frozen, values_of_batch
+from flrl.trainers.adjusting import by_row, check_elementwise, frozen, values_of_batch
 from flrl.trainers.problem import ClientHooks, LocalProblem, Trained, client_randomness, trained
 from flrl.trainers.steps.record import Adjustment, Recorded, Shape
 
@@ -204,8 +204,9 @@ class ClientBatch:
         pairs = zip(gradients[:count], parameters, strict=True)
         whole = [torch.zeros_like(p[:active]) if g is None else g for g, p in pairs]
         matrix = torch.cat([gradient.reshape(active, -1) for gradient in whole], dim=1)
-        values = {name: value if len(value) == 1 else value[:active] for name, value in self.values.items()}
-        check_elementwise(self.hooks, matrix[0], self.trainable[0], {name: value[0] for name, value in values.items()})
+        first = {name: value[0] for name, value in self.values.items()}
+        check_elementwise(self.hooks, matrix[0], self.trainable[0], first)
+        values = {name: by_row(value if len(value) == 1 else value[:active]) for name, value in self.values.items()}
         self.hooks.adjust_gradient(matrix, self.trainable[:active], values)
         parts = torch.split(matrix, [p[0].numel() for p in parameters], dim=1)
         gradients[:count] = [part.reshape_as(p[:active]) for part, p in zip(parts, parameters, strict=True)]

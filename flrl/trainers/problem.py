@@ -136,6 +136,9 @@ class Trained:
         if self.start is not problem.start:  # the training started from another vector than the server's
             update = _difference(self.vector, problem.start, problem.num_trainable)
         own: dict[str, Tensor] = dict(self.memory)
+        taken = [name for name in memory or {} if name in own or name.startswith("transforms/") or name == PERSONAL]
+        if taken:
+            raise ValueError(f"memory {taken[0]!r}: this name is taken by what flrl has clients remember")
         if layout.personal:
             update, own[PERSONAL] = update[: layout.size], self.vector[layout.size :].cpu()
         return ClientUpdate(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ def on_client(
     kept, metrics = dict(update.memory), dict(update.metrics)
     for name, transform in transforms.items():
         context = _context(name, update.client_id, broadcast, layout, seed)
-        update, own, numbers = transform.client(update, _own(memory, name), context)
+        update, own, numbers = _three(transform.client(update, _own(memory, name), context), name, "client")
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
         metrics |= {_key(name, key): value for key, value in {**numbers, "clients": 1.0}.items()}
     return replace(update, memory=kept, metrics=metrics)
@@ -65,10 +66,25 @@ def on_server(
     metrics: dict[str, float] = {}
     for name, transform in reversed(list(transforms.items())):
         context = _context(name, SERVER, broadcast, layout, seed)
-        vectors, own, numbers = transform.server(vectors, _own(variables, name), context)
+        vectors, own, numbers = _three(transform.server(vectors, _own(variables, name), context), name, "server")
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
         metrics |= {_key(name, key): value for key, value in numbers.items()}
     return vectors, kept, metrics
+
+
+def _three(result: Any, name: str, method: str) -> Any:
+    """What a transform's method returned; TypeError unless it is what was transformed, tensors to keep, and numbers."""
+    whole = isinstance(result, tuple) and len(result) == 3
+    if not whole or not all(isinstance(part, Mapping) for part in result[1:]) or result[0] is None:
+        first = "update" if method == "client" else "vectors"
+        raise TypeError(
+            f"strategy.transforms.{name}: {method} must return three things: the {first}, tensors to be remembered by "
+            f"name, and numbers to report by name; it returns {type(result).__name__}"
+        )
+    for key, value in result[1].items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"strategy.transforms.{name}: {method} has {type(value).__name__} remembered as {key!r}")
+    return result
 
 
 def is_transforms(name: str) -> bool:

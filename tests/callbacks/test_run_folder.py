@@ -11,6 +11,7 @@ import torch
 
 from flrl.callbacks import Callback, Checkpoint, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import identity_of
+from flrl.callbacks.run_folder import _number
 from flrl.runs.checkpoint import list_checkpoints, load_checkpoint
 from flrl.runs.resuming import _records, _until
 from flrl.runs.rows import read_rows
@@ -89,3 +90,11 @@ def test_rows_after_the_resumed_round_are_dropped_with_an_incomplete_row(tmp_pat
     assert [row["round"] for row in read_rows(run.folder / "clients.jsonl")] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     with pytest.raises(ValueError, match=r"metrics\.jsonl should hold rounds 1 to 4, it holds \[1, 2, 3\]"):
         read_history(run.folder, 4)
+
+
+def test_numbers_of_transforms_are_not_cut() -> None:
+    found = {value: _number("transforms/noise/std", value) for value in (0.25, 7.0)}
+    assert found == {0.25: 0.25, 7.0: 7}
+    assert isinstance(found[7.0], int)
+    assert _number("comm/up_bytes", 100.0) == 100
+    assert _number("test/loss", float("inf")) is None

@@ -197,3 +197,21 @@ def test_a_newer_format_is_no_damage(run: Any) -> None:
     path = NEWEST / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     assert "its format is 99, this version reads 1 and 2; nothing was changed" in run("resume=run").err
+
+
+def test_a_changed_bit_of_what_clients_remember_costs_a_round(cli: Any) -> None:
+    run = ("strategy/transforms=top_k", "strategy.rounds=4", "strategy.sampler.num=4", "logger=none")
+    assert cli(*run, "hydra.run.dir=whole").code == 0
+    assert cli(*run, "strategy.rounds=3", "hydra.run.dir=run").code == 0
+    before = set(Path("run/clients").iterdir())
+    assert cli("resume=run", "strategy.rounds=4", "logger=none").code == 0
+    newest = max(set(Path("run/clients").iterdir()) - before)
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 1
+    newest.write_bytes(data)
+    shutil.rmtree("again", ignore_errors=True)
+    done = cli("resume=run", "hydra.run.dir=run", "logger=none", "strategy.rounds=5")
+    assert done.code == 0, done.err
+    assert "resumed after round 3" in done.out
+    assert f"{newest.name} is damaged: the memory of client" in done.err
+    assert rows("run", "metrics.jsonl")[:4] == rows("whole", "metrics.jsonl")

@@ -1,0 +1,56 @@
+"""What a strategy of a user's own yields, returns and draws, checked where the message can name it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from flrl.trainers import LocalProblem
+from flrl.types import ClientUpdate
+
+if TYPE_CHECKING:
+    from flrl.strategies.base import Strategy
+
+
+def check_problem(strategy: "Strategy", asked: Any) -> None:
+    """Raise TypeError or ValueError unless a value yielded by `Strategy.local` can be trained."""
+    name = f"strategy: {type(strategy).__name__}.local"
+    if not isinstance(asked, LocalProblem):
+        raise TypeError(f"{name} yields {type(asked).__name__}, must be a LocalProblem: replace(problem, ...)")
+    for field in ("epochs", "steps"):
+        value = getattr(asked, field)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} yields a problem with {field}={value}: must be at least 1, or None")
+    if asked.trainable is not None and not asked.trainable:
+        raise ValueError(f"{name} yields a problem in which no parameter is trainable; None trains all")
+    _check_tensors(f"{name} yields a problem whose values", asked.values)
+
+
+def check_update(strategy: "Strategy", update: Any) -> None:
+    """Raise TypeError unless a value returned by `Strategy.local` is an update made of tensors."""
+    name = f"strategy: {type(strategy).__name__}.local"
+    if not isinstance(update, ClientUpdate):
+        raise TypeError(f"{name} returns {type(update).__name__}, must be a ClientUpdate: trained.update(problem)")
+    _check_tensors(f"{name} returns vectors, which", update.vectors)
+    _check_tensors(f"{name} returns memory, which", update.memory)
+
+
+def check_cohort(sampler: Any, cohort: np.ndarray, num_clients: int) -> Sequence[int]:
+    """The client ids of a cohort; ValueError unless they are distinct ids of clients."""
+    ids = np.asarray(cohort)
+    if len(ids) and (len(np.unique(ids)) < len(ids) or ids.min() < 0 or ids.max() >= num_clients):
+        raise ValueError(
+            f"strategy.sampler: {type(sampler).__name__} gives {ids.tolist()[:10]}: must be distinct clients, "
+            f"from 0 to {num_clients - 1}"
+        )
+    found: Sequence[int] = ids.tolist()
+    return found
+
+
+def _check_tensors(what: str, tensors: Any) -> None:
+    wrong = not isinstance(tensors, Mapping)
+    bad = [] if wrong else [key for key, value in tensors.items() if not isinstance(value, Tensor)]
+    if wrong or bad:
+        found = type(tensors).__name__ if wrong else f"{type(tensors[bad[0]]).__name__} as {bad[0]!r}"
+        raise TypeError(f"{what} must be tensors by name; found {found}")
