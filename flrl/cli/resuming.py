@@ -15,6 +15,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,6 +44,7 @@ def resumable(config_name: str, arguments: Sequence[str]) -> Iterator[tuple[str,
     if saved is None:
         yield config_name, list(arguments)
         return
+    Plugins.instance()  # registers configurations of Hydra's own, once in a process: they are to stay
     store = ConfigStore.instance()
     before = copy.deepcopy(store.repo)
     try:

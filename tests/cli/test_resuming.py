@@ -1,6 +1,7 @@
 """A run is gone on with as it was saved, and what is given now wins key by key."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,18 @@ def test_nothing_of_a_resume_stays_in_the_process(cli: Any, wrong: str) -> None:
     done = cli("resume=run", wrong)
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "resumed" not in cli("strategy=nothing").err
+
+
+def test_a_resume_may_be_the_first_of_several_commands_of_a_process(cli: Any) -> None:
+    """Hydra registers its own configurations with the first command; those a resume adds go, the others stay."""
+    assert cli("strategy.rounds=1", "logger=none", "hydra.run.dir=run").code == 0
+    code = """
+import sys
+from flrl.train import main
+for rounds in (2, 3):
+    sys.argv = ["flrl-train", "resume=run", f"strategy.rounds={rounds}", "logger=none", "hydra.run.dir=run"]
+    main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("resumed after round") == 2
