@@ -136,7 +136,8 @@ class Rounds:
             reasons = [f"client {r.client_id}: {r.rejected}" for r in reports if r.rejected is not None]
             rejected = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
             least = f"strategy.min_clients={self.strategy.min_clients}"
-            raise TooFewUpdatesError(f"round {round}: {len(accepted)} usable updates, {least}; {rejected}")
+            why = rejected or f"only {len(reports)} took part"
+            raise TooFewUpdatesError(f"round {round}: {len(accepted)} usable updates, {least}; {why}")
         for name in self.strategy.transforms:
             if not any(f"transforms/{name}/clients" in report.metrics for report in accepted):
                 raise RuntimeError(f"transform {name} was asked for but never ran")

@@ -69,7 +69,7 @@ def verify_run(cfg: DictConfig) -> bool:
             chosen = [batch for batch in batches if cfg.client in (task.client_id for task in batch)]
             if not chosen:
                 cohort = ", ".join(str(task.client_id) for task in tasks)
-                raise ValueError(f"client={cfg.client}: takes no part in round {cfg.round}; its cohort is {cohort}")
+                raise ValueError(f"client={cfg.client}: takes no part in round {cfg.round}; its cohort is {cohort or 'empty'}")
             reports = backend.train(broadcast, chosen[0], lambda report: None).reports
             checksums = {report.client_id: report.checksum for report in reports}
             comparison.client(cfg.round, cfg.client, checksums[cfg.client])

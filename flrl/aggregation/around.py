@@ -5,20 +5,17 @@ Meamed: Xie, Koyejo, Gupta, "Generalized Byzantine-tolerant SGD", 2018, arXiv 18
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from flrl.aggregation.columns import sorted_columns
 from flrl.aggregation.median import median_of
-from flrl.aggregation.rows import RowRule, Rows, check_bound, check_num_malicious, sorted_columns
+from flrl.aggregation.rows import BearingRule, Rows
 from flrl.aggregation.trimmed_mean import trimmed_mean_of
 
-if TYPE_CHECKING:
-    from flrl.setup import Setup
 
-
-class MeanAround(RowRule):
+class MeanAround(BearingRule):
     """Base class: of each number, the mean of the n - f values that are nearest to a centre.
 
     Args:
@@ -27,14 +24,7 @@ class MeanAround(RowRule):
 
     coordinatewise = True
 
-    def __init__(self, *, num_malicious: int, **options: Any) -> None:
-        super().__init__(**options)
-        check_num_malicious(self, num_malicious)
-        self.num_malicious = num_malicious
-
-    def check(self, setup: "Setup") -> None:
-        """Refuse cohorts in which honest clients would not be the majority."""
-        check_bound(setup, self, self.num_malicious, 2, 1, "Xie et al., 2018")
+    bound = (2, 1, "Xie et al., 2018")
 
     @abstractmethod
     def centre(self, values: Tensor) -> Tensor:

@@ -1,16 +1,38 @@
 """What happens to rows before a rule: buckets, mixing of neighbours, clipping. `strategy.aggregator.before`."""
 
 from dataclasses import replace
-from typing import Any
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flrl.aggregation.distances import nearest, squared_distances
-from flrl.aggregation.rows import Before, Rows
+from flrl.aggregation.rows import Before, Rows, check_cohort
+
+if TYPE_CHECKING:
+    from flrl.setup import Setup
 
 
 def nothing() -> None:
     """What `before=none` stands for: the rule is given the rows as they are."""
+
+
+class Bearing(Before):
+    """Base class of what is told how many clients may be malicious.
+
+    Args:
+        num_malicious: f, at least 0.
+    """
+
+    def __init__(self, *, num_malicious: int) -> None:
+        if num_malicious < 0:
+            raise ValueError(f"strategy.aggregator.before.num_malicious={num_malicious}: must be at least 0")
+        self.num_malicious = num_malicious
+
+    def check(self, setup: "Setup") -> None:
+        """Refuse cohorts in which honest clients would not be the majority."""
+        part = f"before.num_malicious={self.num_malicious}: {type(self).__name__}"
+        check_cohort(setup, part, 2 * self.num_malicious + 1, "an honest majority")
 
 
 class Bucketing(Before):
@@ -25,6 +47,10 @@ class Bucketing(Before):
             raise ValueError(f"strategy.aggregator.before.size={size}: must be at least 1")
         self.size = size
 
+    def count(self, rows: int) -> int:
+        """As many as there are buckets."""
+        return ceil(rows / self.size)
+
     def __call__(self, rows: Rows) -> Rows:
         """The buckets' means; a bucket weighs what its rows weigh together."""
         order = torch.randperm(len(rows), generator=rows.generator).to(rows.values.device)
@@ -34,7 +60,7 @@ class Bucketing(Before):
         return replace(rows, values=values, weights=weights, clients=range(len(places)))
 
 
-class NNM(Before):
+class NNM(Bearing):
     """Nearest-neighbour mixing: each row becomes the mean of its n - f nearest (Allouah et al., AISTATS 2023).
 
     "Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity", arXiv 2302.01772.
@@ -42,11 +68,6 @@ class NNM(Before):
     Args:
         num_malicious: f.
     """
-
-    def __init__(self, *, num_malicious: int) -> None:
-        if num_malicious < 0:
-            raise ValueError(f"strategy.aggregator.before.num_malicious={num_malicious}: must be at least 0")
-        self.num_malicious = num_malicious
 
     def __call__(self, rows: Rows) -> Rows:
         """The mixed rows."""
@@ -71,7 +92,7 @@ class Clip(Before):
         return clipped(rows, self.max_norm)
 
 
-class ARC(Before):
+class ARC(Bearing):
     """Adaptive robust clipping: the longest rows are clipped to the norm of the longest of the others.
 
     Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan, "Adaptive Gradient Clipping for Robust Federated Learning",
@@ -80,11 +101,6 @@ class ARC(Before):
     Args:
         num_malicious: f.
     """
-
-    def __init__(self, *, num_malicious: int) -> None:
-        if num_malicious < 0:
-            raise ValueError(f"strategy.aggregator.before.num_malicious={num_malicious}: must be at least 0")
-        self.num_malicious = num_malicious
 
     def __call__(self, rows: Rows) -> Rows:
         """The clipped rows."""

@@ -4,35 +4,23 @@ El Mhamdi, Guerraoui, Rouault, "The Hidden Vulnerability of Distributed Learning
 1802.07927. Clients count equally.
 """
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 
 from flrl.aggregation.around import nearest_mean
 from flrl.aggregation.distances import squared_distances
 from flrl.aggregation.krum import krum_scores
 from flrl.aggregation.median import median_of
-from flrl.aggregation.rows import RowRule, Rows, Ruled, check_bound, check_num_malicious
-
-if TYPE_CHECKING:
-    from flrl.setup import Setup
+from flrl.aggregation.rows import BearingRule, Rows, Ruled
 
 
-class Bulyan(RowRule):
+class Bulyan(BearingRule):
     """Chooses n - 2f rows, and averages n - 4f numbers of each column.
 
     Args:
         num_malicious: f, how many clients may be malicious.
     """
 
-    def __init__(self, *, num_malicious: int, **options: Any) -> None:
-        super().__init__(**options)
-        check_num_malicious(self, num_malicious)
-        self.num_malicious = num_malicious
-
-    def check(self, setup: "Setup") -> None:
-        """Refuse cohorts smaller than 4f + 3."""
-        check_bound(setup, self, self.num_malicious, 4, 3, "El Mhamdi et al., 2018")
+    bound = (4, 3, "El Mhamdi et al., 2018")
 
     def rule(self, rows: Rows) -> Ruled:
         """Choose, then average.

@@ -4,17 +4,12 @@ Shejwalkar, Houmansadr, "Manipulating the Byzantine: Optimizing Model Poisoning 
 Learning", NDSS 2021, algorithm 2. Clients count equally.
 """
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 
-from flrl.aggregation.rows import RowRule, Rows, Ruled, check_bound, check_num_malicious
-
-if TYPE_CHECKING:
-    from flrl.setup import Setup
+from flrl.aggregation.rows import BearingRule, Before, Rows, Ruled
 
 
-class DnC(RowRule):
+class DnC(BearingRule):
     """The mean of the rows that no iteration has left out.
 
     Args:
@@ -24,6 +19,8 @@ class DnC(RowRule):
         filter_factor: c; `c * f` rows are left out each time, rounded down.
     """
 
+    bound = (2, 1, "Shejwalkar and Houmansadr, 2021")
+
     def __init__(
         self,
         *,
@@ -31,21 +28,16 @@ class DnC(RowRule):
         iterations: int = 1,
         columns: int = 10_000,
         filter_factor: float = 1.0,
-        **options: Any,
+        before: Before | None = None,
     ) -> None:
-        super().__init__(**options)
-        check_num_malicious(self, num_malicious)
+        super().__init__(num_malicious=num_malicious, before=before)
         for name, value in (("iterations", iterations), ("columns", columns)):
             if value < 1:
                 raise ValueError(f"strategy.aggregator.{name}={value}: must be at least 1")
         if not filter_factor > 0:
             raise ValueError(f"strategy.aggregator.filter_factor={filter_factor}: must be positive")
-        self.num_malicious, self.iterations, self.columns = num_malicious, iterations, columns
+        self.iterations, self.columns = iterations, columns
         self.filter_factor = filter_factor
-
-    def check(self, setup: "Setup") -> None:
-        """Refuse cohorts in which honest clients would not be the majority."""
-        check_bound(setup, self, self.num_malicious, 2, 1, "Shejwalkar and Houmansadr, 2021")
 
     def rule(self, rows: Rows) -> Ruled:
         """Leave out, then average.

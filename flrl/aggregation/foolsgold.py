@@ -5,14 +5,28 @@ algorithm 1, over all numbers of the update. The server remembers the sum of eac
 averaged by FoolsGold's weights, normalised to a sum of 1; samples do not count.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from flrl.aggregation.rows import RowRule, Rows, Ruled
 
+if TYPE_CHECKING:
+    from flrl.setup import Setup
+
 
 class FoolsGold(RowRule):
     """The mean by weights that fall with the largest similarity to another client's history; zeros if all fall to 0."""
+
+    def check(self, setup: "Setup") -> None:
+        """Refuse buckets, whose rows are no client's, so that nobody has a history."""
+        super().check(setup)
+        cohort = setup.sampler.largest(setup.num_clients)
+        if self.before is not None and self.before.count(cohort) != cohort:
+            raise ValueError(
+                f"strategy.aggregator.before: FoolsGold needs each client's own row, not {type(self.before).__name__}"
+            )
 
     def rule(self, rows: Rows) -> Ruled:
         """The weighted mean; a row of weight 0 is left out."""

@@ -6,33 +6,21 @@ others; here from the n - f - 1 nearest others, which takes in one more honest r
 ("Fixing by Mixing", AISTATS 2023, arXiv 2302.01772). Clients count equally.
 """
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 
 from flrl.aggregation.distances import squared_distances
-from flrl.aggregation.rows import RowRule, Rows, Ruled, check_bound, check_num_malicious
-
-if TYPE_CHECKING:
-    from flrl.setup import Setup
+from flrl.aggregation.rows import BearingRule, Rows, Ruled
 
 
-class Krum(RowRule):
+class Krum(BearingRule):
     """The row with the lowest score: of (1, 2, 3), (4, 5, 6), (7, 8, 9) with f = 1 the first.
 
     Args:
         num_malicious: f, how many clients may be malicious.
     """
 
-    def __init__(self, *, num_malicious: int, **options: Any) -> None:
-        super().__init__(**options)
-        check_num_malicious(self, num_malicious)
-        self.num_malicious = num_malicious
-
-    def check(self, setup: "Setup") -> None:
-        """Refuse cohorts smaller than 2f + 3, for which nothing is proved."""
-        check_bound(setup, self, self.num_malicious, 2, 3, "Blanchard et al., 2017")
+    bound = (2, 3, "Blanchard et al., 2017")
 
     def chosen(self, count: int) -> int:
         """How many of so many rows are averaged."""

@@ -4,38 +4,29 @@ Rousseeuw, "Multivariate Estimation with High Breakdown Point", 1985; for learni
 "Distributed Momentum for Byzantine-resilient Learning", ICLR 2021, arXiv 2003.00010. Clients count equally.
 """
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 
 from flrl.aggregation.distances import squared_distances
-from flrl.aggregation.rows import RowRule, Rows, Ruled, check_bound, check_num_malicious
-
-if TYPE_CHECKING:
-    from flrl.setup import Setup
+from flrl.aggregation.rows import BearingRule, Before, Rows, Ruled
 
 _MOST = 20
 """Malicious clients at most: the search takes up to 2^f steps."""
 
 
-class MDA(RowRule):
+class MDA(BearingRule):
     """Leaves out f rows so that the diameter of the others is least; finds them exactly.
 
     Args:
         num_malicious: f, how many clients may be malicious; at most 20, as the search takes up to 2^f steps.
     """
 
-    def __init__(self, *, num_malicious: int, **options: Any) -> None:
-        super().__init__(**options)
-        check_num_malicious(self, num_malicious)
+    bound = (2, 1, "El Mhamdi et al., 2021")
+
+    def __init__(self, *, num_malicious: int, before: Before | None = None) -> None:
+        super().__init__(num_malicious=num_malicious, before=before)
         if num_malicious > _MOST:
             raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: MDA takes at most {_MOST}")
-        self.num_malicious = num_malicious
-
-    def check(self, setup: "Setup") -> None:
-        """Refuse cohorts in which honest clients would not be the majority."""
-        check_bound(setup, self, self.num_malicious, 2, 1, "El Mhamdi et al., 2021")
 
     def rule(self, rows: Rows) -> Ruled:
         """The mean of the rows that stay.

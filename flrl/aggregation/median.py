@@ -6,7 +6,8 @@ arXiv 1803.01498. Clients count equally; for an even number of clients it is the
 
 from torch import Tensor
 
-from flrl.aggregation.rows import RowRule, Rows, sorted_columns
+from flrl.aggregation.columns import sorted_columns
+from flrl.aggregation.rows import RowRule, Rows
 
 
 class Median(RowRule):

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +63,13 @@ class Ruled:
 class Before(ABC):
     """What happens to rows before a rule; their number may change. `flrl.aggregation.before` has some."""
 
+    def count(self, rows: int) -> int:
+        """How many rows it makes of so many."""
+        return rows
+
+    def check(self, setup: "Setup") -> None:  # noqa: B027
+        """Raise ValueError for what it cannot go with; before any round."""
+
     @abstractmethod
     def __call__(self, rows: Rows) -> Rows:
         """The rows that the rule is given."""
@@ -81,8 +87,15 @@ class RowRule(Aggregator):
     coordinatewise = False
     """Whether each column's result depends on that column alone; such a rule is called with some columns at a time."""
 
+    before: Before | None = None
+
     def __init__(self, *, before: Before | None = None) -> None:
         self.before = before
+
+    def check(self, setup: "Setup") -> None:
+        """Check what comes before the rule."""
+        if self.before is not None:
+            self.before.check(setup)
 
     @abstractmethod
     def rule(self, rows: Rows) -> Ruled | Tensor:
@@ -127,6 +140,34 @@ class RowRule(Aggregator):
         """Apply the rule to each named vector separately."""
         assert isinstance(reducer, RowsReducer)
         return reducer.combined(state, context.generator)
+
+
+class BearingRule(RowRule):
+    """Base class of rules that are told how many clients may be malicious.
+
+    Args:
+        num_malicious: f.
+        before: as for `RowRule`.
+
+    Raises:
+        ValueError: f is negative.
+    """
+
+    bound = (2, 1, "an honest majority")
+    """A cohort needs `bound[0] * f + bound[1]` clients, and who says so."""
+
+    def __init__(self, *, num_malicious: int, before: Before | None = None) -> None:
+        super().__init__(before=before)
+        if num_malicious < 0:
+            raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: must be at least 0")
+        self.num_malicious = num_malicious
+
+    def check(self, setup: "Setup") -> None:
+        """Refuse cohorts that are too small for what is proved."""
+        super().check(setup)
+        times, more, source = self.bound
+        part = f"num_malicious={self.num_malicious}: {type(self).__name__}"
+        check_cohort(setup, part, times * self.num_malicious + more, source, self.before)
 
 
 class RowsReducer:
@@ -198,6 +239,11 @@ class RowsReducer:
                 whole = self._rule.coordinatewise and self._rule.before is None
                 found = self._rule.rule(rows) if whole else self._rule.ruled(rows)
                 part = found if isinstance(found, Ruled) else Ruled(found)
+                if part.state and self._rule.coordinatewise:
+                    raise TypeError(
+                        f"strategy.aggregator: {type(self._rule).__name__} is coordinatewise, so it is called "
+                        "with some columns at a time and can have no state"
+                    )
                 parts.append(replace(part, vector=self._checked(part.vector, values.shape[1])))
             vectors[name] = torch.cat([part.vector for part in parts]).cpu() if parts else torch.zeros(0).double()
             for part in parts:
@@ -228,27 +274,14 @@ class RowsReducer:
                 yield torch.stack([self._rows[client_id][a:b] for client_id in clients])
 
 
-def sorted_columns(rows: Tensor) -> Tensor:
-    """Each column of `[n, d]` in ascending order."""
-    if rows.device.type != "cpu":
-        return rows.sort(dim=0).values
-    return torch.from_numpy(np.sort(rows.t().contiguous().numpy(), axis=1)).t()  # seven times faster than torch's
-
-
-def check_num_malicious(rule: RowRule, num_malicious: int) -> None:
-    """Raise ValueError unless the number of malicious clients that a rule is to bear is none or more."""
-    if num_malicious < 0:
-        raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: must be at least 0")
-
-
-def check_bound(setup: "Setup", rule: RowRule, num_malicious: int, times: int, more: int, source: str) -> None:
-    """Raise ValueError unless a cohort has at least `times * num_malicious + more` clients."""
+def check_cohort(setup: "Setup", part: str, least: int, source: str, before: Before | None = None) -> None:
+    """Raise ValueError, naming the part, unless a rule gets at least so many rows of the largest cohort."""
     cohort = setup.sampler.largest(setup.num_clients)
-    least = times * num_malicious + more
-    if cohort < least:
+    rows = cohort if before is None else before.count(cohort)
+    if rows < least:
+        left = "take part" if rows == cohort else f"take part, of which {type(before).__name__} makes {rows} rows"
         raise ValueError(
-            f"strategy.aggregator.num_malicious={num_malicious}: {type(rule).__name__} needs at least {least} clients "
-            f"in a round ({source}), and {cohort} take part"
+            f"strategy.aggregator.{part} needs at least {least} clients in a round ({source}), and {cohort} {left}"
         )
 
 

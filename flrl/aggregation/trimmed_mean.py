@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from flrl.aggregation.rows import RowRule, Rows, check_bound, check_num_malicious, sorted_columns
+from flrl.aggregation.columns import sorted_columns
+from flrl.aggregation.rows import RowRule, Rows, check_cohort
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
@@ -34,14 +35,16 @@ class TrimmedMean(RowRule):
             raise ValueError("strategy.aggregator: TrimmedMean takes share or num_malicious, the other is null")
         if share is not None and not 0 <= share < 0.5:
             raise ValueError(f"strategy.aggregator.share={share}: must be at least 0 and below 0.5")
-        if num_malicious is not None:
-            check_num_malicious(self, num_malicious)
+        if num_malicious is not None and num_malicious < 0:
+            raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: must be at least 0")
         self.share, self.num_malicious = share, num_malicious
 
     def check(self, setup: "Setup") -> None:
         """Refuse cohorts of which nothing would be left."""
+        super().check(setup)
         if self.num_malicious is not None:
-            check_bound(setup, self, self.num_malicious, 2, 1, "Yin et al., 2018")
+            part = f"num_malicious={self.num_malicious}: TrimmedMean"
+            check_cohort(setup, part, 2 * self.num_malicious + 1, "Yin et al., 2018", self.before)
 
     def rule(self, rows: Rows) -> Tensor:
         """The mean of each column without its extremes, `[d]`."""

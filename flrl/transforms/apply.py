@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from flrl.layout import ParameterLayout
-from flrl.seeding import SERVER, seed_for
+from flrl.seeding import SERVER, seed_for, seeded_for_client
 from flrl.transforms.base import Transform
 from flrl.types import Broadcast, ClientUpdate, Context, Tensors
 
@@ -35,7 +35,10 @@ def on_client(
     kept, metrics = dict(update.memory), dict(update.metrics)
     for name, transform in transforms.items():
         context = _context(name, update.client_id, broadcast, layout, seed)
-        update, own, numbers = _three(transform.client(update, _own(memory, name), context), name, "client")
+        seed_here = seed_for(seed, broadcast.round, update.client_id, f"transforms/{name}/global")
+        with seeded_for_client(seed_here, broadcast.vector.device):  # for those that draw from the global generators
+            result = transform.client(update, _own(memory, name), context)
+        update, own, numbers = _three(result, name, "client")
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
         metrics |= {_key(name, key): value for key, value in {**numbers, "clients": 1.0}.items()}
     return replace(update, memory=kept, metrics=metrics)

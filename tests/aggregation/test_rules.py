@@ -30,12 +30,14 @@ from flrl.aggregation import (
     Phocas,
     RowRule,
     Rows,
+    Ruled,
     SignMajority,
     TrimmedMean,
 )
 from flrl.aggregation.around import nearest_mean
 from flrl.aggregation.foolsgold import foolsgold_weights
 from flrl.aggregation.mda import smallest_without
+from tests.aggregation.updates import of_rows
 from tests.toys import setup_of
 
 X = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]
@@ -293,3 +295,37 @@ def test_too_many_malicious_clients_are_refused_before_the_first_round(rule: Row
     )
     with pytest.raises(ValueError, match=message):
         rule.check(setup_of(sizes=(10,) * (least - 1)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            Krum(num_malicious=1, before=Bucketing(size=2)),
+            r"5 clients .*, and 7 take part, .* Bucketing makes 4",
+        ),
+        (
+            Median(before=NNM(num_malicious=4)),
+            r"before.num_malicious=4: NNM needs at least 9 .*, and 7 take part",
+        ),
+        (FoolsGold(before=Bucketing(size=2)), r"before: FoolsGold needs each client's own row, not Bucketing"),
+    ],
+)
+def test_what_comes_before_a_rule_counts_for_its_bound(rule: RowRule, message: str) -> None:
+    rule.check(setup_of(sizes=(10,) * 9)) if not isinstance(rule, FoolsGold) else None
+    with pytest.raises(ValueError, match=message):
+        rule.check(setup_of(sizes=(10,) * 7))
+
+
+def test_a_coordinatewise_rule_can_have_no_state() -> None:
+    class Counting(RowRule):
+        coordinatewise = True
+
+        def __init__(self) -> None:  # `before` is None for a class that does not say so
+            pass
+
+        def rule(self, rows: Rows) -> Ruled:
+            return Ruled(rows.values[0], state={"seen": rows.values[0]})
+
+    with pytest.raises(TypeError, match=r"Counting is coordinatewise, .* can have no state"):
+        of_rows(Counting(), [1.0], [2.0])

@@ -241,3 +241,21 @@ def test_what_a_rule_gives_is_checked(result: Any, found: str) -> None:
 
     with pytest.raises(TypeError, match=rf"strategy.aggregator: Rule.rule gives {found}, must be \[18\]"):
         fit(make_worker(FedAvg(rounds=1, **OPTIONS, aggregator=Rule())))
+
+
+def test_what_a_transform_draws_follows_from_seed_round_and_client() -> None:
+    """From the global generators, in whatever order clients come, alone or in a client batch."""
+
+    class Noisy(Transform):
+        def client(self, update: Any, memory: Tensors, context: Any) -> Any:
+            return update, {"drawn": torch.rand(3)}, {}
+
+    found = []
+    for trainer in (EagerTrainer(batch_size=8), VectorizedTrainer(batch_size=8, width=3)):
+        worker = make_worker(FedAvg(rounds=1, **OPTIONS, transforms={"noisy": Noisy()}), trainer=trainer)
+        broadcast, tasks = worker.strategy.plan(start(), worker.data.sizes, 0, worker.model.layout)
+        for order in (worker.batched(tasks), worker.batched(tasks)[::-1]):
+            reports = worker.train(broadcast, order, lambda report: None)[1]
+            found.append({r.client_id: r.memory["transforms/noisy/drawn"].tolist() for r in reports if r.memory})
+    assert all(other == found[0] for other in found)
+    assert len({tuple(drawn) for drawn in found[0].values()}) == 3
