@@ -68,8 +68,8 @@ def verify_run(cfg: DictConfig) -> bool:
             batches = client_batches(worker.batched(tasks))
             chosen = [batch for batch in batches if cfg.client in (task.client_id for task in batch)]
             if not chosen:
-                cohort = ", ".join(str(task.client_id) for task in tasks)
-                raise ValueError(f"client={cfg.client}: takes no part in round {cfg.round}; its cohort is {cohort or 'empty'}")
+                cohort = ", ".join(str(task.client_id) for task in tasks) or "empty"
+                raise ValueError(f"client={cfg.client}: takes no part in round {cfg.round}; its cohort is {cohort}")
             reports = backend.train(broadcast, chosen[0], lambda report: None).reports
             checksums = {report.client_id: report.checksum for report in reports}
             comparison.client(cfg.round, cfg.client, checksums[cfg.client])

@@ -191,7 +191,7 @@ def test_the_fewest_updates_are_asked_of_rounds_with_clients() -> None:
     sampler = PoissonSampler(probability=0.4)
     seed = next(s for s in range(1000) if [len(sampler(2, seed=s, round=r)) for r in (1, 2, 3)] == [2, 0, 1])
     strategy = FedAvg(rounds=3, sampler=sampler, server_optimizer=SGD, min_clients=2)
-    with pytest.raises(TooFewUpdatesError, match=r"round 3: 1 usable updates, strategy\.min_clients=2; only 1 took part"):
+    with pytest.raises(TooFewUpdatesError, match=r"1 usable updates, strategy\.min_clients=2; only 1 took part"):
         fit(make_worker(strategy, sizes=(10, 12), seed=seed))
 
 
