@@ -24,6 +24,15 @@ class Finished:
     err: str
 
 
+@pytest.fixture(autouse=True)
+def _quiet_root() -> Iterator[None]:
+    """Each test begins with the root logger's level of a fresh process: Hydra sets it to INFO for good."""
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    yield
+    root.setLevel(logging.WARNING)
+
+
 @pytest.fixture
 def cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -32,7 +41,7 @@ def cli(
     from flrl.train import main as train_main
 
     root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
+    handlers = list(root.handlers)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
@@ -51,4 +60,3 @@ def cli(
     for handler in [handler for handler in root.handlers if handler not in handlers]:  # the log files of runs
         root.removeHandler(handler)
         handler.close()
-    root.setLevel(level)
