@@ -13,7 +13,11 @@ WITH_MPI = pytest.param(10, ("serial", "process", "mpi"), marks=pytest.mark.mpi)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kills", "backends"),
-    [(2, ("serial",)), pytest.param(10, ("serial",), marks=pytest.mark.slow), WITH_MPI],
+    [
+        pytest.param(2, ("serial",), marks=pytest.mark.slow),
+        pytest.param(10, ("serial",), marks=pytest.mark.slow),
+        WITH_MPI,
+    ],
     ids=["2 serial", "10 serial", "10 on all"],
 )
 def test_kills_at_random_times_change_nothing(

@@ -78,9 +78,13 @@ def test_a_model_and_a_dataset_of_ones_own(cli: Any) -> None:
     }.items():
         Path(f"my/{path}.yaml").parent.mkdir(parents=True)
         Path(f"my/{path}.yaml").write_text(text)
-    own = ("--config-dir=my", "dataset=own", "strategy.rounds=1", "logger=none", "backend=process", "backend.workers=2")
-    for name, chosen in (("own", {"input_shape": [2, 5], "num_classes": 4}), ("mlp_2nn", {"num_classes": 4})):
-        done = cli(*own, f"model={name}", f"hydra.run.dir={name}")
+    own = ("--config-dir=my", "dataset=own", "strategy.rounds=1", "logger=none")
+    cases = {
+        "own": (("backend=process", "backend.workers=2"), {"input_shape": [2, 5], "num_classes": 4}),
+        "mlp_2nn": ((), {"num_classes": 4}),
+    }
+    for name, (backend, chosen) in cases.items():
+        done = cli(*own, *backend, f"model={name}", f"hydra.run.dir={name}")
         assert (done.code, done.err) == (0, "")
         saved = yaml.safe_load(Path(name, ".hydra/config.yaml").read_text())["model"]
         assert {key: saved[key] for key in chosen} == chosen

@@ -1,0 +1,1 @@
+"""Audits: sweeps whose jobs become one table and one picture."""

@@ -1,0 +1,54 @@
+"""The setting of Karimireddy, He, Jaggi, ICLR 2022, arXiv 2006.09365, on MNIST: 20 honest workers and 5 others.
+
+The training samples, sorted by class, are cut into 20 parts for the honest workers, 0 to 19. Workers 20 to 24 each have
+as many samples drawn from all classes, as copies.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from flrl.data import Splits, TensorSource
+from flrl.data.datasets import mnist
+
+HONEST, OTHERS = 20, 5
+
+
+def copied(*, data_dir: str, mean: Sequence[float], std: Sequence[float]) -> Splits:
+    """MNIST with copies of 15,000 training samples at its end, 3,000 for each worker that may lie."""
+    splits = mnist(data_dir=data_dir, mean=mean, std=std)
+    train = splits.train
+    assert isinstance(train, TensorSource)
+    count = len(train) // HONEST * OTHERS
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:count]
+    inputs, targets = torch.cat([train.inputs, train.inputs[chosen]]), torch.cat([train.targets, train.targets[chosen]])
+    return Splits(train=TensorSource(inputs, targets, mean=mean, std=std), test=splits.test)
+
+
+def sorted_by_class(num_samples: int, labels: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """The honest workers' samples in the order of their classes, and the copies."""
+    assert labels is not None
+    whole = num_samples * HONEST // (HONEST + OTHERS)
+    owner = np.empty(num_samples, np.int64)
+    owner[np.argsort(labels[:whole], kind="stable")] = np.arange(whole) * HONEST // whole
+    owner[whole:] = HONEST + np.arange(num_samples - whole) * OTHERS // (num_samples - whole)
+    return owner
+
+
+def net(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
+    """The paper's CNN: 1,199,882 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout2d(0.25),
+        nn.Flatten(),
+        nn.Linear(9216, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, num_classes),
+    )
