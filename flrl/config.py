@@ -8,7 +8,7 @@ PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CB
 """Environment variables with which torch, oneDNN and MKL choose the same kernels on all x86-64 processors with AVX2."""
 CLIENT_STORE = {"_target_": "flrl.clients.ClientStore", "budget_bytes": 2**30}
 """The default client store; configurations of earlier versions have no such group."""
-NOBODY = {"_target_": "flrl.adversaries.Nobody"}
+NOBODY = {"_target_": "flrl.adversaries.Nobody", "clients": 0, "start": 1, "stop": None}
 """The default adversary; likewise."""
 FROM_DATA = ("input_shape", "num_classes")
 """Arguments of models and adversaries that are read from the dataset if their yaml has null for them."""

@@ -194,7 +194,8 @@ class Adversary:
 
 
 class Nobody(Adversary):
-    """Everybody is honest: `adversary=none`."""
+    """Everybody is honest: `adversary=none`. It takes what all adversaries take, for sweeps, and makes nothing of it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def malicious(self, num_clients: int, seed: int) -> tuple[int, ...]:
+        """Nobody."""
+        return ()

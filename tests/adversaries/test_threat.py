@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flrl.adversaries import Adversary, AdversaryContext, SignFlip, Threat
+from flrl.adversaries import Adversary, AdversaryContext, Nobody, SignFlip, Threat
 from flrl.aggregation import Krum, Median
 from flrl.records import adversary_numbers
 from flrl.sampling import AllClients
@@ -39,6 +39,7 @@ def test_a_number_and_a_fraction_are_drawn_by_seed() -> None:
     assert len({Adversary(clients=3).malicious(10, seed) for seed in range(20)}) > 10
     assert Adversary(clients=[5, 2]).malicious(10, 0) == (2, 5)
     assert Adversary(clients=1).malicious(10, 0) != Adversary(clients=0.9).malicious(10, 0)
+    assert Nobody(clients=3).malicious(10, 0) == ()
     assert [Adversary(clients=nobody).malicious(10, 0) for nobody in (0, 0.0, [])] == [()] * 3
 
 
