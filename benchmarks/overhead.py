@@ -199,7 +199,7 @@ def described(outcomes: dict[str, list[Outcome]], worker: Worker, config: dict[s
         "ratio_of_medians": statistics.median(flrl) / statistics.median(bare),
         "median_of_ratios": statistics.median(b / a for a, b in zip(bare, flrl, strict=True)),
         "test_accuracy": {
-            name: worker.evaluate(ServerState(rounds, runs[-1].vector), rounds=rounds)["test/accuracy"]
+            name: worker.examiner.evaluate(ServerState(rounds, runs[-1].vector), rounds=rounds)["test/accuracy"]
             for name, runs in outcomes.items()
         },
         "largest_difference": float((last_flrl - last_bare).abs().max()),

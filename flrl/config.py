@@ -8,8 +8,10 @@ PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CB
 """Environment variables with which torch, oneDNN and MKL choose the same kernels on all x86-64 processors with AVX2."""
 CLIENT_STORE = {"_target_": "flrl.clients.ClientStore", "budget_bytes": 2**30}
 """The default client store; configurations of earlier versions have no such group."""
+NOBODY = {"_target_": "flrl.adversaries.Nobody", "clients": 0, "start": 1, "stop": None}
+"""The default adversary; likewise."""
 FROM_DATA = ("input_shape", "num_classes")
-"""Arguments of models that are read from the dataset if the model's yaml has null for them."""
+"""Arguments of models and adversaries that are read from the dataset if their yaml has null for them."""
 _PACKAGE = Path(__file__).parent
 # In a wheel conf/ is inside of the package, in a clone beside it.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -36,6 +38,7 @@ class TrainConfig:
     strategy: dict[str, Any] = field(default_factory=dict)
     backend: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    adversary: dict[str, Any] = field(default_factory=lambda: dict(NOBODY))
     client_store: dict[str, Any] = field(default_factory=lambda: dict(CLIENT_STORE))
     callbacks: dict[str, Any] | None = None
     logger: dict[str, Any] | None = None

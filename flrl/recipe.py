@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from flrl.adversaries import Adversary, Threat
 from flrl.cli.instantiation import make, without_seed
 from flrl.clients import ClientStore
-from flrl.config import CLIENT_STORE
+from flrl.config import CLIENT_STORE, NOBODY
 from flrl.data import FederatedData, TensorSource
 from flrl.data.federated import Partition
 from flrl.process_setup import prepare
@@ -70,6 +71,11 @@ class Recipe:
         strategy: Strategy = make(self.config, "strategy")
         return strategy
 
+    def adversary(self) -> Adversary:
+        """The adversary; that of a configuration of an earlier version is nobody."""
+        adversary: Adversary = make({"adversary": self.config.get("adversary") or NOBODY}, "adversary")
+        return adversary
+
     def client_store(self) -> ClientStore:
         """The store of client memory."""
         store: ClientStore = make({"client_store": self.config.get("client_store") or CLIENT_STORE}, "client_store")
@@ -87,16 +93,19 @@ class Recipe:
             ValueError: parts cannot be combined, or the model has nothing to train.
         """
         trainer, strategy, evaluator = make(self.config, "trainer"), self.strategy(), make(self.config, "evaluation")
+        adversary = self.adversary()
         model = prepare(self.module(), threads=threads, device=device, personal=strategy.personal)
         if not model.layout.num_trainable:
             raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters that are sent")
         held_out = len(data.holding_out())
-        setup = Setup.of(model.module, strategy, trainer, data.sizes, num_holding_out=held_out)  # type: ignore[arg-type]
+        module: Any = model.module
+        setup = Setup.of(module, strategy, trainer, data.sizes, num_holding_out=held_out, adversary=adversary)
         setup.check()
         evaluator.check(setup)
         if model.local.device.type == "cuda":
             for source in (data.splits.train, data.splits.test):
                 if isinstance(source, TensorSource):
                     source.move_to(model.local.device)
-        drop = self._on_client_failure == "drop"
-        return Worker(model, data, trainer, strategy, evaluator, self.seeds.run, drop_failures=drop)
+        drop, seed = self._on_client_failure == "drop", self.seeds.run
+        threat = Threat.of(adversary, data.num_clients, seed, data.splits.test)
+        return Worker(model, data, trainer, strategy, evaluator, seed, drop_failures=drop, threat=threat)

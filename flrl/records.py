@@ -1,9 +1,9 @@
 """The record of a round: its metrics, and those of its clients, as one row of `metrics.jsonl`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from flrl.types import Aggregate, RoundRecord
+from flrl.types import Aggregate, ClientReport, RoundRecord
 
 
 def evaluation_record(metrics: Mapping[str, float], digest: str) -> RoundRecord:
@@ -39,3 +39,29 @@ def round_record(round: int, metrics: Mapping[str, float], digest: str, result: 
         "comm/up_bytes": float(sum(report.up_bytes for report in result.reports)),
     }
     return RoundRecord(round=round, metrics={**numbers, **metrics}, digest=digest, reports=tuple(result.reports))
+
+
+def adversary_numbers(reports: Sequence[ClientReport], *, exists: bool, selects: bool) -> dict[str, float]:
+    """What a round's reports say of malicious clients, and of the filter of a rule that selects.
+
+    `adversary/num` counts the malicious clients of the cohort that were active, and `aggregator/rejected` the filtered
+    ones. Of the updates that the rule was given, `aggregator/precision` is the share of malicious ones among the
+    filtered (absent if nothing was filtered), `aggregator/recall` the share of filtered ones among the malicious.
+
+    Args:
+        reports: of the cohort.
+        exists: whether there is an adversary, with active clients or without.
+        selects: whether the rule selects.
+    """
+    numbers = {"adversary/num": float(sum(report.malicious for report in reports))} if exists else {}
+    if not selects:
+        return numbers
+    filtered = sum(report.filtered for report in reports)
+    numbers["aggregator/rejected"] = float(filtered)
+    malicious = [report for report in reports if report.malicious and report.rejected is None]
+    if malicious:
+        found = sum(report.filtered for report in malicious)
+        numbers["aggregator/recall"] = found / len(malicious)
+        if filtered:
+            numbers["aggregator/precision"] = found / filtered
+    return numbers

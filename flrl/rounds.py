@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flrl.adversaries import Threat
+from flrl.adversaries.threat import kept_variables
 from flrl.aggregation import Combined
 from flrl.aggregation.state import combine, named, own_variables
 from flrl.callbacks.base import Callbacks
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
-from flrl.records import evaluation_record, round_record
+from flrl.records import adversary_numbers, evaluation_record, round_record
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
 from flrl.transforms.apply import on_server
@@ -42,6 +45,7 @@ class Rounds:
         callbacks: called in every round; one of them may stop the run.
         seed: the run's seed.
         sampling_seed: seed of the cohorts.
+        threat: which clients are malicious, and what they do.
     """
 
     strategy: "Strategy"
@@ -50,6 +54,7 @@ class Rounds:
     callbacks: Callbacks
     seed: int
     sampling_seed: int
+    threat: Threat = field(default_factory=Threat)
 
     def run(self, state: ServerState, history: Sequence[RoundRecord]) -> tuple[ServerState, list[RoundRecord]]:
         """Run the rounds that are left, and return the last state and a record of every round.
@@ -85,7 +90,8 @@ class Rounds:
 
     def _round(self, state: ServerState, weight_of_all: float) -> tuple[ServerState, RoundRecord]:
         started = time.perf_counter()
-        broadcast, tasks = self.strategy.plan(state, self.backend.sizes, self.sampling_seed, self.layout)
+        sizes = self.backend.sizes
+        broadcast, tasks = planned(self.strategy, self.threat, state, sizes, self.sampling_seed, self.layout)
         self.callbacks.on_round_start(broadcast.round, broadcast.cohort)
         received = self._received(broadcast, tasks)
         with isolated_randomness(seed_for(self.seed, broadcast.round, SERVER, "server"), torch.device("cpu")):
@@ -116,7 +122,9 @@ class Rounds:
     ) -> tuple[Aggregate, dict[str, Tensor], dict[str, float]]:
         """The aggregate of the updates, the next variables of aggregator and transforms, and numbers to report."""
         strategy = self.strategy
+        colluding = kept_variables(state.variables)
         if received is not None:
+            colluding = self.threat.colluded(received.reducer, state.variables, broadcast, self.layout)
             combined = combine(strategy.aggregator, received.reducer, state, broadcast, self.layout, self.seed)
             reports = received.reports
         else:
@@ -127,8 +135,12 @@ class Rounds:
             strategy.transforms, combined.vectors, state.variables, broadcast, self.layout, self.seed
         )
         if combined.filtered is not None:
-            numbers = {**numbers, "aggregator/rejected": float(len(combined.filtered))}
-        return Aggregate(vectors, combined.total_weight, reports), {**kept, **named(combined.state)}, numbers
+            filtered = set(combined.filtered)
+            reports = tuple(replace(report, filtered=report.client_id in filtered) for report in reports)
+        kept = {**kept, **named(combined.state), **colluding}
+        selects = combined.filtered is not None
+        numbers = {**numbers, **adversary_numbers(reports, exists=self.threat.exists, selects=selects)}
+        return Aggregate(vectors, combined.total_weight, reports), kept, numbers
 
     def _check(self, reports: Sequence[ClientReport], round: int) -> None:
         accepted = [report for report in reports if report.rejected is None]
@@ -141,6 +153,28 @@ class Rounds:
         for name in self.strategy.transforms:
             if not any(f"transforms/{name}/clients" in report.metrics for report in accepted):
                 raise RuntimeError(f"transform {name} was asked for but never ran")
+
+
+def planned(
+    strategy: "Strategy",
+    threat: Threat,
+    state: ServerState,
+    sizes: np.ndarray,
+    sampling_seed: int,
+    layout: ParameterLayout,
+) -> tuple[Broadcast, list[ClientTask]]:
+    """What the clients of the next round are sent, and their tasks: a strategy's plan, after a malicious server.
+
+    Args:
+        strategy: the algorithm.
+        threat: the run's.
+        state: the server's state before the round.
+        sizes: training samples of every client, int64 `[num_clients]`.
+        sampling_seed: seed of the cohorts.
+        layout: the model's layout.
+    """
+    broadcast, tasks = strategy.plan(state, sizes, sampling_seed, layout)
+    return threat.sent(broadcast, layout), tasks
 
 
 def initial_state(strategy: "Strategy", vector: Tensor, layout: ParameterLayout, seed: int) -> ServerState:

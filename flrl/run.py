@@ -29,7 +29,7 @@ from flrl.config import TrainConfig
 from flrl.data import FederatedData
 from flrl.logging import Loggers
 from flrl.recipe import Recipe
-from flrl.rounds import initial_state
+from flrl.rounds import initial_state, planned
 from flrl.runs.checkpoint import kept_indexes
 from flrl.runs.environment import differences, environment
 from flrl.runs.resuming import Resumption, last_good, run_to_resume
@@ -91,10 +91,12 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
     store = recipe.client_store()
     start = _start(worker, info, store)
     callbacks = _callbacks(config)
-    worker.evaluator.try_out(worker.model, worker.data, seed=worker.seed)
+    worker.examiner.try_out()
     if start.state.round < worker.strategy.rounds and backend.holds_samples and not worker.drop_failures:
         layout = worker.model.layout
-        worker.rehearse(*worker.strategy.plan(start.state, data.sizes, recipe.seeds.sampling, layout))
+        worker.rehearse(
+            *planned(worker.strategy, worker.threat, start.state, data.sizes, recipe.seeds.sampling, layout)
+        )
     # The command is accepted: from here on files in the folder are changed.
     shutil.rmtree(folder / BEFORE, ignore_errors=True)
     log_file.begin()
@@ -114,6 +116,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
                 sampling_seed=recipe.seeds.sampling,
                 callbacks=callbacks,
                 history=start.history,
+                threat=worker.threat,
             )
     finally:
         try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from flrl.layout import ParameterLayout
 if TYPE_CHECKING:  # the parts import this
     import pytorch_lightning as pl
 
+    from flrl.adversaries import Adversary
     from flrl.aggregation import Aggregator
     from flrl.sampling import Sampler
     from flrl.strategies import Strategy
@@ -32,7 +33,7 @@ class Setup:
         trainer: the engine of local training.
         sizes: number of training samples of every client, int64 `[num_clients]`.
         num_holding_out: number of clients that hold samples out for evaluation.
-        adversary: which clients are malicious; None for none.
+        adversary: which clients are malicious, and what they do; None for nobody.
     """
 
     module: "pl.LightningModule"
@@ -44,7 +45,7 @@ class Setup:
     trainer: "Trainer"
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     num_holding_out: int = 0
-    adversary: Any = None
+    adversary: "Adversary | None" = None
 
     @classmethod
     def of(
@@ -55,6 +56,7 @@ class Setup:
         sizes: "np.ndarray | Sequence[int]",
         *,
         num_holding_out: int = 0,
+        adversary: "Adversary | None" = None,
     ) -> "Setup":
         """The setup of a strategy and its parts; arguments as the attributes."""
         layout = ParameterLayout(module, strategy.personal)
@@ -68,6 +70,7 @@ class Setup:
             trainer=trainer,
             sizes=np.asarray(sizes, np.int64),
             num_holding_out=num_holding_out,
+            adversary=adversary,
         )
 
     @property
@@ -92,3 +95,5 @@ class Setup:
         self.aggregator.check(self)
         for transform in self.transforms.values():
             transform.check(self)
+        if self.adversary is not None:
+            self.adversary.check(self)

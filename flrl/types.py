@@ -125,6 +125,8 @@ class ClientReport:
         rejected: the rejection reason if the update was left out, else None.
         checksum: `flrl.layout.checksum` of the vectors that the client sent; empty if it sent none.
         memory: all tensors that the client keeps until it next takes part; None keeps those it had.
+        malicious: whether the adversary had it misbehave in this round.
+        filtered: whether a rule that selects has left its update out of the aggregate.
     """
 
     client_id: int
@@ -135,6 +137,8 @@ class ClientReport:
     rejected: str | None = None
     checksum: str = ""
     memory: Tensors | None = None
+    malicious: bool = False
+    filtered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

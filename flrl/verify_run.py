@@ -19,7 +19,7 @@ from flrl.evaluate_run import check_partition, saved_config
 from flrl.evaluation import Evaluator
 from flrl.layout import ParameterLayout, digest
 from flrl.recipe import Recipe
-from flrl.rounds import initial_state
+from flrl.rounds import initial_state, planned
 from flrl.runs.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
 from flrl.runs.environment import differences, environment
 from flrl.runs.integrity import check_files
@@ -63,7 +63,8 @@ def verify_run(cfg: DictConfig) -> bool:
         start = backend.keep(start, folder)
         state = _advance(worker, backend, recipe.seeds.sampling, start, comparison, stop)
         if cfg.client is not None and not comparison.differences:
-            broadcast, tasks = worker.strategy.plan(state, backend.sizes, recipe.seeds.sampling, worker.model.layout)
+            strategy, layout, seed = worker.strategy, worker.model.layout, recipe.seeds.sampling
+            broadcast, tasks = planned(strategy, worker.threat, state, backend.sizes, seed, layout)
             # The whole client batch is trained: the last bits may depend on it.
             batches = client_batches(worker.batched(tasks))
             chosen = [batch for batch in batches if cfg.client in (task.client_id for task in batch)]
@@ -223,6 +224,7 @@ def _advance(
         seed=worker.seed,
         sampling_seed=sampling_seed,
         callbacks=Callbacks([comparison, _Stop(comparison, last)]),
+        threat=worker.threat,
     )
     return state
 

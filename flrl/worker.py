@@ -1,48 +1,29 @@
-"""The worker of every backend: trains clients, reduces their updates, evaluates."""
+"""The worker of every backend: trains clients and reduces their updates."""
 
 import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-from torch import Tensor
-
+from flrl.adversaries.threat import Threat
 from flrl.aggregation import Reducer, stats_of
 from flrl.aggregation.base import check_sizes
 from flrl.bound_model import BoundModel
 from flrl.cli.tracebacks import place_in, raised_by_flrl
 from flrl.data import FederatedData
 from flrl.errors import ClientError
-from flrl.evaluation import Evaluator, summarize_clients
+from flrl.evaluation import Evaluator
+from flrl.examiner import Examiner
 from flrl.layout import checksum_of
-from flrl.lightning.logs import Logged, joined
-from flrl.seeding import SERVER, clients_in_turn, seed_for
+from flrl.seeding import clients_in_turn
 from flrl.snapshot import Snapshot, refuse_changes
 from flrl.strategies import Strategy
 from flrl.strategies.running import train_clients
 from flrl.trainers import LocalProblem, Trainer
-from flrl.trainers.problem import PERSONAL
 from flrl.transforms.apply import on_client
-from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, ServerState, Tensors
+from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, Tensors
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationShare:
-    """What is to be evaluated: indices of batches of the central test set; clients, on their held-out samples."""
-
-    batches: range
-    clients: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationPart:
-    """The results of an `EvaluationShare`: the module's logs on its test batches, each client's metrics by id."""
-
-    central: Logged | None
-    clients: Mapping[int, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +38,7 @@ class Worker:
         evaluator: evaluates, and decides after which rounds.
         seed: the run's seed.
         drop_failures: a client whose training raises is reported as rejected, instead of ending the run.
+        threat: which clients are malicious, and what they do.
     """
 
     model: BoundModel
@@ -66,6 +48,7 @@ class Worker:
     evaluator: Evaluator
     seed: int
     drop_failures: bool = False
+    threat: Threat = field(default_factory=Threat)
 
     def train(
         self,
@@ -81,19 +64,20 @@ class Worker:
 
         Raises:
             ClientError: a client's training raised, and failures are not dropped.
-            ValueError: the strategy has changed itself.
+            ValueError: the strategy or the adversary has changed itself.
         """
         broadcast = self.on_device(broadcast)
         reducer = self.reducer(broadcast)
         reports = []
-        before = Snapshot(self.strategy, "strategy")
+        malicious = self.threat.present(broadcast.round, [task.client_id for task in tasks])
+        before = self._parts()
         with clients_in_turn(self.model.local.device):
             for batch in client_batches(tasks):
                 on_start(batch[0])
                 updates = self._updates(batch, broadcast)
-                refuse_changes(self.strategy, before, f"while client {batch[0].client_id} trains")
+                self._refuse_changes(before, f"while client {batch[0].client_id} trains")
                 for task, update in zip(batch, updates, strict=True):
-                    reports.append(_add(task, update, reducer))
+                    reports.append(_add(task, update, reducer, malicious=task.client_id in malicious))
                     on_report(reports[-1])
         return reducer, reports
 
@@ -111,13 +95,13 @@ class Worker:
             tasks: the round's tasks.
 
         Raises:
-            ValueError: a trainer or a strategy refuses the module, or the strategy has changed itself.
+            ValueError: a trainer or a strategy refuses the module, or strategy or adversary has changed itself.
             ClientError: the module's own code raised.
         """
         if not tasks:
             return
         batch = client_batches(self.batched(tasks))[0]
-        before = Snapshot(self.strategy, "strategy")
+        before = self._parts()
         with clients_in_turn(self.model.local.device):
             try:
                 for update in self._updates(batch, self.on_device(broadcast), most=self.trainer.batch_size):
@@ -129,7 +113,7 @@ class Worker:
                 raise
             finally:
                 self.model.load(broadcast.vector)
-        refuse_changes(self.strategy, before, "while a client trains")
+        self._refuse_changes(before, "while a client trains")
 
     def batched(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
         """The tasks in their order, each with the index of its client batch; the largest clients form the first batch.
@@ -149,6 +133,17 @@ class Worker:
         device = self.model.local.device
         variables = {name: tensor.to(device) for name, tensor in broadcast.variables.items()}
         return replace(broadcast, vector=broadcast.vector.to(device), variables=variables)
+
+    def _parts(self) -> list[tuple[object, Snapshot]]:
+        """The parts that must not change while clients train, as they are now."""
+        parts: dict[str, object] = {"strategy": self.strategy}
+        if self.threat.clients:
+            parts["adversary"] = self.threat.adversary
+        return [(part, Snapshot(part, name)) for name, part in parts.items()]
+
+    def _refuse_changes(self, before: Sequence[tuple[object, Snapshot]], when: str) -> None:
+        for part, snapshot in before:
+            refuse_changes(part, snapshot, when)
 
     def _updates(
         self, batch: Sequence[ClientTask], broadcast: Broadcast, most: int | None = None
@@ -173,18 +168,18 @@ class Worker:
         return alone
 
     def _trained(self, batch: Sequence[ClientTask], broadcast: Broadcast, most: int | None) -> list[ClientUpdate]:
-        source, indices = self.data.splits.train, self.data.train_indices
-        problems = [
-            LocalProblem.of(self.model, source, indices(task.client_id)[:most], task, broadcast, self.seed)
-            for task in batch
-        ]
-        updates = train_clients(self.strategy, problems, self.trainer)
-        if not self.strategy.transforms:
-            return updates
-        return [
-            on_client(self.strategy.transforms, update, problem.task.memory, broadcast, self.model.layout, self.seed)
-            for problem, update in zip(problems, updates, strict=True)
-        ]
+        problems = [self._problem(task, broadcast, most) for task in batch]
+        layout, found = self.model.layout, []
+        for problem, update in zip(problems, train_clients(self.strategy, problems, self.trainer), strict=True):
+            memory = problem.task.memory
+            sent = self.threat.on_client(update, memory, broadcast, layout)
+            found.append(on_client(self.strategy.transforms, sent, memory, broadcast, layout, self.seed))
+        return found
+
+    def _problem(self, task: ClientTask, broadcast: Broadcast, most: int | None) -> LocalProblem:
+        source, indices = self.data.splits.train, self.data.train_indices(task.client_id)[:most]
+        source, indices = self.threat.samples(source, indices, task, broadcast, self.model.layout)
+        return LocalProblem.of(self.model, source, indices, task, broadcast, self.seed)
 
     def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:
         clients = ", ".join(str(task.client_id) for task in batch)
@@ -200,64 +195,10 @@ class Worker:
             return f"; its last batch has one sample: choose another trainer.batch_size than {size}, or GroupNorm"
         return ""
 
-    # Evaluation.
-
-    def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
-        """The metrics that are due after a round of a run of `rounds` rounds; may be empty."""
-        share = self.due(state.round, rounds)
-        if share is None:
-            return {}
-        return self.combine([self.evaluate_share(state.vector, state.round, share, self.personal(state, share))])
-
-    def due(self, round: int, rounds: int) -> EvaluationShare | None:
-        """All that is to be evaluated after a round; None if nothing is."""
-        central, clients = self.evaluator.due(round, rounds)
-        batches = range(self.evaluator.num_batches(self.data) if central else 0)
-        held = self.data.holding_out().tolist() if clients else []
-        return EvaluationShare(batches, held) if central or clients else None
-
-    def personal(self, state: ServerState, share: EvaluationShare) -> dict[int, Tensors]:
-        """The personal parts of a share's clients, from their memory, by client id; empty for a model without any."""
-        if not self.model.layout.personal:
-            return {}
-        known = ((client_id, state.memory.get(client_id, {})) for client_id in share.clients)
-        return {client_id: {PERSONAL: memory[PERSONAL]} for client_id, memory in known if PERSONAL in memory}
-
     @property
-    def divisible(self) -> bool:
-        """Whether several workers can evaluate parts of the central test set."""
-        return self.evaluator.divisible(self.model.module)  # type: ignore[arg-type]
-
-    def evaluate_share(
-        self, vector: Tensor, round: int, share: EvaluationShare, personal: Mapping[int, Tensors]
-    ) -> EvaluationPart:
-        """Evaluate a share of what is due after a round.
-
-        Args:
-            vector: the global model, `[layout.size]`.
-            round: the round, which seeds the evaluation.
-            share: test batches and clients.
-            personal: what `Worker.personal` returned for the share.
-        """
-        self.model.load(vector)
-        seed = seed_for(self.seed, round, SERVER, "evaluation")
-        test = self.data.splits.test
-        central = None
-        if len(share.batches):
-            indices = np.arange(len(test))
-            central = self.evaluator.part(self.model, test, indices, share.batches, seed=seed, reuse=True)
-        clients = {}
-        for client_id in share.clients:
-            own = personal.get(client_id, {}).get(PERSONAL)
-            self.model.load(self.model.local_vector(vector.to(self.model.local.device), own))
-            clients[client_id] = self.evaluator.client(self.model, self.data, client_id, seed=seed)
-        return EvaluationPart(central, clients)
-
-    def combine(self, parts: Sequence[EvaluationPart]) -> dict[str, float]:
-        """The metrics of a round from the parts of its evaluation, which may come in any order."""
-        metrics = joined([part.central for part in parts if part.central is not None], self.model.module)
-        clients = {client_id: row for part in parts for client_id, row in part.clients.items()}
-        return metrics | summarize_clients([dict(clients[client_id]) for client_id in sorted(clients)])
+    def examiner(self) -> Examiner:
+        """Evaluates with this worker's model."""
+        return Examiner(self.model, self.data, self.evaluator, self.seed, self.threat.probes)
 
 
 def client_batches(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
@@ -269,10 +210,10 @@ def client_batches(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
     return list(batches.values())
 
 
-def _add(task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer) -> ClientReport:
+def _add(task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer, *, malicious: bool) -> ClientReport:
     """Add an update to the reducer unless it is rejected; returns the client's report."""
     if isinstance(update, ClientError):
-        return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(update))
+        return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(update), malicious=malicious)
     stats = stats_of(update)
     rejected = reducer.rejection(update, stats)
     if rejected is None:
@@ -286,6 +227,7 @@ def _add(task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer)
         rejected=rejected,
         checksum=checksum_of(stats.values()),
         memory=None if rejected is not None else _changed(task, update),
+        malicious=malicious,
     )
 
 

@@ -24,7 +24,7 @@ register_resolvers()
 
 YAMLS = sorted(CONF_DIR.rglob("*.yaml"))
 GROUPS = {"strategy", "model", "dataset", "partition", "trainer", "backend", "evaluation", "callbacks", "logger"}
-GROUPS |= {"paths", "hydra"}
+GROUPS |= {"paths", "hydra", "adversary"}
 NEEDS_FILES = {"mnist", "fashion_mnist"}
 GLOBAL = {"experiment", "debug", "hparams_search"}
 relative = [path.relative_to(CONF_DIR) for path in YAMLS]

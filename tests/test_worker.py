@@ -11,12 +11,13 @@ from flrl.backends import SerialBackend
 from flrl.data import FederatedData
 from flrl.data.partitions import iid
 from flrl.evaluation import Evaluator
+from flrl.examiner import EvaluationShare
 from flrl.process_setup import prepare
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.trainers import VectorizedTrainer
 from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
-from flrl.worker import EvaluationShare, client_batches
+from flrl.worker import client_batches
 from tests.toys import Linear, Rich, make_worker, merged
 
 
@@ -83,9 +84,9 @@ def test_an_evaluation_in_parts_is_that_of_one_worker() -> None:
     made = make_worker(strategy, module=Noisy(), evaluator=Evaluator(batch_size=7, clients_every=1))
     data = FederatedData(made.data.splits, partial(iid, num_clients=4), seed=0, holdout=0.2)
     worker, vector = replace(made, data=data), made.model.vector.clone()
-    whole = worker.evaluate(ServerState(3, vector), rounds=3)
+    whole = worker.examiner.evaluate(ServerState(3, vector), rounds=3)
     shares = [EvaluationShare(range(4, 9), [3, 0]), EvaluationShare(range(0), []), EvaluationShare(range(4), [1, 2])]
-    parts = [worker.evaluate_share(vector, 3, share, {}) for share in shares]
-    assert worker.combine(parts) == whole
+    parts = [worker.examiner.evaluate_share(vector, 3, share, {}) for share in shares]
+    assert worker.examiner.combine(parts) == whole
     assert len({row["test/noise"] for part in parts for row in part.clients.values()}) == 4
-    assert worker.evaluate(ServerState(4, vector), rounds=4) != whole
+    assert worker.examiner.evaluate(ServerState(4, vector), rounds=4) != whole

@@ -57,7 +57,7 @@ TRAIN = {
     "~nothing": "Could not delete from config. 'nothing' does not exist.",
     "strategy/samplr=all": "strategy/samplr=all: there is no such key; did you mean strategy/sampler?",
     "foo/bar=3": (
-        "foo/bar=3: there is no such key; the groups are: backend, callbacks, dataset, debug, evaluation, "
+        "foo/bar=3: there is no such key; the groups are: adversary, backend, callbacks, dataset, debug, evaluation, "
         "experiment, hydra, logger, model, partition, paths, strategy, trainer"
     ),
     "+strategy=fedprox": "strategy has a choice already: write strategy=fedprox, without +",

@@ -198,5 +198,11 @@ def fit(
     layout = worker.model.layout
     state = worker.strategy.initialize(worker.model.vector.cpu().clone(), layout) if state is None else state
     return worker.strategy.fit(
-        state, backend=backend, layout=layout, seed=worker.seed, callbacks=Callbacks(callbacks), history=history
+        state,
+        backend=backend,
+        layout=layout,
+        seed=worker.seed,
+        callbacks=Callbacks(callbacks),
+        history=history,
+        threat=worker.threat,
     )

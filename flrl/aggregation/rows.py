@@ -177,12 +177,15 @@ class RowsReducer:
         sizes: number of elements of each vector in the updates, by name.
         rule: the rule.
         device: where the rule is computed.
+
+    Attributes:
+        rows: by client id, its vectors one after the other as in `sizes`, then its weight; float64.
     """
 
     def __init__(self, sizes: Mapping[str, int], rule: RowRule, *, device: torch.device | str = "cpu") -> None:
         self.sizes, self.device = dict(sizes), device
         self._rule = rule
-        self._rows: dict[int, Tensor] = {}
+        self.rows: dict[int, Tensor] = {}
 
     def rejection(self, update: ClientUpdate, stats: Stats) -> str | None:
         """The rejection reason of an update that cannot be used, or None."""
@@ -195,20 +198,20 @@ class RowsReducer:
             ValueError: its vectors are not those announced, or the client has sent another one.
         """
         check_sizes(update, self.sizes)
-        if update.client_id in self._rows:
+        if update.client_id in self.rows:
             raise ValueError(f"client {update.client_id} has sent two updates in one round")
         weight = torch.tensor([update.weight], dtype=torch.float64)
         vectors = [update.vectors[name].to("cpu", torch.float64) for name in self.sizes]
-        self._rows[update.client_id] = torch.cat([*vectors, weight])
+        self.rows[update.client_id] = torch.cat([*vectors, weight])
 
     def parcel(self) -> Parcel:
         """All updates as extras: the vectors and the weight of each client in one row, named by client id."""
-        return Parcel(None, {str(client_id): row for client_id, row in self._rows.items()})
+        return Parcel(None, {str(client_id): row for client_id, row in self.rows.items()})
 
     def merge(self, others: list[Parcel]) -> Tensor | None:
         """Add the rows of the other workers; there are no summands."""
         for parcel in others:
-            self._rows |= {int(client_id): row.clone() for client_id, row in parcel.extras.items()}
+            self.rows |= {int(client_id): row.clone() for client_id, row in parcel.extras.items()}
         return None
 
     def result(self) -> tuple[dict[str, Tensor], float]:
@@ -223,10 +226,10 @@ class RowsReducer:
             state: the rule's variables, named `<vector>/<name>`.
             generator: for rules that draw.
         """
-        if not self._rows:
+        if not self.rows:
             return Combined({}, 0.0, state)
-        clients = sorted(self._rows)
-        weights = torch.cat([self._rows[client_id][-1:] for client_id in clients])
+        clients = sorted(self.rows)
+        weights = torch.cat([self.rows[client_id][-1:] for client_id in clients])
         vectors: dict[str, Tensor] = {}
         kept: dict[str, Tensor] = {}
         filtered: set[int] | None = None
@@ -269,9 +272,9 @@ class RowsReducer:
         ends = [*range(start, end, _COLUMNS if by_columns else max(1, end - start)), end]
         for a, b in itertools.pairwise(ends):
             if by_columns:
-                yield torch.stack([self._rows[client_id][a:b] for client_id in clients], dim=1).t()
+                yield torch.stack([self.rows[client_id][a:b] for client_id in clients], dim=1).t()
             else:
-                yield torch.stack([self._rows[client_id][a:b] for client_id in clients])
+                yield torch.stack([self.rows[client_id][a:b] for client_id in clients])
 
 
 def check_cohort(setup: "Setup", part: str, least: int, source: str, before: Before | None = None) -> None:

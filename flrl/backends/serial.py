@@ -83,4 +83,4 @@ class SerialBackend:
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round."""
-        return self._worker.evaluate(state, rounds=rounds)
+        return self._worker.examiner.evaluate(state, rounds=rounds)

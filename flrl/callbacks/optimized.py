@@ -7,7 +7,16 @@ from flrl.callbacks.base import Callback
 from flrl.types import RoundRecord, ServerState
 
 log = logging.getLogger(__name__)
-_OF_TRAINING = ("train/", "time/", "comm/", "transforms/", "aggregator/", "clients/num", "clients/rejected")
+_OF_TRAINING = (
+    "train/",
+    "time/",
+    "comm/",
+    "transforms/",
+    "aggregator/",
+    "adversary/",
+    "clients/num",
+    "clients/rejected",
+)
 
 
 class OptimizedMetric(Callback):

@@ -147,7 +147,7 @@ def _clients(record: RoundRecord, max_clients: int) -> str:
 
 
 def _shown(name: str, value: float) -> str:
-    percent = "accuracy" in name and isfinite(value)
+    percent = name.endswith(("accuracy", "backdoor_success")) and isfinite(value)
     return f"{name} [bold]{100 * value:.2f} %[/]" if percent else f"{name} [bold]{value:.4f}[/]"
 
 

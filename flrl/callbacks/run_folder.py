@@ -31,7 +31,7 @@ from flrl.types import ClientReport, RoundRecord, ServerState
 ERROR = "error.txt"
 log = logging.getLogger(__name__)
 _FIRST = ("test/loss", "test/accuracy", "train/loss")
-_COUNTS = ("comm/", "clients/num", "clients/rejected", "transforms/", "aggregator/")
+_COUNTS = ("comm/", "clients/num", "clients/rejected", "transforms/", "aggregator/rejected", "adversary/num")
 
 
 class RunFolder(Callback):
@@ -123,11 +123,20 @@ def row_of(record: RoundRecord) -> dict[str, Any]:
 
 
 def digest_row(record: RoundRecord, state: ServerState, layout: ParameterLayout) -> dict[str, Any]:
-    """A row of `digests.jsonl`, to locate differences: checksums of each parameter and of each client's update."""
+    """A row of `digests.jsonl`: checksums of each parameter and of each client's update, to locate differences.
+
+    `malicious` and `filtered` are there if they are not empty: ids of the clients that misbehaved, and of those whose
+    updates a rule that selects has left out.
+    """
+    those = {
+        "malicious": [report.client_id for report in record.reports if report.malicious],
+        "filtered": [report.client_id for report in record.reports if report.filtered],
+    }
     return {
         "round": record.round,
         "parameters": {entry.name: checksum([state.vector[entry.slice]]) for entry in layout.entries},
         "clients": {str(report.client_id): report.checksum for report in record.reports},
+        **{name: ids for name, ids in those.items() if ids},
     }
 
 
@@ -141,6 +150,8 @@ def client_row(round: int, report: ClientReport) -> dict[str, Any]:
         **{name: _number(name, value) for name, value in sorted(report.metrics.items())},
         "comm/up_bytes": report.up_bytes,
         "rejected": report.rejected,
+        "malicious": report.malicious,
+        "filtered": report.filtered,
     }
 
 

@@ -1,4 +1,4 @@
-"""Values of a model's configuration that are read from the dataset: `input_shape: null` and `num_classes: null`."""
+"""Values of a model or an adversary that are read from the dataset: `input_shape: null` and `num_classes: null`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from flrl.data.facts import facts_of
 
 
 def filled(config: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
-    """The configuration with the dataset's shape and classes where its model has null for them.
+    """The configuration with the dataset's shape and classes where its model or adversary has null for them.
 
     Args:
         config: the resolved configuration.
@@ -19,17 +19,18 @@ def filled(config: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
     Raises:
         ValueError: a value cannot be read from the dataset, or one that is given contradicts it.
     """
-    if not any(_asked(config["model"], "model")):
+    groups = [name for name in ("model", "adversary") if any(_asked(config.get(name), name))]
+    if not groups:
         return dict(config)
     facts = facts_of(splits)
     known = {"input_shape": facts.input_shape and [*facts.input_shape], "num_classes": facts.num_classes}
-    for path, key, value, target in _asked(config["model"], "model"):
+    for path, key, value, target in (asked for name in groups for asked in _asked(config[name], name)):
         if known[key] is None and value is None:
             lacking = "no shape" if key == "input_shape" else "no classes"
             raise ValueError(f"{path}=null: the dataset's samples have {lacking} that could be read; set {path}=...")
         if value is not None and known[key] is not None:
             _check(path, key, value, known[key], target)
-    return {**config, "model": _with(config["model"], known)}
+    return {**config, **{name: _with(config[name], known) for name in groups}}
 
 
 def _asked(node: Any, path: str) -> Iterator[tuple[str, str, Any, str]]:

@@ -12,7 +12,17 @@ from flrl.cli.signatures import expected, fits, hints_of, shown, taken_by
 from flrl.cli.tracebacks import culprit
 from flrl.config import CONF_DIR, FROM_DATA
 
-_GROUPS = ("backend", "dataset", "partition", "model", "trainer", "strategy", "evaluation", "client_store")
+_GROUPS = (
+    "backend",
+    "dataset",
+    "partition",
+    "model",
+    "trainer",
+    "strategy",
+    "adversary",
+    "evaluation",
+    "client_store",
+)
 _GROUPS_OF_SEVERAL = ("logger", "callbacks")
 _BY_HYDRA = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
@@ -100,7 +110,7 @@ def _check_keys(node: Mapping[str, Any], target: str, path: str) -> None:
             continue
         if names is not None and key not in names:
             raise ValueError(f"{path}.{key}={shown(value)}: {short} takes no {key!r}; {_instead(path, key, names)}")
-        left_to_data = value is None and key in FROM_DATA and path.split(".")[0] == "model"
+        left_to_data = value is None and key in FROM_DATA and path.split(".")[0] in ("model", "adversary")
         if key in hints and not left_to_data and not fits(value, hints[key]):
             raise ValueError(f"{path}.{key}={shown(value)}: {_wanted(f'{path}.{key}', value, hints[key])}")
 

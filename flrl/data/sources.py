@@ -247,12 +247,11 @@ class DatasetSource:
 
     def subset(self, indices: np.ndarray) -> "DatasetSource":
         """A source of the given samples of the same dataset."""
-        return DatasetSource(
-            Subset(self.dataset, indices.tolist()),
-            labels=None if self.labels is None else self.labels[indices],
-            num_workers=self._num_workers,
-            collate_fn=self._collate_fn,
-        )
+        return self.of(Subset(self.dataset, indices.tolist()), None if self.labels is None else self.labels[indices])
+
+    def of(self, dataset: Dataset[Any], labels: np.ndarray | None) -> "DatasetSource":
+        """A source of another dataset, loaded like this one; arguments as for the constructor."""
+        return DatasetSource(dataset, labels=labels, num_workers=self._num_workers, collate_fn=self._collate_fn)
 
 
 def labels_of(dataset: Dataset[Any], key: str | None = None) -> np.ndarray | None:

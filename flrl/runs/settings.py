@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flrl.config import FROM_DATA
+from flrl.config import FROM_DATA, NOBODY
 from flrl.runs.saved import read_config, saved_in
 from flrl.seeding import Seeds
 
@@ -87,7 +87,11 @@ def _is_free(key: str) -> bool:
 def _alike(key: str, old: Any, new: Any) -> bool:
     if key == "backend.device":
         old, new = (str(device).partition(":")[0] for device in (old, new))
-    if key.startswith("model.") and key.rpartition(".")[2] in FROM_DATA and (old is None or new is None):
+    if (
+        key.startswith(("model.", "adversary."))
+        and key.rpartition(".")[2] in FROM_DATA
+        and (old is None or new is None)
+    ):
         return True  # null stands for the data's own value
     # Engines and backends of other kinds or versions may lack an option: that is the same as an option that is off.
     if key.startswith(("trainer.", "backend.")):
@@ -104,10 +108,12 @@ def _follows_paths(old: Any, new: Any, earlier: Mapping[str, Any], config: Mappi
 
 
 def _with_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with all seeds; those that an earlier version did not have are `seed`."""
+    """The configuration with all seeds and an adversary; an earlier version may have had one seed, and nobody."""
     seeds = Seeds.of(config)
     partition = {**config["partition"], "seed": seeds.partition}
-    return {**config, "model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition}
+    return {**config, "model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition} | {
+        "adversary": config.get("adversary") or NOBODY
+    }
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flrl.adversaries import Threat
 from flrl.aggregation import Aggregator, Mean
 from flrl.callbacks.base import Callbacks
 from flrl.layout import ParameterLayout
@@ -93,6 +94,7 @@ class Strategy(ABC):
         callbacks: Callbacks,
         sampling_seed: int | None = None,
         history: Sequence[RoundRecord] = (),
+        threat: Threat | None = None,
     ) -> tuple[ServerState, list[RoundRecord]]:
         """Run the rounds that are left: see `flrl.rounds`.
 
@@ -104,6 +106,7 @@ class Strategy(ABC):
             callbacks: called in every round.
             sampling_seed: seed of the cohorts; the run's seed by default.
             history: the records of the rounds before `state`.
+            threat: which clients are malicious, and what they do; nobody by default.
 
         Returns:
             The last state, and a record of every round.
@@ -112,7 +115,8 @@ class Strategy(ABC):
             FlrlError: see `flrl.rounds.Rounds.run`.
         """
         sampling_seed = seed if sampling_seed is None else sampling_seed
-        return Rounds(self, backend, layout, callbacks, seed, sampling_seed).run(state, history)
+        threat = Threat() if threat is None else threat
+        return Rounds(self, backend, layout, callbacks, seed, sampling_seed, threat).run(state, history)
 
     # The server's part.
 

@@ -136,7 +136,11 @@ class Trained:
         if self.start is not problem.start:  # the training started from another vector than the server's
             update = _difference(self.vector, problem.start, problem.num_trainable)
         own: dict[str, Tensor] = dict(self.memory)
-        taken = [name for name in memory or {} if name in own or name.startswith("transforms/") or name == PERSONAL]
+        taken = [
+            name
+            for name in memory or {}
+            if name in own or name.startswith(("transforms/", "adversary/")) or name == PERSONAL
+        ]
         if taken:
             raise ValueError(f"memory {taken[0]!r}: this name is taken by what flrl has clients remember")
         if layout.personal:

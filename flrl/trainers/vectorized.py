@@ -126,7 +126,7 @@ class VectorizedTrainer(EagerTrainer):
         """
         if problems[0].only_gradient:
             return super().fit_batch(problems, hooks)
-        if not isinstance(problems[0].source, TensorSource):
+        if not all(isinstance(problem.source, TensorSource) for problem in problems):
             raise ValueError("trainer=vectorized needs samples in memory (TensorSource): use trainer=traced")
         if self._steps is None or self._steps[0] is not problems[0].module:
             self._steps = problems[0].module, {}

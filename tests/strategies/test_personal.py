@@ -67,9 +67,9 @@ def test_a_client_is_evaluated_with_its_own_part() -> None:
     classes = {0: 2, 1: 0}
     biases = {client: {PERSONAL: 5 * torch.eye(CLASSES)[label]} for client, label in classes.items()}
     state = ServerState(1, state.vector, memory=state.memory.updated(biases))
-    share = worker.due(1, 1)
+    share = worker.examiner.due(1, 1)
     assert share is not None
-    rows = worker.evaluate_share(state.vector, 1, share, worker.personal(state, share)).clients
+    rows = worker.examiner.evaluate_share(state.vector, 1, share, worker.examiner.personal(state, share)).clients
     targets = data.splits.train.targets  # type: ignore[attr-defined]
     for client, label in classes.items():
         held = targets[torch.from_numpy(data.holdout_indices(client))]

@@ -239,17 +239,17 @@ class Workers:
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """Batches by turns, where they can be."""
-        share = self.workers[0].due(state.round, rounds)
+        share = self.workers[0].examiner.due(state.round, rounds)
         if share is None:
             return {}
-        if not self.workers[0].divisible or len(self.workers) == 1:
-            return self.workers[0].evaluate(state, rounds=rounds)
+        if not self.workers[0].examiner.divisible or len(self.workers) == 1:
+            return self.workers[0].examiner.evaluate(state, rounds=rounds)
         middle = len(share.batches) // 2
         parts = [range(middle), range(middle, len(share.batches))]
         shares = zip(self.workers, parts, strict=True)
         return self.workers[0].combine(
             [
-                worker.evaluate_share(state.vector, state.round, replace(share, batches=part), {})
+                worker.examiner.evaluate_share(state.vector, state.round, replace(share, batches=part), {})
                 for worker, part in reversed(list(shares))
             ]
         )

@@ -7,6 +7,7 @@ Messages are small pickled dataclasses; vectors, client memory and sums are buff
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +24,10 @@ from flrl.backends.pool.shared_memory import into_shared_memory
 from flrl.backends.pool.worker_loop import device_of, share_kept_samples
 from flrl.data import FederatedData
 from flrl.errors import WorkerError
+from flrl.examiner import EvaluationShare
 from flrl.seeding import SERVER, generator_for
 from flrl.types import Broadcast, ClientReport, ClientTask
-from flrl.worker import EvaluationShare, Worker
+from flrl.worker import Worker
 
 
 class MpiBackend(PoolBackend):
@@ -133,7 +135,7 @@ class MpiBackend(PoolBackend):
         """The share of an evaluation that each process gets; a dedicated server gets the test set."""
         if self._owners is None:
             return super().divide(due)
-        shares = {0: EvaluationShare(due.batches, ())}
+        shares = {0: replace(due, clients=())}
         clients = np.sort(np.asarray(due.clients, np.int64))
         homes = self._home[clients]
         for rank in range(1, len(self._owners) + 1):

@@ -23,11 +23,12 @@ from flrl.backends.pool.watch import watching
 from flrl.backends.pool.worker_warnings import WarningLog, own_warnings
 from flrl.clients import ClientIndex
 from flrl.data import FederatedData
+from flrl.examiner import EvaluationShare
 from flrl.portable import check, check_trainer
 from flrl.process_setup import check_settings
 from flrl.seeding import SERVER, generator_for
 from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
-from flrl.worker import EvaluationShare, Worker, client_batches
+from flrl.worker import Worker, client_batches
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +107,17 @@ class PoolBackend(ABC):
     def divide(self, due: EvaluationShare) -> dict[int, EvaluationShare]:
         """The share of an evaluation that each worker gets, by worker."""
         jobs = longest_first([self._worker.data.holdout_size(client) for client in due.clients], len(self._all))
-        batches = [due.batches] + [range(0)] * (len(self._all) - 1)
-        if self._worker.divisible:
-            batches = contiguous(len(due.batches), len(self._all))
+        batches, *probes = [self._divided(batches) for batches in (due.batches, *due.probes)]
         clients = [[due.clients[index] for index in own] for own in jobs]
-        return {w: EvaluationShare(b, c) for w, b, c in zip(self._all, batches, clients, strict=True)}
+        parts = [tuple(probe[place] for probe in probes) for place in range(len(jobs))]
+        found = zip(self._all, batches, clients, parts, strict=True)
+        return {worker: EvaluationShare(own, those, probed) for worker, own, those, probed in found}
+
+    def _divided(self, batches: range) -> list[range]:
+        """The batches of one set of samples that each worker evaluates."""
+        if self._worker.examiner.divisible:
+            return contiguous(len(batches), len(self._all))
+        return [batches] + [range(0)] * (len(self._all) - 1)
 
     @property
     def owners(self) -> Mapping[int, Sequence[int]] | None:
@@ -203,20 +210,21 @@ class PoolBackend(ABC):
         Raises:
             WorkerError: a worker's evaluation raised, or it has ended, or has not answered for `timeout_s`.
         """
-        due = self._worker.due(state.round, rounds)
+        examiner = self._worker.examiner
+        due = examiner.due(state.round, rounds)
         if due is None:
             return {}
         shares = self.divide(due)
         job = self._new_job(f"evaluation after round {state.round}", self.timeout_s)
         messages = {index: Evaluate(state.round, shares[index]) for index in self._hub_now.others}
-        personal = {index: by_name(self._worker.personal(state, shares[index])) for index in messages}
+        personal = {index: by_name(examiner.personal(state, shares[index])) for index in messages}
         job.dispatch(messages, {VECTOR: state.vector}, personal)
         for own in set(shares) - set(messages):
             with watching(job.look, every_s=LOOK_EVERY_S):
-                kept = self._worker.personal(state, shares[own])
-                job.parts.append(self._worker.evaluate_share(state.vector, state.round, shares[own], kept))
+                kept = examiner.personal(state, shares[own])
+                job.parts.append(examiner.evaluate_share(state.vector, state.round, shares[own], kept))
         job.finish()
-        return self._worker.combine(job.parts)
+        return examiner.combine(job.parts)
 
     def _train_here(self, job: Job, own: int, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> Reducer:
         def on_report(report: ClientReport) -> None:

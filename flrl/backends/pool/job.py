@@ -21,8 +21,8 @@ from flrl.backends.pool.messages import (
 )
 from flrl.clients import ClientIndex
 from flrl.errors import ClientError, WorkerError
+from flrl.examiner import EvaluationPart
 from flrl.types import ClientReport, ClientTask
-from flrl.worker import EvaluationPart
 
 Received = tuple[int, Any, Mapping[str, Tensor]]
 """The worker's number, its message, and the tensors sent with it."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flrl.examiner import EvaluationPart, EvaluationShare
 from flrl.types import Broadcast, ClientReport, ClientTask, Tensors
-from flrl.worker import EvaluationPart, EvaluationShare
 
 _ALIGNMENT = 64
 

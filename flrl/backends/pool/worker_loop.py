@@ -94,7 +94,7 @@ def _serve_one(link: Link, worker: Worker, collector: WarningCollector, home: Ho
         elif isinstance(message, Evaluate):
             with terminable():
                 personal = by_client(own) if home is None else home.after(message.round)
-                part = worker.evaluate_share(common[VECTOR], message.round, message.share, personal)
+                part = worker.examiner.evaluate_share(common[VECTOR], message.round, message.share, personal)
             link.send(Evaluated(part, collector.take()), {})
         else:
             raise TypeError(f"no worker knows what to do with {type(message).__name__}")

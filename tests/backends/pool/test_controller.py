@@ -13,11 +13,12 @@ from flrl.backends.pool.job import Job
 from flrl.backends.pool.messages import Evaluate, Train
 from flrl.data import FederatedData
 from flrl.evaluation import Evaluator
+from flrl.examiner import EvaluationShare
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg, Scaffold
 from flrl.trainers import EagerTrainer, Trained, VectorizedTrainer
 from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
-from flrl.worker import EvaluationShare, Worker
+from flrl.worker import Worker
 from tests.backends.inside import started
 from tests.toys import Linear, make_worker
 
@@ -202,7 +203,7 @@ def test_an_evaluation_that_cannot_be_divided_is_one_workers() -> None:
     vector = torch.linspace(-1, 1, 18)
     found = backend.evaluate(ServerState(1, vector), rounds=1)
     assert found["test/hook"] == 1.0  # the others have not run the hook
-    assert found == make().evaluate(ServerState(1, vector), rounds=1)
+    assert found == make().examiner.evaluate(ServerState(1, vector), rounds=1)
 
 
 def test_nothing_is_asked_where_nothing_is_due() -> None:

@@ -12,12 +12,13 @@ from torch import Tensor
 from flrl.backends.pool.messages import Evaluate, Evaluated, Failed, Started, Train, Trained, of_broadcast
 from flrl.backends.pool.worker_loop import serve, share_kept_samples
 from flrl.backends.pool.worker_warnings import WarningCollector
+from flrl.examiner import EvaluationShare
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.strategies.base import Local
 from flrl.trainers import LocalProblem
 from flrl.types import Broadcast, ClientTask, ServerState
-from flrl.worker import EvaluationShare, Worker
+from flrl.worker import Worker
 from tests.backends.inside import InsideLink
 from tests.toys import Linear, make_worker
 
@@ -86,7 +87,9 @@ def test_an_evaluation_is_answered() -> None:
     [(message, tensors)] = link.sent
     assert isinstance(message, Evaluated)
     assert tensors == {}
-    assert made.combine([message.part]) == made.evaluate(ServerState(1, made.model.vector.clone()), rounds=1)
+    assert made.examiner.combine([message.part]) == made.examiner.evaluate(
+        ServerState(1, made.model.vector.clone()), rounds=1
+    )
 
 
 class Exits(Linear):

@@ -1,0 +1,1 @@
+"""Tests of malicious clients and servers."""
