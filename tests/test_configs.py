@@ -97,7 +97,8 @@ def test_the_main_experiment_is_the_published_setting() -> None:
 
 
 def test_the_tree_keeps_its_rules() -> None:
-    assert {path.parts[0] for path in relative if len(path.parts) > 1} == GROUPS | {"experiment", "debug", BASE}
+    beside = {"experiment", "debug", "attack", BASE}
+    assert {path.parts[0] for path in relative if len(path.parts) > 1} == GROUPS | beside
     for path in YAMLS:
         text, group = path.read_text(), path.relative_to(CONF_DIR).parts[0]
         assert ("# @package _global_" in text) == (group in GLOBAL), path
