@@ -70,3 +70,18 @@ class VerifyConfig:
     round: int | None = None
     data_dir: str | None = None
     backend: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class AttackConfig:
+    """The top level of `conf/attack.yaml`."""
+
+    run: str = "???"
+    round: int | None = None
+    client: Any = None
+    seed: int = 0
+    candidates: int = 1000
+    device: str = "cpu"
+    data_dir: str | None = None
+    logger: str | None = None
+    attack: dict[str, Any] = field(default_factory=dict)

@@ -12,11 +12,11 @@ import torch
 from flrl.bound_model import BoundModel
 
 
-def check_settings(threads: int, device: str) -> None:
-    """Raise ValueError if a backend's settings are invalid, or there is no such device."""
+def check_settings(threads: int, device: str, key: str = "backend.device") -> None:
+    """Raise ValueError if a backend's settings are invalid, or there is no such device; `key` is the device's name."""
     if threads < 1:
         raise ValueError(f"backend.threads={threads}: must be at least 1")
-    _check_device("backend.device", device)
+    _check_device(key, device)
 
 
 def _check_device(key: str, device: str) -> None:

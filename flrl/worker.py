@@ -74,7 +74,7 @@ class Worker:
         with clients_in_turn(self.model.local.device):
             for batch in client_batches(tasks):
                 on_start(batch[0])
-                updates = self._updates(batch, broadcast)
+                updates = self.updates(batch, broadcast)
                 self._refuse_changes(before, f"while client {batch[0].client_id} trains")
                 for task, update in zip(batch, updates, strict=True):
                     reports.append(_add(task, update, reducer, malicious=task.client_id in malicious))
@@ -104,7 +104,7 @@ class Worker:
         before = self._parts()
         with clients_in_turn(self.model.local.device):
             try:
-                for update in self._updates(batch, self.on_device(broadcast), most=self.trainer.batch_size):
+                for update in self.updates(batch, self.on_device(broadcast), most=self.trainer.batch_size):
                     if isinstance(update, ClientUpdate):
                         check_sizes(update, self.strategy.vector_sizes(self.model.layout))
             except ClientError as error:
@@ -145,10 +145,10 @@ class Worker:
         for part, snapshot in before:
             refuse_changes(part, snapshot, when)
 
-    def _updates(
+    def updates(
         self, batch: Sequence[ClientTask], broadcast: Broadcast, most: int | None = None
     ) -> list[ClientUpdate | ClientError]:
-        """The updates of a client batch, trained on at most the first `most` samples of each client.
+        """The updates of a client batch after transforms, trained on at most the first `most` samples of each client.
 
         If a batch of several clients fails, each is trained alone, to find the client that fails.
         """
@@ -162,7 +162,7 @@ class Worker:
         if len(batch) == 1:
             log.warning("%s (%s); its update is left out", failure, place_in(failure.traceback))
             return [failure]
-        alone = [update for task in batch for update in self._updates([task], broadcast, most)]
+        alone = [update for task in batch for update in self.updates([task], broadcast, most)]
         if not self.drop_failures:
             raise failure from cause
         return alone

@@ -28,6 +28,7 @@ GROUPS |= {"paths", "hydra", "adversary"}
 NEEDS_FILES = {"mnist", "fashion_mnist"}
 GLOBAL = {"experiment", "debug", "hparams_search"}
 relative = [path.relative_to(CONF_DIR) for path in YAMLS]
+EXPERIMENTS = [p.relative_to("experiment").with_suffix("").as_posix() for p in relative if p.parts[0] == "experiment"]
 
 
 def composed(*overrides: str) -> Any:
@@ -54,7 +55,9 @@ def test_every_choice_composes_and_instantiates(path: Path, monkeypatch: pytest.
         assert OmegaConf.to_container(OmegaConf.create(node)) == node
 
 
-@pytest.mark.parametrize("path", [p for p in relative if len(p.parts) == 3 and p.parts[0] != "hydra"], ids=str)
+@pytest.mark.parametrize(
+    "path", [p for p in relative if len(p.parts) == 3 and p.parts[0] in GROUPS - {"hydra"}], ids=str
+)
 def test_every_nested_choice_composes_and_instantiates(path: Path) -> None:
     group, part = path.parts[:2]
     config = resolved(composed(f"{group}/{part}={path.stem}"))
@@ -67,7 +70,7 @@ def test_every_nested_choice_composes_and_instantiates(path: Path) -> None:
     assert made is not None
 
 
-@pytest.mark.parametrize("name", [p.stem for p in relative if p.parts[0] == "experiment"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("debug", ["", "+debug=default"])
 def test_every_experiment_runs_shrunk(cli: Any, name: str, debug: str) -> None:
     shrunk = [
@@ -97,12 +100,13 @@ def test_the_main_experiment_is_the_published_setting() -> None:
 
 
 def test_the_tree_keeps_its_rules() -> None:
-    assert {path.parts[0] for path in relative if len(path.parts) > 1} == GROUPS | {"experiment", "debug", BASE}
+    beside = {"experiment", "debug", "attack", BASE}
+    assert {path.parts[0] for path in relative if len(path.parts) > 1} == GROUPS | beside
     for path in YAMLS:
         text, group = path.read_text(), path.relative_to(CONF_DIR).parts[0]
         assert ("# @package _global_" in text) == (group in GLOBAL), path
         if group == "experiment":
-            assert "python -m flrl.train +experiment=" in text
+            assert re.search(r"python -m flrl.train (-m )?\+experiment=", text)
             assert "Expected" in text
     defaults = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
     assert defaults[:2] == ["train_schema", "_self_"]
@@ -138,7 +142,6 @@ def test_what_choices_have_in_common_is_no_choice() -> None:
     assert {e.partition("@")[0].rpartition("/")[2] for e in included} == {p.stem for p in (CONF_DIR / BASE).iterdir()}
 
 
-EXPERIMENTS = [p.stem for p in relative if p.parts[0] == "experiment"]
 OTHERS = (
     "  - dataset: synthetic_classification", "  - partition: shards", "  - model: mlp_2nn", "  - trainer: eager",
     "  - strategy: fedadam", "  - evaluation: every_10",

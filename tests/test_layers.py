@@ -20,9 +20,11 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"backends.base"},
     {"backends.serial", "backends.pool", "recipe"},
     {"backends.local", "backends.mpi", "evaluate_run"},
+    {"recorded"},
+    {"replay"},
     {"attacks"},
-    {"run", "verify_run"},
-    {"train", "evaluate", "verify", "backends"},
+    {"run", "verify_run", "attack_run"},
+    {"train", "evaluate", "verify", "attack", "backends", "audit"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ENTRY_POINTS = {
@@ -33,9 +35,12 @@ ENTRY_POINTS = {
     "runs.saved",
     "evaluate_run",
     "verify_run",
+    "audit",
     "train",
     "evaluate",
     "verify",
+    "attack",
+    "attack_run",
 }
 
 
@@ -86,7 +91,7 @@ def test_nobody_enters_the_rooms_of_machinery() -> None:
     assert entering("trainers.steps.") == {"trainers"}
     assert entering("backends.pool.") == {"backends.local", "backends.mpi"}
     assert entering("backends.local.") == set()
-    assert entering("backends.mpi.") == {"train", "evaluate", "verify"}
+    assert entering("backends.mpi.") == {"train", "evaluate", "verify", "attack"}
     assert entering("trainers.client_batch.") == {"trainers"}
     assert entering("aggregation.exact_sum.") == {"aggregation"}
 

@@ -194,7 +194,7 @@ class Adversary:
 
 
 class Nobody(Adversary):
-    """Everybody is honest: `adversary=none`. It takes what all adversaries take, for sweeps, and makes nothing of it."""
+    """Everybody is honest: `adversary=none`. It takes what all adversaries take, for sweeps, without effect."""
 
     def malicious(self, num_clients: int, seed: int) -> tuple[int, ...]:
         """Nobody."""

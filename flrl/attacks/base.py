@@ -96,7 +96,9 @@ class Observation:
         public: samples of the same kind that are no client's; the attack may learn from them.
         candidates: for membership attacks.
         model_before: the global model before a round (1 is the initial one), `[layout.size]`; rounds up to `round + 1`.
-        extras: what an attack of one kind needs besides, by name, as its `needs` says.
+        update_in: the update of the same client in another round (None where it took no part, or was not seen).
+        device: where the attack may compute; all tensors that it is given are on the CPU.
+        extras: what an attack of one kind needs besides, by name.
         seed: of all that the attack draws.
     """
 
@@ -114,6 +116,8 @@ class Observation:
     public: Source | None = None
     candidates: Candidates | None = None
     model_before: Callable[[int], Tensor] | None = None
+    update_in: Callable[[int], Tensor | None] | None = None
+    device: str = "cpu"
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -127,8 +131,9 @@ class Observation:
         return change / local.lr
 
     def parts(self, vector: Tensor) -> dict[str, Tensor]:
-        """The trainable part of a vector as views in the parameters' shapes, by name."""
-        return {entry.name: vector[entry.slice].view(entry.shape) for entry in self.layout.trained}
+        """The trainable part of a vector as views in the parameters' shapes, by name; personal ones are not sent."""
+        trained = (entry for entry in self.layout.entries if entry.kind == "trainable")
+        return {entry.name: vector[entry.slice].view(entry.shape) for entry in trained}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from flrl.config import CONF_DIR
 
 BASE = "base"
 """The folder of yamls that choices of a group have in common; it is included by them and no group itself."""
-_NOT_SHOWN = (BASE, "hydra")
+_NOT_SHOWN = (BASE, "hydra", "attack")
 _WIDTH = 120
 
 
@@ -39,7 +39,7 @@ def groups(own: Iterable[str] = ()) -> str:
 
 def group_names() -> list[str]:
     """The groups that come with flrl, without nested ones."""
-    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != BASE)
+    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name not in (BASE, "attack"))
 
 
 def defaults_of(path: Path) -> list[str | dict[str, str]]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from flrl.data.sources import LABEL_KEYS, Source, Splits, TensorSource
 
@@ -36,6 +38,27 @@ def facts_of(splits: Splits) -> Facts:
     known = splits.train.labels is not None
     classes = max((int(part.max()) + 1 for part in labels if len(part)), default=None) if known else None
     return Facts(_shape_in(splits.train), classes)
+
+
+def bounds_of(source: Source) -> tuple[Tensor, Tensor] | None:
+    """The smallest and the largest value that inputs of pixels can have, after normalisation, `[channels, 1, ...]`.
+
+    None where inputs are no pixels, so that only samples could tell.
+
+    Example:
+        >>> import torch
+        >>> from flrl.data import TensorSource
+        >>> pixels = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+        >>> bounds_of(TensorSource(pixels, torch.tensor([0, 4, 2]), mean=[0.5], std=[0.25]))
+        (tensor([[[-2.]]]), tensor([[[2.]]]))
+    """
+    if not isinstance(source, TensorSource) or source.inputs.dtype != torch.uint8 or not len(source):
+        return None
+    extremes = source.subset(np.zeros(2, np.int64))
+    extremes.inputs[0], extremes.inputs[1] = 0, 255
+    inputs, _ = next(extremes.batches(np.arange(2), 2))
+    one = (slice(None), *(slice(1) for _ in inputs.shape[2:]))
+    return inputs[0][one], inputs[1][one]
 
 
 def _shape_in(source: Source) -> tuple[int, ...] | None:

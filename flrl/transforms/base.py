@@ -17,6 +17,9 @@ class Transform:
     to report as `transforms/<name>/<number>`: those of clients are summed over the cohort.
     """
 
+    hides_updates = False
+    """Whether what a client sends says nothing without the others' (secure aggregation): only sums are observable."""
+
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts of a setup that the transform cannot be combined with; before any round."""
 
