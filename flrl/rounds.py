@@ -117,7 +117,9 @@ class Rounds:
         """The aggregate of the updates, the next variables of aggregator and transforms, and numbers to report."""
         strategy = self.strategy
         if received is not None:
-            combined = combine(strategy.aggregator, received.reducer, state, broadcast, self.layout, self.seed)
+            rule = strategy.aggregator
+            root = self.backend.root_update(broadcast) if rule.needs_root else None
+            combined = combine(rule, received.reducer, state, broadcast, self.layout, self.seed, root)
             reports = received.reports
         else:
             sizes = strategy.vector_sizes(self.layout)

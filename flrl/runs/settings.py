@@ -104,9 +104,10 @@ def _follows_paths(old: Any, new: Any, earlier: Mapping[str, Any], config: Mappi
 
 
 def _with_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with all seeds; those that an earlier version did not have are `seed`."""
+    """The configuration with all seeds and `root_samples`; what an earlier version did not have is `seed`, and 0."""
     seeds = Seeds.of(config)
     partition = {**config["partition"], "seed": seeds.partition}
+    config = {"root_samples": 0, **config}
     return {**config, "model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition}
 
 
