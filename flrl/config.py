@@ -30,6 +30,7 @@ class TrainConfig:
     optimized_metric: str | None = "test/accuracy"
     log_clients: bool = False
     holdout: float = 0.0
+    root_samples: int = 0
     on_client_failure: str = "stop"
     dataset: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)

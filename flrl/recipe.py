@@ -49,7 +49,14 @@ class Recipe:
     def data(self) -> FederatedData:
         """The dataset, divided among clients."""
         splits = make(self.config, "dataset")
-        return FederatedData(splits, self.partition(), seed=self.seeds.partition, holdout=self.config["holdout"])
+        root_samples = self.config.get("root_samples", 0)  # configurations of earlier versions have no such key
+        return FederatedData(
+            splits,
+            self.partition(),
+            seed=self.seeds.partition,
+            holdout=self.config["holdout"],
+            root_samples=root_samples,
+        )
 
     def partition(self) -> Partition:
         """The function that divides the samples; `partition.seed` is its argument only if it takes one of that name."""
@@ -97,9 +104,9 @@ class Recipe:
         model = prepare(self.module(), threads=threads, device=device, personal=strategy.personal)
         if not model.layout.num_trainable:
             raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters that are sent")
-        held_out = len(data.holding_out())
+        numbers = {"num_holding_out": len(data.holding_out()), "num_root_samples": data.num_root_samples}
         module: Any = model.module
-        setup = Setup.of(module, strategy, trainer, data.sizes, num_holding_out=held_out, adversary=adversary)
+        setup = Setup.of(module, strategy, trainer, data.sizes, adversary=adversary, **numbers)
         setup.check()
         evaluator.check(setup)
         if model.local.device.type == "cuda":

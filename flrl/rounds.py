@@ -125,7 +125,9 @@ class Rounds:
         colluding = kept_variables(state.variables)
         if received is not None:
             colluding = self.threat.colluded(received.reducer, state.variables, broadcast, self.layout)
-            combined = combine(strategy.aggregator, received.reducer, state, broadcast, self.layout, self.seed)
+            rule = strategy.aggregator
+            root = self.backend.root_update(broadcast) if rule.needs_root else None
+            combined = combine(rule, received.reducer, state, broadcast, self.layout, self.seed, root)
             reports = received.reports
         else:
             sizes = strategy.vector_sizes(self.layout)

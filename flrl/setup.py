@@ -33,6 +33,7 @@ class Setup:
         trainer: the engine of local training.
         sizes: number of training samples of every client, int64 `[num_clients]`.
         num_holding_out: number of clients that hold samples out for evaluation.
+        num_root_samples: number of samples that the server has itself.
         adversary: which clients are malicious, and what they do; None for nobody.
     """
 
@@ -45,6 +46,7 @@ class Setup:
     trainer: "Trainer"
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     num_holding_out: int = 0
+    num_root_samples: int = 0
     adversary: "Adversary | None" = None
 
     @classmethod
@@ -56,6 +58,7 @@ class Setup:
         sizes: "np.ndarray | Sequence[int]",
         *,
         num_holding_out: int = 0,
+        num_root_samples: int = 0,
         adversary: "Adversary | None" = None,
     ) -> "Setup":
         """The setup of a strategy and its parts; arguments as the attributes."""
@@ -70,6 +73,7 @@ class Setup:
             trainer=trainer,
             sizes=np.asarray(sizes, np.int64),
             num_holding_out=num_holding_out,
+            num_root_samples=num_root_samples,
             adversary=adversary,
         )
 

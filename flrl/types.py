@@ -187,6 +187,8 @@ class Context:
         cohort: ids of the clients that take part, ascending.
         total_weight: the sum of the cohort's weights, rejected updates included.
         generator: a generator on the CPU, seeded by (seed, round, client or server, the part's name).
+        root: the vectors of the update of the server's root samples, float64 by name; None unless an aggregator needs
+            it.
     """
 
     round: int
@@ -195,3 +197,4 @@ class Context:
     cohort: Sequence[int]
     total_weight: float
     generator: torch.Generator
+    root: Tensors | None = None

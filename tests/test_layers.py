@@ -16,7 +16,7 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"trainers.steps", "evaluation", "rounds", "runs", "logging", "callbacks"},
     {"trainers"},
     {"strategies", "examiner"},
-    {"worker"},
+    {"worker", "root_update"},
     {"backends.base"},
     {"backends.serial", "backends.pool", "recipe"},
     {"backends.local", "backends.mpi", "evaluate_run"},

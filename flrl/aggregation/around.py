@@ -9,9 +9,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from flrl.aggregation.bearing import BearingRule
 from flrl.aggregation.columns import sorted_columns
 from flrl.aggregation.median import median_of
-from flrl.aggregation.rows import BearingRule, Rows
+from flrl.aggregation.rows import Rows
 from flrl.aggregation.trimmed_mean import trimmed_mean_of
 
 

@@ -89,6 +89,9 @@ class Combined:
 class Aggregator(ABC):
     """A rule that aggregates updates; makes a reducer for each worker."""
 
+    needs_root = False
+    """Whether it is given the update of the server's root samples in every round, as `Context.root`."""
+
     def check(self, setup: "Setup") -> None:  # noqa: B027
         """Raise ValueError for parts of a setup that the rule cannot be combined with; called before any round."""
 

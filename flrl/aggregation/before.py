@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flrl.aggregation.bearing import check_cohort
 from flrl.aggregation.distances import nearest, squared_distances
-from flrl.aggregation.rows import Before, Rows, check_cohort
+from flrl.aggregation.rows import Before, Rows
 
 if TYPE_CHECKING:
     from flrl.setup import Setup

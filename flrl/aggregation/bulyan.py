@@ -7,10 +7,11 @@ El Mhamdi, Guerraoui, Rouault, "The Hidden Vulnerability of Distributed Learning
 import torch
 
 from flrl.aggregation.around import nearest_mean
+from flrl.aggregation.bearing import BearingRule
 from flrl.aggregation.distances import squared_distances
 from flrl.aggregation.krum import krum_scores
 from flrl.aggregation.median import median_of
-from flrl.aggregation.rows import BearingRule, Rows, Ruled
+from flrl.aggregation.rows import Rows, Ruled
 
 
 class Bulyan(BearingRule):

@@ -6,7 +6,8 @@ Learning", NDSS 2021, algorithm 2. Clients count equally.
 
 import torch
 
-from flrl.aggregation.rows import BearingRule, Before, Rows, Ruled
+from flrl.aggregation.bearing import BearingRule
+from flrl.aggregation.rows import Before, Rows, Ruled
 
 
 class DnC(BearingRule):

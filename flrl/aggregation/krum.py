@@ -9,8 +9,9 @@ others; here from the n - f - 1 nearest others, which takes in one more honest r
 import torch
 from torch import Tensor
 
+from flrl.aggregation.bearing import BearingRule
 from flrl.aggregation.distances import squared_distances
-from flrl.aggregation.rows import BearingRule, Rows, Ruled
+from flrl.aggregation.rows import Rows, Ruled
 
 
 class Krum(BearingRule):

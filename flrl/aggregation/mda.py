@@ -7,8 +7,9 @@ Rousseeuw, "Multivariate Estimation with High Breakdown Point", 1985; for learni
 import torch
 from torch import Tensor
 
+from flrl.aggregation.bearing import BearingRule
 from flrl.aggregation.distances import squared_distances
-from flrl.aggregation.rows import BearingRule, Before, Rows, Ruled
+from flrl.aggregation.rows import Before, Rows, Ruled
 
 _MOST = 20
 """Malicious clients at most: the search takes up to 2^f steps."""

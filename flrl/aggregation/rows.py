@@ -32,6 +32,7 @@ class Rows:
         clients: their ids.
         state: the rule's variables of this vector, by name; empty in the first round.
         generator: seeded by (seed, round), for rules that draw.
+        root: the update of the server's root samples, float64 `[d]`, for rules that need it; else None.
     """
 
     values: Tensor
@@ -39,6 +40,7 @@ class Rows:
     clients: Sequence[int]
     state: Tensors
     generator: torch.Generator
+    root: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -101,7 +103,9 @@ class RowRule(Aggregator):
     def rule(self, rows: Rows) -> Ruled | Tensor:
         """The aggregate of the clients' vectors: `[d]`, or a `Ruled` where there is more to it."""
 
-    def __call__(self, rows: Any, weights: Any = None, *, state: Tensors | None = None, seed: int = 0) -> Tensor:
+    def __call__(
+        self, rows: Any, weights: Any = None, *, state: Tensors | None = None, seed: int = 0, root: Any = None
+    ) -> Tensor:
         """The aggregate of plain rows, float64 `[d]`.
 
         Args:
@@ -109,17 +113,19 @@ class RowRule(Aggregator):
             weights: `[n]`; equal ones by default.
             state: the rule's variables, by name.
             seed: of what the rule draws.
+            root: `[d]`, the update of the server's root samples, for rules that need it.
         """
         values = torch.as_tensor(rows, dtype=torch.float64)
         own = torch.ones(len(values), dtype=torch.float64) if weights is None else torch.as_tensor(weights).double()
         generator = torch.Generator().manual_seed(seed)
-        return self.ruled(Rows(values, own, range(len(values)), state or {}, generator)).vector
+        trusted = None if root is None else torch.as_tensor(root, dtype=torch.float64)
+        return self.ruled(Rows(values, own, range(len(values)), state or {}, generator, trusted)).vector
 
     def ruled(self, rows: Rows) -> Ruled:
         """The rule on rows in an order of their own, after what comes before it; `kept` is in the order given."""
         order = _own_order(rows)
         weights, clients = rows.weights[order], [rows.clients[index] for index in order.tolist()]
-        ordered = Rows(rows.values[order], weights, clients, rows.state, rows.generator)
+        ordered = replace(rows, values=rows.values[order], weights=weights, clients=clients)
         mixed = ordered if self.before is None else self.before(ordered)
         found = self.rule(mixed)
         if not isinstance(found, Ruled):
@@ -139,35 +145,7 @@ class RowRule(Aggregator):
     def combine(self, reducer: Reducer, state: Tensors, context: Context) -> Combined:
         """Apply the rule to each named vector separately."""
         assert isinstance(reducer, RowsReducer)
-        return reducer.combined(state, context.generator)
-
-
-class BearingRule(RowRule):
-    """Base class of rules that are told how many clients may be malicious.
-
-    Args:
-        num_malicious: f.
-        before: as for `RowRule`.
-
-    Raises:
-        ValueError: f is negative.
-    """
-
-    bound = (2, 1, "an honest majority")
-    """A cohort needs `bound[0] * f + bound[1]` clients, and who says so."""
-
-    def __init__(self, *, num_malicious: int, before: Before | None = None) -> None:
-        super().__init__(before=before)
-        if num_malicious < 0:
-            raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: must be at least 0")
-        self.num_malicious = num_malicious
-
-    def check(self, setup: "Setup") -> None:
-        """Refuse cohorts that are too small for what is proved."""
-        super().check(setup)
-        times, more, source = self.bound
-        part = f"num_malicious={self.num_malicious}: {type(self).__name__}"
-        check_cohort(setup, part, times * self.num_malicious + more, source, self.before)
+        return reducer.combined(state, context.generator, context.root)
 
 
 class RowsReducer:
@@ -219,12 +197,13 @@ class RowsReducer:
         combined = self.combined({}, torch.Generator().manual_seed(0))
         return dict(combined.vectors), combined.total_weight
 
-    def combined(self, state: Tensors, generator: torch.Generator) -> Combined:
+    def combined(self, state: Tensors, generator: torch.Generator, root: Tensors | None = None) -> Combined:
         """The rule's results; an update is filtered if the rule has left it out of any vector.
 
         Args:
             state: the rule's variables, named `<vector>/<name>`.
             generator: for rules that draw.
+            root: the update of the server's root samples, by name, for rules that need it.
         """
         if not self.rows:
             return Combined({}, 0.0, state)
@@ -238,7 +217,8 @@ class RowsReducer:
             own = {k.removeprefix(f"{name}/"): tensor for k, tensor in state.items() if k.startswith(f"{name}/")}
             parts = []
             for values in self._stacked(clients, start, start + size):
-                rows = Rows(values.to(self.device), weights.to(self.device), clients, own, generator)
+                trusted = None if root is None else root[name].to(self.device)
+                rows = Rows(values.to(self.device), weights.to(self.device), clients, own, generator, trusted)
                 whole = self._rule.coordinatewise and self._rule.before is None
                 found = self._rule.rule(rows) if whole else self._rule.ruled(rows)
                 part = found if isinstance(found, Ruled) else Ruled(found)
@@ -275,17 +255,6 @@ class RowsReducer:
                 yield torch.stack([self.rows[client_id][a:b] for client_id in clients], dim=1).t()
             else:
                 yield torch.stack([self.rows[client_id][a:b] for client_id in clients])
-
-
-def check_cohort(setup: "Setup", part: str, least: int, source: str, before: Before | None = None) -> None:
-    """Raise ValueError, naming the part, unless a rule gets at least so many rows of the largest cohort."""
-    cohort = setup.sampler.largest(setup.num_clients)
-    rows = cohort if before is None else before.count(cohort)
-    if rows < least:
-        left = "take part" if rows == cohort else f"take part, of which {type(before).__name__} makes {rows} rows"
-        raise ValueError(
-            f"strategy.aggregator.{part} needs at least {least} clients in a round ({source}), and {cohort} {left}"
-        )
 
 
 def _own_order(rows: Rows) -> Tensor:

@@ -18,10 +18,11 @@ def combine(
     broadcast: Broadcast,
     layout: ParameterLayout,
     seed: int,
+    root: Tensors | None = None,
 ) -> Combined:
-    """The aggregate of a round, from the merged reducer; arguments as for `flrl.rounds`."""
+    """The aggregate of a round, from the merged reducer; arguments as for `flrl.rounds`, `root` as for `Context`."""
     generator = torch.Generator().manual_seed(seed_for(seed, broadcast.round, SERVER, "aggregator"))
-    context = Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator)
+    context = Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator, root)
     return aggregator.combine(reducer, own_variables(state), context)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from flrl.aggregation.bearing import check_cohort
 from flrl.aggregation.columns import sorted_columns
-from flrl.aggregation.rows import RowRule, Rows, check_cohort
+from flrl.aggregation.rows import RowRule, Rows
 
 if TYPE_CHECKING:
     from flrl.setup import Setup

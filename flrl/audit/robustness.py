@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from flrl.audit.pictures import HeatMap, heat_maps
@@ -22,8 +23,9 @@ class RobustnessAudit(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write the table of the jobs that have finished."""
-        sweep = Path(config.hydra.sweep.dir)
-        write_csv(sweep / TABLE, rows_of(sweep))
+        if config.hydra.mode == RunMode.MULTIRUN:
+            sweep = Path(config.hydra.sweep.dir)
+            write_csv(sweep / TABLE, rows_of(sweep))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the table and the picture of all jobs in the sweep's folder."""

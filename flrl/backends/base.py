@@ -10,7 +10,7 @@ import numpy as np
 from flrl.aggregation import Reducer
 from flrl.clients import ClientStore
 from flrl.data import FederatedData
-from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
+from flrl.types import Broadcast, ClientReport, ClientTask, ServerState, Tensors
 from flrl.worker import Worker
 
 
@@ -93,6 +93,9 @@ class Backend(Protocol):
             ClientError: a client's training raised.
             WorkerError: a worker has ended, or does not answer.
         """
+
+    def root_update(self, broadcast: Broadcast) -> Tensors:
+        """The update of the server's root samples, trained in the controller's process: see `flrl.root_update`."""
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round of a run of `rounds` rounds; may be empty."""

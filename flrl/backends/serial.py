@@ -9,7 +9,8 @@ from flrl.backends.base import Received, WorkerRecipe
 from flrl.data import FederatedData
 from flrl.portable import check, check_trainer
 from flrl.process_setup import check_settings
-from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
+from flrl.root_update import root_update
+from flrl.types import Broadcast, ClientReport, ClientTask, ServerState, Tensors
 from flrl.worker import Worker
 
 
@@ -80,6 +81,10 @@ class SerialBackend:
         place = {task.client_id: index for index, task in enumerate(tasks)}
         reports.sort(key=lambda report: place[report.client_id])
         return Received(reducer, tuple(reports))
+
+    def root_update(self, broadcast: Broadcast) -> Tensors:
+        """The update of the server's root samples: see `flrl.root_update`."""
+        return root_update(self._worker, broadcast)
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round."""

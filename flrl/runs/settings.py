@@ -108,12 +108,11 @@ def _follows_paths(old: Any, new: Any, earlier: Mapping[str, Any], config: Mappi
 
 
 def _with_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with all seeds and an adversary; an earlier version may have had one seed, and nobody."""
+    """The configuration with all seeds, root samples and an adversary; earlier versions had one seed, and neither."""
     seeds = Seeds.of(config)
     partition = {**config["partition"], "seed": seeds.partition}
-    return {**config, "model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition} | {
-        "adversary": config.get("adversary") or NOBODY
-    }
+    given = {"model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition}
+    return {"root_samples": 0, **config, **given, "adversary": config.get("adversary") or NOBODY}
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,9 +14,17 @@ from tests.aggregation.updates import add, reduced, rejected, update
 from tests.toys import fit, make_worker, merged
 
 RULES: dict[str, Aggregator] = {"mean": Mean(), **{name: kind.rule for name, kind in KINDS.items()}}
-CHANGING = ("sign majority", "foolsgold", "norm bound", "centred clipping", "clip, median")
+CHANGING = ("sign majority", "foolsgold", "fltrust", "norm bound", "centred clipping", "clip, median")
 """Rules of which equal updates do not become that update; their own tests say what they become."""
-OF_ONE = ("mean", "median", "trimmed mean, share", "geometric median", "buckets, median", "arc, geometric median")
+OF_ONE = (
+    "mean",
+    "row mean",
+    "median",
+    "trimmed mean, share",
+    "geometric median",
+    "buckets, median",
+    "arc, geometric median",
+)
 """Rules that make of one update that update."""
 every = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 SIZES = {"update": 7, "control": 2}

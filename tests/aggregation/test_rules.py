@@ -1,7 +1,7 @@
 """Rules on rows: documented values, and what each of them holds to. A new one joins by being listed."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flrl.aggregation import (
     ARC,
+    FLAME,
     MDA,
     NNM,
     Before,
@@ -20,14 +21,17 @@ from flrl.aggregation import (
     CenteredClipping,
     Clip,
     DnC,
+    FLTrust,
     FoolsGold,
     GeometricMedian,
     Krum,
     Meamed,
+    MeanOfMedians,
     Median,
     MultiKrum,
     NormBound,
     Phocas,
+    RowMean,
     RowRule,
     Rows,
     Ruled,
@@ -58,7 +62,19 @@ class Kind:
     robust: bool = True
 
 
+class Rooted(FLTrust):
+    """FLTrust whose server always finds the same update."""
+
+    needs_root = False
+
+    def rule(self, rows: Rows) -> Ruled:
+        size = rows.values.shape[1]
+        return super().rule(replace(rows, root=torch.tensor([0.25, -1.0, 0.5, 0.0] * size).double()[:size]))
+
+
 KINDS = {
+    "row mean": Kind(RowMean(), robust=False),
+    "mean of medians": Kind(MeanOfMedians(num_malicious=1), moves=False),  # its groups are drawn of rows in their order
     "median": Kind(Median()),
     "trimmed mean": Kind(TrimmedMean(num_malicious=1)),
     "trimmed mean, share": Kind(TrimmedMean(share=0.2)),
@@ -72,6 +88,8 @@ KINDS = {
     "dnc": Kind(DnC(num_malicious=1)),
     "centred clipping": Kind(CenteredClipping(radius=2.0), moves=False, robust=False),
     "norm bound": Kind(NormBound(max_norm=2.0), moves=False, robust=False),
+    "fltrust": Kind(Rooted(), moves=False),
+    "flame": Kind(FLAME(noise=0.0), moves=False),
     "foolsgold": Kind(FoolsGold(), moves=False, robust=False),
     "sign majority": Kind(SignMajority(), moves=False, robust=False),
     "nnm, mean of those around": Kind(Meamed(num_malicious=1, before=NNM(num_malicious=1))),
@@ -92,6 +110,8 @@ every = pytest.mark.parametrize("name", KINDS)
         (Krum(num_malicious=1), [1, 2, 3]),
         (MultiKrum(num_malicious=1), [2.5, 3.5, 4.5]),
         (MDA(num_malicious=1), [2.5, 3.5, 4.5]),
+        (RowMean(), [4, 5, 6]),
+        (MeanOfMedians(num_malicious=1), [4, 5, 6]),
         (Meamed(num_malicious=1), [2.5, 3.5, 4.5]),
         (SignMajority(), [1, 1, 1]),
     ],

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from flrl.aggregation import Bucketing, CenteredClipping, FoolsGold, Median, MultiKrum
+from flrl.aggregation import Bucketing, CenteredClipping, FLTrust, FoolsGold, Median, MultiKrum
 from flrl.backends import ProcessBackend, SerialBackend
 from flrl.backends.local import backend as process
 from flrl.backends.pool.job import WorkerLostError
@@ -109,7 +109,7 @@ class Toy:
         source: Any = blobs(sum(SIZES))
         if self.source != "tensors":
             source = DatasetSource(Noisy(unpicklable=self.source == "unpicklable"), num_workers=self.loader_workers)
-        return FederatedData(Splits(source, blobs(60, seed=8)), blocks(SIZES), seed=0, holdout=0.2)
+        return FederatedData(Splits(source, blobs(60, seed=8)), blocks(SIZES), seed=0, holdout=0.2, root_samples=5)
 
     def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
         if self.fail and os.environ.get("FLRL_PARENT") != str(os.getpid()):
@@ -170,6 +170,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         Toy(strategy=ROBUST),
         Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))),
         Toy(strategy=partial(FedAvg, aggregator=FoolsGold())),
+        Toy(strategy=partial(FedAvg, aggregator=FLTrust())),
         Toy(strategy=partial(FedAvg, aggregator=MultiKrum(num_malicious=1, before=Bucketing(size=1)))),
         pytest.param(Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1), marks=pytest.mark.slow),
         Toy(source="unpicklable"),
@@ -184,6 +185,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         "robust",
         "a rule with a state",
         "a rule with a state of each client",
+        "a rule with the server's own update",
         "a rule that selects, of rows in random order",
         "dataset with loader workers",
         "unpicklable dataset",

@@ -26,8 +26,9 @@ from flrl.data import FederatedData
 from flrl.examiner import EvaluationShare
 from flrl.portable import check, check_trainer
 from flrl.process_setup import check_settings
+from flrl.root_update import root_update
 from flrl.seeding import SERVER, generator_for
-from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
+from flrl.types import Broadcast, ClientReport, ClientTask, ServerState, Tensors
 from flrl.worker import Worker, client_batches
 
 log = logging.getLogger(__name__)
@@ -203,6 +204,10 @@ class PoolBackend(ABC):
         if sum_here is not None:
             self._hub_now.reduce(sum_here)
         return Received(reducer, tuple(job.reports[task.client_id] for task in tasks))
+
+    def root_update(self, broadcast: Broadcast) -> Tensors:
+        """The update of the server's root samples: see `flrl.root_update`."""
+        return root_update(self._worker, broadcast)
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round.

@@ -1,0 +1,47 @@
+"""The base class of rules that are told how many clients may be malicious, and the check of a cohort's size."""
+
+from typing import TYPE_CHECKING
+
+from flrl.aggregation.rows import Before, RowRule
+
+if TYPE_CHECKING:
+    from flrl.setup import Setup
+
+
+class BearingRule(RowRule):
+    """Base class of rules that are told how many clients may be malicious.
+
+    Args:
+        num_malicious: f.
+        before: as for `RowRule`.
+
+    Raises:
+        ValueError: f is negative.
+    """
+
+    bound = (2, 1, "an honest majority")
+    """A cohort needs `bound[0] * f + bound[1]` clients, and who says so."""
+
+    def __init__(self, *, num_malicious: int, before: Before | None = None) -> None:
+        super().__init__(before=before)
+        if num_malicious < 0:
+            raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: must be at least 0")
+        self.num_malicious = num_malicious
+
+    def check(self, setup: "Setup") -> None:
+        """Refuse cohorts that are too small for what is proved."""
+        super().check(setup)
+        times, more, source = self.bound
+        part = f"num_malicious={self.num_malicious}: {type(self).__name__}"
+        check_cohort(setup, part, times * self.num_malicious + more, source, self.before)
+
+
+def check_cohort(setup: "Setup", part: str, least: int, source: str, before: Before | None = None) -> None:
+    """Raise ValueError, naming the part, unless a rule gets at least so many rows of the largest cohort."""
+    cohort = setup.sampler.largest(setup.num_clients)
+    rows = cohort if before is None else before.count(cohort)
+    if rows < least:
+        left = "take part" if rows == cohort else f"take part, of which {type(before).__name__} makes {rows} rows"
+        raise ValueError(
+            f"strategy.aggregator.{part} needs at least {least} clients in a round ({source}), and {cohort} {left}"
+        )
