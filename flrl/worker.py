@@ -177,8 +177,7 @@ class Worker:
         return found
 
     def _problem(self, task: ClientTask, broadcast: Broadcast, most: int | None) -> LocalProblem:
-        source, indices = self.data.splits.train, self.data.train_indices(task.client_id)[:most]
-        source, indices = self.threat.samples(source, indices, task, broadcast, self.model.layout)
+        source, indices = self.threat.samples(self.data, task, broadcast, self.model.layout, most)
         return LocalProblem.of(self.model, source, indices, task, broadcast, self.seed)
 
     def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:

@@ -31,6 +31,8 @@ class AdversaryContext:
         malicious: ids of all malicious clients of the federation, ascending.
         client_id: the malicious client; `flrl.seeding.SERVER` for what happens on the server.
         generator: on the CPU, seeded by (seed, round, client, "adversary").
+        honest: for `collude`, ids of the clients whose rows it sees, ascending.
+        dataset_indices: for `samples`, the client's samples as indices into the whole dataset, int64 `[n]`.
     """
 
     round: int
@@ -42,6 +44,8 @@ class AdversaryContext:
     malicious: Sequence[int]
     client_id: int
     generator: torch.Generator
+    honest: Sequence[int] = ()
+    dataset_indices: np.ndarray | None = None
 
     @property
     def present(self) -> list[int]:
@@ -194,7 +198,7 @@ class Adversary:
 
 
 class Nobody(Adversary):
-    """Everybody is honest: `adversary=none`. It takes what all adversaries take, for sweeps, without effect."""
+    """Everybody is honest: `adversary=none`. It takes what all adversaries take, for sweeps."""
 
     def malicious(self, num_clients: int, seed: int) -> tuple[int, ...]:
         """Nobody."""

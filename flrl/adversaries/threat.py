@@ -11,6 +11,7 @@ from torch import Tensor
 from flrl.adversaries.base import Adversary, AdversaryContext, Nobody, Probe
 from flrl.aggregation.base import Reducer
 from flrl.aggregation.rows import RowsReducer
+from flrl.data import FederatedData
 from flrl.data.sources import Source
 from flrl.layout import ParameterLayout
 from flrl.seeding import SERVER, seed_for, seeded_for_client
@@ -55,12 +56,15 @@ class Threat:
         return [client_id for client_id in self.clients if client_id in there]
 
     def samples(
-        self, source: Source, indices: np.ndarray, task: ClientTask, broadcast: Broadcast, layout: ParameterLayout
+        self, data: FederatedData, task: ClientTask, broadcast: Broadcast, layout: ParameterLayout, most: int | None
     ) -> tuple[Source, np.ndarray]:
-        """The samples that a client trains on: its own, or what the adversary makes of them."""
+        """The samples that a client trains on, `most` at most: its own, or what the adversary makes of them."""
+        source, indices = data.splits.train, data.train_indices(task.client_id)[:most]
         if not self.present(task.round, [task.client_id]):
             return source, indices
-        return self.adversary.samples(source, indices, self._context(task.client_id, broadcast, layout))
+        context = self._context(task.client_id, broadcast, layout)
+        whole = data.dataset_indices(task.client_id)[:most]
+        return self.adversary.samples(source, indices, replace(context, dataset_indices=whole))
 
     def on_client(
         self, update: ClientUpdate, memory: Tensors, broadcast: Broadcast, layout: ParameterLayout
@@ -107,7 +111,7 @@ class Threat:
         rows, others = (
             torch.stack([reducer.rows[client_id][start:end] for client_id in those]) for those in (present, honest)
         )
-        context = self._context(SERVER, broadcast, layout)
+        context = replace(self._context(SERVER, broadcast, layout), honest=honest)
         result: Any = self.adversary.collude(others, rows, before, context)
         changed, kept = _two(result, self.adversary, "collude")
         if changed.shape not in (rows.shape, rows.shape[1:]):

@@ -82,6 +82,10 @@ class FederatedData:
             return self._placed(SERVER)
         return self._placed(client_id)[: self.sizes[client_id]]
 
+    def dataset_indices(self, client_id: int) -> np.ndarray:
+        """`train_indices` as indices into the training samples of the whole dataset, of which a part may be held."""
+        return self._owned(client_id)[: self.sizes[client_id]]
+
     def holdout_indices(self, client_id: int) -> np.ndarray:
         """The client's held-out samples: indices into `splits.train`; may be empty."""
         return self._placed(client_id)[self.sizes[client_id] :]
