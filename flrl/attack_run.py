@@ -85,16 +85,17 @@ def attack_run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _attacks(settings: Mapping[str, Any]) -> dict[str, Attack]:
-    if "_target_" in settings["attack"]:
-        nodes = {HydraConfig.get().runtime.choices["attack"]: settings["attack"]}
-        return {name: _made(make(settings, "attack"), "attack") for name in nodes}
-    return {
-        name: _made(make({f"attack.{name}": node}, f"attack.{name}"), f"attack.{name}")
-        for name, node in settings["attack"].items()
-    }
+    """The attacks by name: the one that was chosen, or several."""
+    chosen = settings["attack"]
+    if "_target_" in chosen:
+        return {HydraConfig.get().runtime.choices["attack"]: _made(settings, "attack")}
+    return {name: _made({f"attack.{name}": node}, f"attack.{name}") for name, node in chosen.items()}
 
 
-def _made(attack: Any, key: str) -> Attack:
+def _made(settings: Mapping[str, Any], key: str) -> Attack:
+    if not isinstance(settings[key], Mapping) or "_target_" not in settings[key]:
+        raise ValueError(f"{key}={settings[key]}: must name an attack with _target_")
+    attack = make(settings, key)
     if not isinstance(attack, Attack):
         raise ValueError(f"{key}: {type(attack).__name__} is no flrl.attacks.Attack")
     return attack

@@ -16,7 +16,7 @@ from flrl.attacks.labels import sign_rule
 from flrl.data.datasets import digits
 from flrl.models.nets import mlp_2nn
 from tests.attacks.conftest import Finished
-from tests.attacks.given import observation
+from tests.attacks.seen import observation
 
 
 def test_a_mixture_is_weighted_by_the_neurons_gradients() -> None:
