@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flrl.attacks.base import Attack, Finding, Observation, Progress
 from flrl.attacks.observe import Truth, observe
-from flrl.attacks.results import figures_of, log, shown, table, write, write_table
+from flrl.attacks.results import figures_of, is_wandb, log, shown, table, write, write_table
 from flrl.attacks.scoring import score
 from flrl.backends.serial import SerialBackend
 from flrl.cli.instantiation import make
@@ -25,7 +25,6 @@ from flrl.runs.environment import versions
 
 ALL = "all"
 SUMS = ("all", "sum")
-LOGGERS = (None, "none", "wandb", "wandb_offline")
 
 
 def attack_run(cfg: DictConfig) -> dict[str, Any]:
@@ -38,8 +37,9 @@ def attack_run(cfg: DictConfig) -> dict[str, Any]:
     """
     folder, choice = Path(cfg.run), HydraConfig.get().runtime.choices["attack"]
     config = saved_config(folder, cfg.data_dir)
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    attacks = _attacks(settings)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "logger"])
+    settings: dict[str, Any] = OmegaConf.to_container(own, resolve=True)  # type: ignore[assignment]
+    attacks, wandb = _attacks(settings), _wandb(cfg.logger, config)
     _check(settings)
     run = SavedRun.read(folder, config)
     round = _round(run, cfg.round)
@@ -69,7 +69,8 @@ def attack_run(cfg: DictConfig) -> dict[str, Any]:
             continue
         figures = figures_of(finding, truth, observation, f"{name}, round {round}, {_seen(observation)}")
         write(folder / "attacks" / name, where, whole[name], figures)
-        log(config, settings["logger"], name, folder / "attacks" / name / where, whole[name], figures)
+        if wandb is not None:
+            log(wandb, folder / "attacks" / name / where, whole[name], figures)
     if choice == ALL:
         write_table(folder / "attacks" / ALL, where, about, whole)
         console.print(table(whole))
@@ -84,28 +85,40 @@ def attack_run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _attacks(settings: Mapping[str, Any]) -> dict[str, Attack]:
-    if "_target_" in settings["attack"]:
-        nodes = {HydraConfig.get().runtime.choices["attack"]: settings["attack"]}
-        return {name: _made(make(settings, "attack"), "attack") for name in nodes}
-    return {
-        name: _made(make({f"attack.{name}": node}, f"attack.{name}"), f"attack.{name}")
-        for name, node in settings["attack"].items()
-    }
+    """The attacks by name: the one that was chosen, or several."""
+    chosen = settings["attack"]
+    if "_target_" in chosen:
+        return {HydraConfig.get().runtime.choices["attack"]: _made(settings, "attack")}
+    return {name: _made({f"attack.{name}": node}, f"attack.{name}") for name, node in chosen.items()}
 
 
-def _made(attack: Any, key: str) -> Attack:
+def _made(settings: Mapping[str, Any], key: str) -> Attack:
+    if not isinstance(settings[key], Mapping) or "_target_" not in settings[key]:
+        raise ValueError(f"{key}={settings[key]}: must name an attack with _target_")
+    attack = make(settings, key)
     if not isinstance(attack, Attack):
         raise ValueError(f"{key}: {type(attack).__name__} is no flrl.attacks.Attack")
     return attack
 
 
+def _wandb(logger: DictConfig | None, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of the W&B logger: the chosen one, else the run's; None for no W&B."""
+    had = [node for node in (config.get("logger") or {}).values() if node and is_wandb(node)]
+    named = {"name": config["name"], "group": config["name"], "tags": [], **(had[0] if had else {})}
+    if logger is None:
+        return named if had else None
+    chosen: dict[str, Any] = OmegaConf.to_container(logger, resolve=False)  # type: ignore[assignment]
+    others = [name for name, node in chosen.items() if not is_wandb(node)]
+    if others:
+        raise ValueError(f"logger={others[0]}: attacks are logged to W&B alone: logger=wandb or logger=wandb_offline")
+    return {"project": node["project"], **named, "offline": node["offline"]} if (node := chosen.get("wandb")) else None
+
+
 def _check(settings: Mapping[str, Any]) -> None:
-    client, logger = settings["client"], settings["logger"]
+    client = settings["client"]
     whole = isinstance(client, int) and not isinstance(client, bool) and client >= 0
     if not (client is None or whole or client in SUMS):
         raise ValueError(f"client={client}: must be a client's id, all (or sum), or null")
-    if logger not in LOGGERS:
-        raise ValueError(f"logger={logger}: must be null, none, wandb or wandb_offline")
     if settings["candidates"] < 1:
         raise ValueError(f"candidates={settings['candidates']}: must be at least 1")
     if settings["seed"] < 0:

@@ -84,5 +84,5 @@ class AttackConfig:
     candidates: int = 1000
     device: str = "cpu"
     data_dir: str | None = None
-    logger: str | None = None
+    logger: dict[str, Any] | None = None
     attack: dict[str, Any] = field(default_factory=dict)

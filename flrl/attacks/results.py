@@ -93,38 +93,34 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def log(
-    config: Mapping[str, Any],
-    logger: str | None,
-    name: str,
-    folder: Path,
-    result: Mapping[str, Any],
-    figures: Mapping[str, Figure],
-) -> None:
-    """Log numbers and pictures to W&B, if the run was logged there or the setting asks for it."""
-    targets = [node for node in (config.get("logger") or {}).values() if node and _is_wandb(node)]
-    if logger == "none" or (logger is None and not targets):
-        return
+def log(settings: Mapping[str, Any], folder: Path, result: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+    """Log a result's numbers and pictures to W&B, as a run of its own.
+
+    Args:
+        settings: project, name, group, tags and `offline`, as for `FlrlWandbLogger`.
+        folder: the result's folder.
+        result: the result.
+        figures: pictures by name.
+    """
     import wandb
 
-    had = targets[0] if targets else {}
-    offline = bool(had.get("offline")) if logger is None else logger == "wandb_offline"
-    own = FlrlWandbLogger(
+    logger = FlrlWandbLogger(
         save_dir=str(folder),
-        project=had.get("project", "flrl"),
-        name=f"{had.get('name', config['name'])}-{name}-{folder.name}",
-        group=had.get("group", config["name"]),
-        tags=[*had.get("tags", []), "attack", name],
-        offline=offline,
+        project=settings["project"],
+        name=f"{settings['name']}-{result['attack']}-{folder.name}",
+        group=settings["group"],
+        tags=[*settings["tags"], "attack", result["attack"]],
+        offline=settings["offline"],
     )
     try:
-        own.log_hyperparams({key: result[key] for key in ("attack", "round", "client", "seed", "settings")})
+        logger.log_hyperparams({key: result[key] for key in ("attack", "round", "client", "seed", "settings")})
         numbers = {f"attack/{key}": value for key, value in numbers_of(result["scores"]).items()}
         pictures = {f"attack/{key}": wandb.Image(figure) for key, figure in figures.items()}
-        own.experiment.log({**numbers, "attack/seconds": result["seconds"], **pictures})
+        logger.experiment.log({**numbers, "attack/seconds": result["seconds"], **pictures})
     finally:
-        own.finish()
+        logger.finish()
 
 
-def _is_wandb(node: Mapping[str, Any]) -> bool:
+def is_wandb(node: Mapping[str, Any]) -> bool:
+    """Whether the configuration of a logger is that of a W&B logger."""
     return str(node.get("_target_", "")).endswith("WandbLogger")

@@ -104,7 +104,7 @@ def ssim(found: Tensor, true: Tensor) -> float:
     """
     size = min(11, *(side if side % 2 else side - 1 for side in found.shape[2:]))
     value = structural_similarity_index_measure(
-        found.float(), true.float(), data_range=1.0, gaussian_kernel=size == 11, kernel_size=size
+        found.double(), true.double(), data_range=1.0, gaussian_kernel=size == 11, kernel_size=size
     )
     return float(value)  # type: ignore[arg-type]
 
