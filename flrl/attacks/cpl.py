@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flrl.attacks.base import Attack, Finding, Observation, Progress
 from flrl.attacks.gradients import Training, generator_of, num_trained, objection_to, squared_distance, target_of
 from flrl.attacks.labels import labels_of, objection_to_labels
-from flrl.attacks.matching import Guess, Step, best_of, boxed, check_at_least, check_positive, lbfgs
+from flrl.attacks.matching import GOOD, Guess, Step, best_of, boxed, check_at_least, check_positive, lbfgs
 
 STARTS = ("patch", "geometric", "constant", "noise")
 
@@ -26,8 +26,8 @@ class CPL(Attack):
         patches: number of patches along each edge.
         alpha: weight of the squared distance between the softmax of the output and the label.
         iterations: calls of L-BFGS, each of up to 20 inner iterations; 300 in the paper.
-        restarts: searches from other starts while none has come below `tolerance`.
-        tolerance: an objective that is good enough.
+        restarts: searches from other starts while none has come within a hundred times `tolerance`.
+        tolerance: an objective at which a search ends.
         max_samples: more are not tried.
         max_steps: more local steps are not simulated.
     """
@@ -44,7 +44,7 @@ class CPL(Attack):
         alpha: float = 0.0,
         iterations: int = 300,
         restarts: int = 3,
-        tolerance: float = 1e-9,
+        tolerance: float = 1e-8,
         max_samples: int = 8,
         max_steps: int = 16,
     ) -> None:
@@ -85,7 +85,11 @@ class CPL(Attack):
             return Guess((samples.detach(),), loss, restart, done)
 
         best = best_of(
-            search, restarts=self.restarts, iterations=self.iterations, tolerance=self.tolerance, progress=progress
+            search,
+            restarts=self.restarts,
+            iterations=self.iterations,
+            tolerance=GOOD * self.tolerance,
+            progress=progress,
         )
         samples = boxed(best.tensors[0], observation.inputs).to(observation.inputs.dtype)
         return Finding(inputs=samples, labels=labels, numbers=best.numbers)

@@ -15,7 +15,7 @@ from flrl.attacks.gradients import (
     squared_distance,
     target_of,
 )
-from flrl.attacks.matching import Guess, Step, best_of, boxed, check_at_least, check_positive, lbfgs
+from flrl.attacks.matching import GOOD, Guess, Step, best_of, boxed, check_at_least, check_positive, lbfgs
 
 
 class DLG(Attack):
@@ -23,8 +23,8 @@ class DLG(Attack):
 
     Args:
         iterations: calls of L-BFGS, each of up to 20 inner iterations; 300 in the paper.
-        restarts: searches from other noise while none has come below `tolerance`.
-        tolerance: a squared distance, relative to the observed gradient's squared norm, that is good enough.
+        restarts: searches from other noise while none has come within a hundred times `tolerance`.
+        tolerance: a squared distance, relative to the observed gradient's squared norm, at which a search ends.
         max_samples: more are not tried.
         max_steps: more local steps are not simulated.
     """
@@ -38,7 +38,7 @@ class DLG(Attack):
         *,
         iterations: int = 300,
         restarts: int = 3,
-        tolerance: float = 1e-9,
+        tolerance: float = 1e-8,
         max_samples: int = 8,
         max_steps: int = 16,
     ) -> None:
@@ -75,7 +75,11 @@ class DLG(Attack):
             return Guess(tuple(tensor.detach() for tensor in tensors), loss, restart, done)
 
         best = best_of(
-            search, restarts=self.restarts, iterations=self.iterations, tolerance=self.tolerance, progress=progress
+            search,
+            restarts=self.restarts,
+            iterations=self.iterations,
+            tolerance=GOOD * self.tolerance,
+            progress=progress,
         )
         samples = boxed(best.tensors[0], observation.inputs).to(observation.inputs.dtype)
         return Finding(inputs=samples, labels=best.tensors[1].argmax(1), numbers=best.numbers)

@@ -9,7 +9,7 @@ from torch import Tensor
 from flrl.attacks.base import Attack, Finding, Observation, Progress
 from flrl.attacks.gradients import Training, generator_of, num_trained, objection_to, squared_distance, target_of
 from flrl.attacks.labels import labels_of, objection_to_labels
-from flrl.attacks.matching import Guess, Step, best_of, boxed, check_at_least, check_positive, lbfgs
+from flrl.attacks.matching import GOOD, Guess, Step, best_of, boxed, check_at_least, check_positive, lbfgs
 
 
 class IDLG(Attack):
@@ -17,8 +17,8 @@ class IDLG(Attack):
 
     Args:
         iterations: calls of L-BFGS, each of up to 20 inner iterations; 300 in the paper.
-        restarts: searches from other noise while none has come below `tolerance`.
-        tolerance: a squared distance, relative to the observed gradient's squared norm, that is good enough.
+        restarts: searches from other noise while none has come within a hundred times `tolerance`.
+        tolerance: a squared distance, relative to the observed gradient's squared norm, at which a search ends.
         max_steps: more local steps (of the one sample) are not simulated.
     """
 
@@ -27,7 +27,7 @@ class IDLG(Attack):
     on_sums = True
 
     def __init__(
-        self, *, iterations: int = 300, restarts: int = 3, tolerance: float = 1e-9, max_steps: int = 16
+        self, *, iterations: int = 300, restarts: int = 3, tolerance: float = 1e-8, max_steps: int = 16
     ) -> None:
         for name, value in (("iterations", iterations), ("restarts", restarts), ("max_steps", max_steps)):
             check_at_least(name, value, 1)
@@ -57,7 +57,11 @@ class IDLG(Attack):
             return Guess((sample.detach(),), loss, restart, done)
 
         best = best_of(
-            search, restarts=self.restarts, iterations=self.iterations, tolerance=self.tolerance, progress=progress
+            search,
+            restarts=self.restarts,
+            iterations=self.iterations,
+            tolerance=GOOD * self.tolerance,
+            progress=progress,
         )
         samples = boxed(best.tensors[0], observation.inputs).to(observation.inputs.dtype)
         return Finding(inputs=samples, labels=labels, numbers=best.numbers)

@@ -13,6 +13,10 @@ Objective = Callable[[], Tensor]
 Step = Callable[[int, float], None]
 """Called after an iteration with the number of those done and the objective."""
 
+PATIENCE = 10
+GOOD = 100
+"""Times its tolerance a search by L-BFGS may end at, stuck, without being repeated."""
+
 
 @dataclass(frozen=True, slots=True)
 class Guess:
@@ -39,7 +43,7 @@ class Guess:
 def best_of(
     search: Callable[[int, Step], Guess], *, restarts: int, iterations: int, tolerance: float, progress: Progress
 ) -> Guess:
-    """The guess with the least objective; the first below the tolerance ends the search.
+    """The guess with the least objective; the first that is good enough ends the search.
 
     Restarts run one after another: those that are not needed cost nothing, and `vmap` over eight of them takes as long.
 
@@ -47,7 +51,7 @@ def best_of(
         search: runs one restart.
         restarts: number of them.
         iterations: most iterations of each.
-        tolerance: an objective below it is good enough.
+        tolerance: an objective below it is good enough that no other restart follows.
         progress: called after each iteration.
     """
     best: Guess | None = None
@@ -69,7 +73,9 @@ def best_of(
 def lbfgs(
     tensors: Sequence[Tensor], objective: Objective, *, iterations: int, tolerance: float, step: Step
 ) -> tuple[float, int]:
-    """Minimise by L-BFGS with a strong-Wolfe line search, in place; ends early below the tolerance or without progress.
+    """Minimise by L-BFGS with a strong-Wolfe line search, in place.
+
+    Ends early below the tolerance, or when `PATIENCE` iterations have not lowered the objective by a tenth.
 
     Args:
         tensors: to be varied.
@@ -101,16 +107,15 @@ def lbfgs(
         evaluated.append(float(loss.detach()))
         return evaluated[-1]
 
-    done, before = 0, math.inf
-    while done < iterations:
+    losses: list[float] = []
+    while len(losses) < iterations:
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        done += 1
-        loss = evaluated[-1]
-        step(done, loss)
-        if not math.isfinite(loss) or loss < tolerance or loss == before:
+        losses.append(evaluated[-1])
+        step(len(losses), losses[-1])
+        stuck = len(losses) > PATIENCE and losses[-1] > 0.9 * losses[-1 - PATIENCE]
+        if not math.isfinite(losses[-1]) or losses[-1] < tolerance or stuck:
             break
-        before = loss
-    return _final(objective), done
+    return _final(objective), len(losses)
 
 
 def adam(

@@ -76,3 +76,30 @@ def mse(found: Finding, inputs: Tensor) -> float:
 def quiet(share: float, text: str) -> None:
     assert 0 <= share <= 1
     assert text
+
+
+class Text(pl.LightningModule):
+    """Classifies texts by the mean over a transformer layer's, or the last of an LSTM's outputs."""
+
+    def __init__(self, kind: str, words: int = 50, length: int = 6, width: int = 16) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embedding = nn.Embedding(words, width)
+        self.position = nn.Embedding(length, width)
+        if kind == "transformer":
+            self.body = nn.TransformerEncoderLayer(width, 2, 32, dropout=0.1, batch_first=True, activation="gelu")
+        else:
+            self.body = nn.LSTM(width, width, batch_first=True)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        vectors = self.embedding(tokens) + self.position(torch.arange(tokens.shape[1]))
+        if self.kind == "transformer":
+            return self.head(self.body(vectors).mean(1))
+        return self.head(self.body(vectors)[0][:, -1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
