@@ -9,7 +9,6 @@ kept near a normal distribution that is fitted to them, whatever their class: fe
 enough to take from it what deceives a model and looks like nothing.
 """
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np

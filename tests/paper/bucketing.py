@@ -5,6 +5,7 @@ as many samples drawn from all classes, as copies.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from flrl.data.datasets import mnist
 HONEST, OTHERS = 20, 5
 
 
-def copied(*, data_dir: str, mean: Sequence[float], std: Sequence[float]) -> Splits:
+def copied(*, data_dir: str, mean: Sequence[float], std: Sequence[float], **given: Any) -> Splits:
     """MNIST with copies of 15,000 training samples at its end, 3,000 for each worker that may lie."""
-    splits = mnist(data_dir=data_dir, mean=mean, std=std)
+    splits = mnist(data_dir=data_dir, mean=mean, std=std, **given)
     train = splits.train
     assert isinstance(train, TensorSource)
     count = len(train) // HONEST * OTHERS
@@ -27,7 +28,7 @@ def copied(*, data_dir: str, mean: Sequence[float], std: Sequence[float]) -> Spl
     return Splits(train=TensorSource(inputs, targets, mean=mean, std=std), test=splits.test)
 
 
-def sorted_by_class(num_samples: int, labels: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+def sorted_by_class(num_samples: int, labels: np.ndarray | None, rng: np.random.Generator, **given: Any) -> np.ndarray:
     """The honest workers' samples in the order of their classes, and the copies."""
     assert labels is not None
     whole = num_samples * HONEST // (HONEST + OTHERS)
