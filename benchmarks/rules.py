@@ -9,8 +9,8 @@ computes in float64. ByzFL computes NumPy arrays in their dtype and torch tensor
 timed on float64 arrays (the same numbers) and on float32 tensors (half the memory). Each side gets a fresh copy outside
 of the time, since some of ByzFL's pre-aggregators change what they are given. Sides take turns; medians of repetitions.
 Seconds are of processor time, wall time beside it: with one thread they are the same on a machine of one's own.
-MDA bears one malicious row here, as ByzFL tries all subsets. Geometric medians take eight steps, flrl's from the median,
-ByzFL's from zero.
+MDA bears one malicious row here, as ByzFL tries all subsets. Geometric medians take eight steps, flrl's from the
+median, ByzFL's from zero.
 """
 
 import argparse
@@ -178,10 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     size = 10_000 if options.quick else options.size
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {options.threads} threads, rows {options.rows} x {size:,}")
+    machine = f"{processor()}, torch {torch.__version__}, torch.set_num_threads({options.threads})"
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}, rows {options.rows} x {size:,}")
     print("| rule | ByzFL's | flrl, s | ByzFL float64, s | ByzFL float32, s | theirs / flrl | difference |")
     print("|---|---|---:|---:|---:|---:|---:|")
     rows = rows_of(options.rows, size, options.malicious)
+    RowMean()(np.zeros((2, 2**22)))  # loops are compiled outside of the times
     for case in cases(options.rows, options.malicious):
         if options.only is None or case.name in options.only:
             print(f"| {' | '.join(measured(case, rows, options.repetitions))} |", flush=True)

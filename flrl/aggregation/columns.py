@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_NUMBERS = 2**17
-"""Numbers of all rows that are worked on at a time: a megabyte."""
+_NUMBERS = 2**18
+"""Numbers of all rows that are worked on at a time: two megabytes."""
 
 
 def column_spans(count: int, size: int) -> Iterator[slice]:
-    """The columns of `[count, size]` in parts of about a megabyte, at least one part."""
+    """The columns of `[count, size]` in parts of about two megabytes, at least one part."""
     width = max(64, _NUMBERS // max(1, count))
     for start in range(0, max(1, size), width):
         yield slice(start, min(start + width, size))
