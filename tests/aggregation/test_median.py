@@ -3,7 +3,7 @@
 import torch
 
 from flrl.aggregation import Median
-from flrl.aggregation.columns import _NUMBERS, column_spans
+from flrl.aggregation.columns import _NUMBERS, column_spans, sorted_columns
 from tests.aggregation.updates import of_rows, reduced, update
 
 
@@ -27,3 +27,10 @@ def test_columns_beyond_those_that_are_taken_at_once() -> None:
     updates = [update(client, 1.0, update=row.tolist()) for client, row in enumerate(rows)]
     found = reduced(Median(), updates, {"update": size}).result()[0]["update"]
     assert torch.equal(found, rows.median(dim=0).values)
+
+
+def test_sorting_leaves_the_rows_as_they_are() -> None:
+    """Though a single column lies in memory as it is to be sorted."""
+    rows = torch.tensor([[3.0], [1.0], [2.0]], dtype=torch.float64)
+    assert sorted_columns(rows).flatten().tolist() == [1.0, 2.0, 3.0]
+    assert rows.flatten().tolist() == [3.0, 1.0, 2.0]
