@@ -111,6 +111,23 @@ def test_verified_on_another_backend(verify: Any) -> None:
     assert (done.code, done.err) == (0, "")
 
 
+@pytest.mark.slow
+def test_the_servers_own_updates_are_recomputed_and_resumed(cli: Any) -> None:
+    """FLTrust's root samples and updates are the same on another backend, in a resumed run, and in a verification."""
+    trust = ("strategy/aggregator=fltrust", "root_samples=50", "logger=none")
+    process = ("backend=process", "backend.workers=2")
+    assert cli(*trust, "strategy.rounds=2", *process, "hydra.run.dir=first").code == 0
+    assert cli("resume=first", "strategy.rounds=4", "hydra.run.dir=second", "backend=serial").code == 0
+    assert cli(*trust, "strategy.rounds=4", "hydra.run.dir=third").code == 0
+    digests = [
+        [json.loads(row)["digest"] for row in Path(run, "metrics.jsonl").read_text().splitlines()]
+        for run in ("second", "third")
+    ]
+    assert len(set(digests[0])) == len(digests[0]) >= 4
+    assert digests[0] == digests[1]
+    assert cli("run=third", main=main).code == 0
+
+
 WRONG = {
     ("rounds=9",): "rounds=9: run holds rounds 1 to 5",
     ("rounds=4..2",): "rounds=4..2: run holds rounds 1 to 5",

@@ -120,6 +120,10 @@ TRAIN = {
         "In 'strategy/aggregator/median': Could not find 'strategy/aggregator/before/nmm'; Available options in "
         "'strategy/aggregator/before': arc; bucketing; clip; nnm; none; did you mean 'nnm'?"
     ),
+    "strategy/aggregator=fltrust": (
+        "strategy.aggregator: FLTrust needs root samples, on which the server trains itself: root_samples=100"
+    ),
+    "root_samples=-1": "root_samples=-1: must be a whole number from 0 to 1428; every client keeps a sample",
     "strategy=scaffold strategy/aggregator=median": (
         "strategy.aggregator=Median: SCAFFOLD's variates need the mean, strategy/aggregator=mean"
     ),

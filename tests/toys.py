@@ -140,10 +140,11 @@ def make_worker(
     seed: int = 0,
     evaluator: Evaluator | None = None,
     device: str = "cpu",
+    root_samples: int = 0,
 ) -> Worker:
     """A worker over blobs; the module is initialised from the seed."""
     source = blobs(sum(sizes)) if source is None else source
-    data = FederatedData(Splits(source, blobs(60, seed=8)), blocks(sizes), seed=seed)
+    data = FederatedData(Splits(source, blobs(60, seed=8)), blocks(sizes), seed=seed, root_samples=root_samples)
     if module is None:
         torch.manual_seed(seed)
         module = Linear()
@@ -151,7 +152,7 @@ def make_worker(
     model = prepare(module, threads=1, device=device, personal=strategy.personal)
     if model.local.device.type != "cpu":
         source.move_to(model.local.device)
-    trainer.check(Setup.of(module, strategy, trainer, data.sizes))
+    trainer.check(Setup.of(module, strategy, trainer, data.sizes, num_root_samples=root_samples))
     return Worker(model, data, trainer, strategy, evaluator or Evaluator(batch_size=50), seed)
 
 
@@ -161,6 +162,7 @@ def setup_of(
     strategy: Strategy | None = None,
     sizes: Sequence[int] = (20, 30, 40),
     num_holding_out: int = 0,
+    num_root_samples: int = 0,
 ) -> Setup:
     """The setup of these parts, and ordinary ones beside them, to be checked."""
     average = FedAvg(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
@@ -170,6 +172,7 @@ def setup_of(
         EagerTrainer() if trainer is None else trainer,
         sizes,
         num_holding_out=num_holding_out,
+        num_root_samples=num_root_samples,
     )
 
 

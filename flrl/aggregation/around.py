@@ -65,7 +65,5 @@ def nearest_mean(values: Tensor, centre: Tensor, count: int) -> Tensor:
     ordered = sorted_columns(values)
     below, above = centre - ordered[: len(values) - count + 1], ordered[count - 1 :] - centre
     first = torch.maximum(below, above).argmin(dim=0)  # argmin gives the first one of equals on the CPU
-    sums = ordered.new_zeros(centre.shape)
-    for offset in range(count):
-        sums += ordered.gather(0, (first + offset).unsqueeze(0))[0]
-    return sums / count
+    windows = ordered.t().unfold(1, count, 1)
+    return windows[torch.arange(len(first), device=first.device), first].mean(dim=1)

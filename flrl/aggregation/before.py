@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flrl.aggregation.bearing import check_cohort
+from flrl.aggregation.columns import empty_rows, stacked, weighted_sums
 from flrl.aggregation.distances import nearest, squared_distances
 from flrl.aggregation.rows import Before, Rows
 
@@ -56,7 +57,7 @@ class Bucketing(Before):
         """The buckets' means; a bucket weighs what its rows weigh together."""
         order = torch.randperm(len(rows), generator=rows.generator).to(rows.values.device)
         places = torch.split(order, self.size)
-        values = torch.stack([rows.values[own].mean(dim=0) for own in places])
+        values = stacked([rows.values[own].mean(dim=0) for own in places])
         weights = torch.stack([rows.weights[own].sum() for own in places])
         return replace(rows, values=values, weights=weights, clients=range(len(places)))
 
@@ -72,8 +73,10 @@ class NNM(Bearing):
 
     def __call__(self, rows: Rows) -> Rows:
         """The mixed rows."""
-        places = nearest(squared_distances(rows.values), max(1, len(rows) - self.num_malicious)).sort(dim=1).values
-        return replace(rows, values=torch.stack([rows.values[own].mean(dim=0) for own in places]))
+        count = max(1, len(rows) - self.num_malicious)
+        places = nearest(squared_distances(rows.values), count)
+        among = rows.values.new_zeros(len(rows), len(rows)).scatter_(1, places, 1.0)
+        return replace(rows, values=weighted_sums(among, rows.values).div_(count))
 
 
 class Clip(Before):
@@ -115,4 +118,5 @@ def clipped(rows: Rows, max_norm: float) -> Rows:
     """The rows, none longer than `max_norm`."""
     norms = rows.values.norm(dim=1)
     factors = torch.where(norms > max_norm, max_norm / norms, 1.0)
-    return replace(rows, values=rows.values * factors[:, None])
+    shortened = empty_rows(len(rows), rows.values.shape[1], rows.values.device)
+    return replace(rows, values=torch.mul(rows.values, factors[:, None], out=shortened))

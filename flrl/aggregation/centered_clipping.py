@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from flrl.aggregation.columns import column_spans, norms_from
 from flrl.aggregation.rows import RowRule, Rows, Ruled
 
 
@@ -31,7 +32,9 @@ class CenteredClipping(RowRule):
         """The centre after the last repetition; it is the next round's first."""
         centre = rows.state.get("centre", torch.zeros(rows.values.shape[1])).to(rows.values)
         for _ in range(self.iterations):
-            offsets = rows.values - centre
-            factors = (self.radius / offsets.norm(dim=1)).clamp_(max=1.0)  # infinite where the offset is zero
-            centre = centre + (factors[:, None] * offsets).mean(dim=0)
+            norms = norms_from(rows.values, centre)
+            factors = (self.radius / norms).clamp_(max=1.0)[:, None]  # infinite where the norm is zero
+            spans = column_spans(*rows.values.shape)
+            steps = [((rows.values[:, span] - centre[span]) * factors).mean(dim=0) for span in spans]
+            centre = centre + torch.cat(steps)
         return Ruled(centre, state={"centre": centre})

@@ -7,6 +7,7 @@ Learning", NDSS 2021, algorithm 2. Clients count equally.
 import torch
 
 from flrl.aggregation.bearing import BearingRule
+from flrl.aggregation.columns import mean_of_kept
 from flrl.aggregation.rows import Before, Rows, Ruled
 
 
@@ -59,4 +60,4 @@ class DnC(BearingRule):
             kept[scores.argsort(stable=True)[count - left_out :]] = False
         if not kept.any():
             raise ValueError(f"DnC has left out all of {count} rows: num_malicious={self.num_malicious} is too large")
-        return Ruled(rows.values[kept].mean(dim=0), kept)
+        return Ruled(mean_of_kept(rows.values, kept), kept)

@@ -7,8 +7,10 @@ coordinatewise median instead of the mean, so that rows of any length cannot kee
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from flrl.aggregation.columns import column_spans, norms_from
 from flrl.aggregation.median import median_of
 from flrl.aggregation.rows import RowRule, Rows
 
@@ -31,9 +33,9 @@ class GeometricMedian(RowRule):
 
     def rule(self, rows: Rows) -> Tensor:
         """The last of the steps, `[d]`."""
-        found = median_of(rows.values)
+        found = torch.cat([median_of(rows.values[:, span]) for span in column_spans(*rows.values.shape)])
         for _ in range(self.iterations):
-            distances = (rows.values - found).norm(dim=1).clamp_(min=self.smoothing)
+            distances = norms_from(rows.values, found).clamp_(min=self.smoothing)
             shares = rows.weights / distances
             found = (shares / shares.sum()) @ rows.values
         return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flrl.aggregation.bearing import BearingRule
+from flrl.aggregation.columns import mean_of_kept
 from flrl.aggregation.distances import squared_distances
 from flrl.aggregation.rows import Rows, Ruled
 
@@ -33,7 +34,7 @@ class Krum(BearingRule):
         places = scores.argsort(stable=True)[: self.chosen(len(rows))].sort().values
         kept = torch.zeros(len(rows), dtype=torch.bool, device=scores.device)
         kept[places] = True
-        return Ruled(rows.values[places].mean(dim=0), kept)
+        return Ruled(mean_of_kept(rows.values, kept), kept)
 
 
 class MultiKrum(Krum):

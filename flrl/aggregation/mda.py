@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flrl.aggregation.bearing import BearingRule
+from flrl.aggregation.columns import mean_of_kept
 from flrl.aggregation.distances import squared_distances
 from flrl.aggregation.rows import Before, Rows, Ruled
 
@@ -41,7 +42,7 @@ class MDA(BearingRule):
         order = distances.sum(dim=1).argsort(stable=True)  # of several ways the one that leaves out what is far
         kept = torch.ones(len(rows), dtype=torch.bool, device=distances.device)
         kept[order[smallest_without(distances[order][:, order], self.num_malicious)]] = False
-        return Ruled(rows.values[kept].mean(dim=0), kept)
+        return Ruled(mean_of_kept(rows.values, kept), kept)
 
 
 def smallest_without(distances: Tensor, most: int) -> list[int]:

@@ -13,6 +13,8 @@ from flrl.aggregation.rows import RowRule, Rows
 class RowMean(RowRule):
     """The mean by weights: of 1 and 4 with weights 2 and 1 it is 2."""
 
+    coordinatewise = True
+
     def rule(self, rows: Rows) -> Tensor:
         """The mean, `[d]`."""
         return (rows.weights @ rows.values) / rows.weights.sum()

@@ -1,9 +1,9 @@
 """Rules that need every client's update: rows of a matrix, whose order does not matter to the bit."""
 
-import itertools
 import math
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from flrl.aggregation.base import Aggregator, Combined, Parcel, Reducer, Stats, check_sizes, not_usable
+from flrl.aggregation.columns import column_spans, stacked
 from flrl.kernels import vector_stats
 from flrl.types import ClientUpdate, Context, Tensors
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
 
-_COLUMNS = 2**14
-"""Columns that a coordinatewise rule gets at a time, so that they fit the caches."""
+_KEY_COLUMNS = 2**12
+"""Columns by which rows are ordered, unless some are equal there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +120,48 @@ class RowRule(Aggregator):
         own = torch.ones(len(values), dtype=torch.float64) if weights is None else torch.as_tensor(weights).double()
         generator = torch.Generator().manual_seed(seed)
         trusted = None if root is None else torch.as_tensor(root, dtype=torch.float64)
-        return self.ruled(Rows(values, own, range(len(values)), state or {}, generator, trusted)).vector
+        given = Rows(values, own, range(len(values)), state or {}, generator, trusted)
+        if not self.by_columns or not len(values):
+            return self.ruled(given).vector
+        order = own_order(list(values), own, given.clients)
+        ordered = [values[index] for index in order]
+        given = replace(given, weights=own[order], clients=order)
+        return torch.cat([part.vector for part in self.ruled_by_columns(ordered, given)])
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether the rule is called with some columns at a time."""
+        return self.coordinatewise and self.before is None
+
+    def ruled_by_columns(self, values: Sequence[Tensor], rows: Rows) -> Iterator[Ruled]:
+        """The rule on some columns after the other.
+
+        Args:
+            values: the rows, `[d]` each.
+            rows: all but the values.
+
+        Raises:
+            TypeError: the rule has a state, of which there would be many.
+        """
+        for span in column_spans(len(values), len(values[0])):
+            part = torch.stack([row[span] for row in values])
+            found = self.rule(replace(rows, values=part.to(rows.values.device)))
+            found = found if isinstance(found, Ruled) else Ruled(found)
+            if found.state:
+                raise TypeError(
+                    f"strategy.aggregator: {type(self).__name__} is coordinatewise, so it is called "
+                    "with some columns at a time and can have no state"
+                )
+            yield replace(found, vector=_checked(self, found.vector, part.shape[1]))
 
     def ruled(self, rows: Rows) -> Ruled:
         """The rule on rows in an order of their own, after what comes before it; `kept` is in the order given."""
-        order = _own_order(rows)
-        weights, clients = rows.weights[order], [rows.clients[index] for index in order.tolist()]
-        ordered = replace(rows, values=rows.values[order], weights=weights, clients=clients)
-        mixed = ordered if self.before is None else self.before(ordered)
-        found = self.rule(mixed)
+        order = own_order(list(rows.values), rows.weights, rows.clients)
+        if order != list(range(len(rows))):
+            clients = [rows.clients[index] for index in order]
+            values = stacked([rows.values[index] for index in order])
+            rows = replace(rows, values=values, weights=rows.weights[order], clients=clients)
+        found = self.rule(rows if self.before is None else self.before(rows))
         if not isinstance(found, Ruled):
             return Ruled(found)
         if found.kept is None or len(found.kept) != len(order):
@@ -215,19 +249,17 @@ class RowsReducer:
         start = 0
         for name, size in self.sizes.items():
             own = {k.removeprefix(f"{name}/"): tensor for k, tensor in state.items() if k.startswith(f"{name}/")}
-            parts = []
-            for values in self._stacked(clients, start, start + size):
-                trusted = None if root is None else root[name].to(self.device)
-                rows = Rows(values.to(self.device), weights.to(self.device), clients, own, generator, trusted)
-                whole = self._rule.coordinatewise and self._rule.before is None
-                found = self._rule.rule(rows) if whole else self._rule.ruled(rows)
-                part = found if isinstance(found, Ruled) else Ruled(found)
-                if part.state and self._rule.coordinatewise:
-                    raise TypeError(
-                        f"strategy.aggregator: {type(self._rule).__name__} is coordinatewise, so it is called "
-                        "with some columns at a time and can have no state"
-                    )
-                parts.append(replace(part, vector=self._checked(part.vector, values.shape[1])))
+            values = [self.rows[client_id][start : start + size] for client_id in clients]
+            trusted = None if root is None else root[name].to(self.device)
+            nothing = torch.zeros(len(clients), 0, dtype=torch.float64, device=self.device)
+            rows = Rows(nothing, weights.to(self.device), clients, own, generator, trusted)
+            if not size:
+                parts = []
+            elif self._rule.by_columns:
+                parts = list(self._rule.ruled_by_columns(values, rows))
+            else:
+                part = self._rule.ruled(replace(rows, values=stacked(values).to(self.device)))
+                parts = [replace(part, vector=_checked(self._rule, part.vector, size))]
             vectors[name] = torch.cat([part.vector for part in parts]).cpu() if parts else torch.zeros(0).double()
             for part in parts:
                 kept |= {f"{name}/{key}": tensor.cpu() for key, tensor in part.state.items()}
@@ -239,28 +271,24 @@ class RowsReducer:
             vectors, math.fsum(weights.tolist()), kept, None if filtered is None else tuple(sorted(filtered))
         )
 
-    def _checked(self, vector: Any, size: int) -> Tensor:
-        """A rule's result in float64; TypeError unless it is a vector as long as the rows."""
-        if not isinstance(vector, Tensor) or vector.shape != (size,):
-            found = f"shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else type(vector).__name__
-            raise TypeError(f"strategy.aggregator: {type(self._rule).__name__}.rule gives {found}, must be [{size}]")
-        return vector.detach().double()
 
-    def _stacked(self, clients: Sequence[int], start: int, end: int) -> Iterator[Tensor]:
-        """The columns of all rows, as many at a time as the rule takes; a column's numbers lie side by side."""
-        by_columns = self._rule.coordinatewise and self._rule.before is None
-        ends = [*range(start, end, _COLUMNS if by_columns else max(1, end - start)), end]
-        for a, b in itertools.pairwise(ends):
-            if by_columns:
-                yield torch.stack([self.rows[client_id][a:b] for client_id in clients], dim=1).t()
-            else:
-                yield torch.stack([self.rows[client_id][a:b] for client_id in clients])
+def _checked(rule: RowRule, vector: Any, size: int) -> Tensor:
+    """A rule's result in float64; TypeError unless it is a vector as long as the rows."""
+    if not isinstance(vector, Tensor) or vector.shape != (size,):
+        found = f"shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else type(vector).__name__
+        raise TypeError(f"strategy.aggregator: {type(rule).__name__}.rule gives {found}, must be [{size}]")
+    return vector.detach().double()
 
 
-def _own_order(rows: Rows) -> Tensor:
-    """An order of rows by their contents and weights alone, `[n]`, so that sums are the same to the bit."""
+def own_order(rows: Sequence[Tensor], weights: Tensor, clients: Sequence[int]) -> list[int]:
+    """An order of rows `[d]` by their contents and weights alone, so that sums are the same to the bit.
+
+    Rows are ordered by the bits of their first numbers; those that are equal there by all their numbers and weights.
+    """
+    firsts = [vector_stats(row[:_KEY_COLUMNS]).bits for row in rows]
+    alike = {bits for bits, number in Counter(firsts).items() if number > 1}
     keys = []
-    for row, weight, client_id in zip(rows.values, rows.weights.tolist(), rows.clients, strict=True):
-        here = row.cpu().contiguous()
-        keys.append((vector_stats(here).bits, zlib.crc32(here.numpy()), weight, client_id))
-    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), device=rows.values.device)
+    for row, bits, weight, client_id in zip(rows, firsts, weights.tolist(), clients, strict=True):
+        here = row.cpu().contiguous() if bits in alike else row[:0].cpu()
+        keys.append((bits, vector_stats(here).bits, zlib.crc32(here.numpy().data), weight, client_id))
+    return sorted(range(len(keys)), key=keys.__getitem__)

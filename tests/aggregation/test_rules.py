@@ -41,6 +41,7 @@ from flrl.aggregation import (
 from flrl.aggregation.around import nearest_mean
 from flrl.aggregation.foolsgold import foolsgold_weights
 from flrl.aggregation.mda import smallest_without
+from flrl.aggregation.rows import _KEY_COLUMNS, own_order
 from tests.aggregation.updates import of_rows
 from tests.toys import setup_of
 
@@ -92,7 +93,7 @@ KINDS = {
     "flame": Kind(FLAME(noise=0.0), moves=False),
     "foolsgold": Kind(FoolsGold(), moves=False, robust=False),
     "sign majority": Kind(SignMajority(), moves=False, robust=False),
-    "nnm, mean of those around": Kind(Meamed(num_malicious=1, before=NNM(num_malicious=1))),
+    "nnm, trimmed mean": Kind(TrimmedMean(num_malicious=1, before=NNM(num_malicious=1))),
     "buckets, median": Kind(Median(before=Bucketing(size=2))),
     "arc, geometric median": Kind(GeometricMedian(before=ARC(num_malicious=1)), moves=False),
     "clip, median": Kind(Median(before=Clip(max_norm=3.0)), moves=False),
@@ -216,6 +217,49 @@ def test_sybils_lose_their_weight() -> None:
     assert FoolsGold()([[1.0], [1.0]]).tolist() == [0.0]
 
 
+def test_medians_of_groups_are_averaged() -> None:
+    """Of two groups of three one has both nines, or none has: the mean of their medians is 4.5 or 0."""
+    rule, rows = MeanOfMedians(num_malicious=1), [[0.0], [0.0], [0.0], [0.0], [9.0], [9.0]]
+    assert {float(rule(rows, seed=seed)) for seed in range(12)} == {0.0, 4.5}
+    assert rule(rows[1:]).tolist() == [0.0]  # one group
+    assert MeanOfMedians(num_malicious=0)(rows).tolist() == [3.0]
+    with pytest.raises(ValueError, match="MeanOfMedians of 2 rows cannot bear 1 malicious ones"):
+        rule(rows[:2])
+
+
+def test_rows_by_their_weights() -> None:
+    assert RowMean()([[1.0, 0.0], [4.0, 3.0]], [2.0, 1.0]).tolist() == [2.0, 1.0]
+
+
+def test_flame_clips_the_majority_to_the_median_norm() -> None:
+    """Of norms 1, 2, 3, 4, 9, 9 it is 3.5: of the four that point the same way, the mean of 1, 2, 3 and 3.5."""
+    rows = [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [4.0, 0.0], [-9.0, 0.0], [0.0, 9.0]]
+    rule = FLAME(noise=0.0)
+    assert rule(rows).tolist() == [2.375, 0.0]
+    values = torch.tensor(rows, dtype=torch.float64)
+    found = rule.ruled(Rows(values, torch.ones(6).double(), range(6), {}, torch.Generator()))
+    assert found.kept is not None
+    assert found.kept.tolist() == [True] * 4 + [False] * 2
+    assert rule([[1.0, 0.0], [-3.0, 0.0]]).tolist() == [-0.5, 0.0]  # of two nobody is the majority
+    assert rule([[0.0, 0.0]] * 3).tolist() == [0.0, 0.0]
+    noisy = FLAME(noise=0.5)(torch.ones(5, 10_000)) - 1
+    assert float(noisy.std()) == pytest.approx(50.0, rel=0.03)  # half of the norm, 100
+    assert torch.equal(noisy, FLAME(noise=0.5)(torch.ones(5, 10_000)) - 1)
+    for noise in (-1.0, float("inf")):
+        with pytest.raises(ValueError, match=rf"strategy.aggregator.noise={noise}: must be at least 0 and finite"):
+            FLAME(noise=noise)
+
+
+def test_equal_beginnings_do_not_make_rows_equal() -> None:
+    """Rows are ordered by all their numbers and their weights where their first ones are the same."""
+    rows = torch.cat([torch.ones(4, _KEY_COLUMNS), torch.tensor([[0.1], [0.2], [0.3], [0.1]])], dim=1).double()
+    weights = torch.tensor([1.0, 1.0, 1.0, 2.0]).double()
+    order = own_order(list(rows), weights, range(4))
+    for other in itertools.permutations(range(4)):
+        again = own_order([rows[place] for place in other], weights[list(other)], range(4))
+        assert [other[place] for place in again] == order
+
+
 def test_the_geometric_median_by_hand() -> None:
     """Of three points on a line it is the middle one; one that weighs more than half of all is it."""
     rule = GeometricMedian(iterations=100)
@@ -305,6 +349,7 @@ def test_one_row_however_long_leaves_the_result_among_the_others(name: str, data
         (Bulyan(num_malicious=1), 7),
         (MDA(num_malicious=1), 3),
         (DnC(num_malicious=1), 3),
+        (MeanOfMedians(num_malicious=1), 3),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, RowRule) else "",
 )

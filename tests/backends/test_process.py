@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from flrl.aggregation import Bucketing, CenteredClipping, FLTrust, FoolsGold, Median, MultiKrum
+from flrl.aggregation import Bucketing, CenteredClipping, FLTrust, FoolsGold, Median
 from flrl.backends import ProcessBackend, SerialBackend
 from flrl.backends.local import backend as process
 from flrl.backends.pool.job import WorkerLostError
@@ -170,8 +170,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         Toy(strategy=ROBUST),
         Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))),
         Toy(strategy=partial(FedAvg, aggregator=FoolsGold())),
-        Toy(strategy=partial(FedAvg, aggregator=FLTrust())),
-        Toy(strategy=partial(FedAvg, aggregator=MultiKrum(num_malicious=1, before=Bucketing(size=1)))),
+        Toy(strategy=partial(FedAvg, aggregator=FLTrust(before=Bucketing(size=1)))),
         pytest.param(Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1), marks=pytest.mark.slow),
         Toy(source="unpicklable"),
         Toy(module=Convolved, vectorized=True),
@@ -185,8 +184,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         "robust",
         "a rule with a state",
         "a rule with a state of each client",
-        "a rule with the server's own update",
-        "a rule that selects, of rows in random order",
+        "a rule that selects, with the server's own update, of rows in random order",
         "dataset with loader workers",
         "unpicklable dataset",
         "client batches",

@@ -223,3 +223,40 @@ def test_parts_of_many_clients_are_taken_without_a_call_for_each() -> None:
     data = federated(4000, partial(iid, num_clients=2000))
     counts = [calls(lambda n=n: data.only(range(n), test=True)) for n in (10, 10, 1000)]
     assert counts[2] <= counts[1]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(0, 40), st.floats(0, 0.9))
+@settings(deadline=None, max_examples=50)
+def test_the_servers_samples_are_no_clients(sizes: list[int], root_samples: int, holdout: float) -> None:
+    most = sum(sizes) - len(sizes)
+    if root_samples > most:
+        with pytest.raises(ValueError, match=rf"root_samples={root_samples}: .* from 0 to {most}; every client keeps"):
+            FederatedData(splits(sum(sizes)), blocks(sizes), seed=0, root_samples=root_samples)
+        return
+    data = FederatedData(splits(sum(sizes)), blocks(sizes), seed=0, holdout=holdout, root_samples=root_samples)
+    own = data.train_indices(SERVER).tolist()
+    assert len(set(own)) == len(own) == data.num_root_samples == root_samples
+    clients = [index for c in range(len(sizes)) for index in (*data.train_indices(c), *data.holdout_indices(c))]
+    assert sorted([*own, *clients]) == list(range(sum(sizes)))
+    assert min(data.sizes) >= 1
+
+
+def test_the_servers_samples_follow_the_seed_and_stay_with_the_test_set(tmp_path: Path) -> None:
+    make = partial(FederatedData, splits(100), blocks([40, 60]), root_samples=10)
+    data, other = make(seed=0), make(seed=1)
+    plain = federated(100, blocks([40, 60]))
+    assert data.train_indices(SERVER).tolist() == make(seed=0).train_indices(SERVER).tolist()
+    assert sorted(data.train_indices(SERVER)) != sorted(other.train_indices(SERVER))
+    rest = [index for index in plain.train_indices(1) if index not in data.train_indices(SERVER)]
+    assert data.train_indices(1).tolist() == rest  # the others are where they were
+    assert data.hash != plain.hash
+    server, worker = data.only((), test=True), data.only((0,), test=False)
+    inputs = data.splits.train.inputs  # type: ignore[attr-defined]
+    kept = server.splits.train.inputs[server.train_indices(SERVER)]  # type: ignore[attr-defined]
+    assert torch.equal(kept, inputs[data.train_indices(SERVER)])
+    with pytest.raises(ValueError, match="the samples of the server are not held here"):
+        worker.train_indices(SERVER)
+    data.save(tmp_path / "partition.npz")
+    with np.load(tmp_path / "partition.npz") as saved:
+        assert saved["root"].tolist() == data.train_indices(SERVER).tolist()
+        assert len(saved["indices"]) == 90
