@@ -43,10 +43,10 @@ MEAN = "mean"
 Cell = tuple[str, str]
 
 
-def cells(*, rows: bool) -> list[Cell]:
+def cells(*, rows: bool, rules: Sequence[str] = tuple(RULES), kinds: Sequence[str] = tuple(KINDS)) -> list[Cell]:
     """Names of rules on rows, or of the mean, each with the adversaries that go with it."""
     if rows:
-        return [(rule, kind) for rule in RULES for kind in KINDS]
+        return [(rule, kind) for rule in rules for kind in kinds]
     return [(MEAN, kind) for kind in KINDS if not KINDS[kind].rows]
 
 
@@ -65,7 +65,7 @@ class Every(Adversary):
         super().__init__(clients=MALICIOUS)
         made = {kind: KINDS[kind].make(clients=MALICIOUS) for kind in dict.fromkeys(kinds)}
         self.made = [made[kind] for kind in kinds]
-        self.tested = made["backdoor, pattern"]
+        self.tested = KINDS["backdoor, pattern"].make()
 
     def samples(self, source: Source, indices: np.ndarray, context: AdversaryContext) -> tuple[Source, np.ndarray]:
         return self.made[turn(context.round)[0]].samples(source, indices, context)
@@ -117,15 +117,17 @@ class Restarting(FedAvg):
 
 @dataclass(frozen=True)
 class Cells:
-    """The recipe of a run of all cells."""
+    """The recipe of a run of all cells, with rules on rows or with the mean."""
 
     rows: bool
+    rules: tuple[str, ...] = tuple(RULES)
+    kinds: tuple[str, ...] = tuple(KINDS)
 
     def data(self) -> FederatedData:
         return FederatedData(Splits(images(sum(SIZES)), images(30, seed=8)), blocks(SIZES), seed=0)
 
     def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
-        rules, kinds = zip(*cells(rows=self.rows), strict=True)
+        rules, kinds = zip(*cells(rows=self.rows, rules=self.rules, kinds=self.kinds), strict=True)
         aggregator = EveryRule(rules) if self.rows else Mean()
         server = partial(torch.optim.SGD, lr=1.0)
         rounds = ROUNDS * len(rules)
@@ -149,9 +151,9 @@ class Noting(Callback):
         self.rounds.append([record.digest, repr(sorted(numbers.items())), repr(reports)])
 
 
-def run(backend: Any, *, rows: bool) -> list[Any]:
+def run(backend: Any, recipe: Cells) -> list[Any]:
     """All cells on a backend."""
-    recipe, noting = Cells(rows), Noting()
+    noting = Noting()
     worker = recipe.worker(backend.share(recipe.data()), threads=1, device="cpu")
     try:
         backend.start(worker, recipe)
@@ -176,7 +178,7 @@ def main(name: str, output: Path) -> None:
     make = {"serial": SerialBackend, "process": partial(ProcessBackend, workers=2), "mpi": MpiBackend}[name]
     noted = {}
     for rows in (True, False):
-        rounds = run(make(), rows=rows)
+        rounds = run(make(), Cells(rows))
         for place, (rule, kind) in enumerate(cells(rows=rows)):
             noted[f"{rule} against {kind}"] = rounds[ROUNDS * place : ROUNDS * (place + 1)]
     output.write_text(json.dumps(noted))
