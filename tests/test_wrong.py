@@ -119,8 +119,7 @@ TRAIN = {
     ),
     "adversary=alie": (
         "adversary: ALIE sees each honest client's update, and strategy.aggregator=Mean keeps none: choose a rule on "
-        "rows, as strategy/aggregator=median; strategy/aggregator=norm_bound strategy.aggregator.max_norm=inf is the "
-        "mean of rows"
+        "rows, as strategy/aggregator=median; strategy/aggregator=row_mean is their mean"
     ),
     "adversary=mimic adversary.clients=10 strategy/aggregator=median": (
         "adversary: Mimic sees each honest client's update, and adversary.clients=10 leaves no honest client"
