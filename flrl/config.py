@@ -37,9 +37,9 @@ class TrainConfig:
     model: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
+    adversary: dict[str, Any] = field(default_factory=lambda: dict(NOBODY))
     backend: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
-    adversary: dict[str, Any] = field(default_factory=lambda: dict(NOBODY))
     client_store: dict[str, Any] = field(default_factory=lambda: dict(CLIENT_STORE))
     callbacks: dict[str, Any] | None = None
     logger: dict[str, Any] | None = None

@@ -60,7 +60,8 @@ def test_every_choice_composes_and_instantiates(path: Path, monkeypatch: pytest.
 )
 def test_every_nested_choice_composes_and_instantiates(path: Path) -> None:
     group, part = path.parts[:2]
-    config = resolved(composed(f"{group}/{part}={path.stem}"))
+    parent = ["adversary=model_replacement"] if group == "adversary" else []  # the default has nothing nested
+    config = resolved(composed(*parent, f"{group}/{part}={path.stem}"))
     node = yaml.safe_load((CONF_DIR / path).read_text())
     if part == "transforms":  # by name: the file of one holds that one
         assert list(config[group][part]) == ([] if path.stem == "none" else [path.stem])
@@ -144,7 +145,7 @@ def test_what_choices_have_in_common_is_no_choice() -> None:
 
 OTHERS = (
     "  - dataset: synthetic_classification", "  - partition: shards", "  - model: mlp_2nn", "  - trainer: eager",
-    "  - strategy: fedadam", "  - evaluation: every_10",
+    "  - strategy: fedadam", "  - adversary: sign_flip", "  - evaluation: every_10",
 )  # fmt: skip
 OTHER_VALUES = {
     "train.yaml": {"seed: 0": "seed: 7", "holdout: 0.0": "holdout: 0.5"},

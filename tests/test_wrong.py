@@ -18,10 +18,7 @@ TRAIN = {
     "+lr=0.5": "lr=0.5: there is no such key; did you mean model.optimizer.lr or strategy.server_optimizer.lr?",
     "lr=0.5": "lr=0.5: there is no such key; did you mean model.optimizer.lr or strategy.server_optimizer.lr?",
     "epochs=3": "epochs=3: there is no such key; did you mean trainer.local_epochs?",
-    "clients=3": (
-        "clients=3: there is no such key; did you mean log_clients, partition.num_clients, "
-        "strategy.min_clients, client_store or callbacks.progress.max_clients?"
-    ),
+    "clients=3": "clients=3: there is no such key; did you mean adversary.clients?",
     "sampler=all": "sampler=all: there is no such key; did you mean strategy/sampler?",
     "optimizer=adam": "optimizer=adam: there is no such key; did you mean model/optimizer?",
     "strateg=fedavg": "strateg=fedavg: there is no such key; did you mean strategy?",
@@ -124,6 +121,35 @@ TRAIN = {
         "strategy.aggregator: FLTrust needs root samples, on which the server trains itself: root_samples=100"
     ),
     "root_samples=-1": "root_samples=-1: must be a whole number from 0 to 1428; every client keeps a sample",
+    "adversary=alie": (
+        "adversary: ALIE sees each honest client's update, and strategy.aggregator=Mean keeps none: choose a rule on "
+        "rows, as strategy/aggregator=median; strategy/aggregator=row_mean is their mean"
+    ),
+    "adversary=mimic adversary.clients=10 strategy/aggregator=median": (
+        "adversary: Mimic sees each honest client's update, and adversary.clients=10 leaves no honest client"
+    ),
+    "adversary=sign_flip adversary.clients=1.0": (
+        "adversary.clients=1.0: a fraction must be at least 0 and below 1; a number of clients is written without a "
+        "point"
+    ),
+    "adversary=sign_flip adversary.clients=[3,12]": "adversary.clients: there is no client 12, only 0 to 9",
+    "adversary=sign_flip adversary.clients=some": (
+        "adversary.clients=some: must be a whole number or a number or a list"
+    ),
+    "adversary=sign_flip adversary.start=3 adversary.stop=2": (
+        "adversary.stop=2: must be at least adversary.start=3, or null"
+    ),
+    "adversary=label_flip adversary.mode=targeted adversary.source=10 adversary.target=1": (
+        "adversary.source=10: there are only the classes 0 to 9"
+    ),
+    "adversary=label_flip adversary.num_classes=3": "adversary.num_classes=3: the dataset has 10 classes",
+    "adversary=backdoor adversary.target=10": "adversary.target=10: there are only the classes 0 to 9",
+    "adversary=backdoor adversary.size=9": (
+        "adversary.size=9, adversary.margin=0: the square does not fit into images of 8 x 8 pixels"
+    ),
+    "adversary=backdoor dataset=synthetic_classification": (
+        "adversary.input_shape=[20]: a trigger needs images, [height, width] or [channels, height, width]"
+    ),
     "strategy=scaffold strategy/aggregator=median": (
         "strategy.aggregator=Median: SCAFFOLD's variates need the mean, strategy/aggregator=mean"
     ),
@@ -168,7 +194,7 @@ TRAIN = {
     "+base=trainer": (
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
         "tags, optimized_metric, log_clients, holdout, on_client_failure, dataset, partition, model, trainer, "
-        "strategy, backend, evaluation, client_store, callbacks, logger, paths, vars; "
+        "strategy, adversary, backend, evaluation, client_store, callbacks, logger, paths, vars; "
         "values of your own go below vars"
     ),
     "experiment=mnist_fedsvg": (
@@ -200,7 +226,7 @@ TRAIN = {
         "foo=3: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, tags, "
         "optimized_metric, "
         "log_clients, holdout, on_client_failure, dataset, partition, model, trainer, strategy, "
-        "backend, evaluation, client_store, callbacks, logger, paths, vars"
+        "adversary, backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
     "seed=99999999999999999999": "seed=99999999999999999999: must be at least 0 and below 2**63",
     "strategy.server_optimizer.lr=null": "strategy.server_optimizer.lr=null: must be a number",

@@ -65,8 +65,7 @@ class Colluder(Adversary):
         if not isinstance(setup.aggregator, RowRule):
             raise ValueError(
                 f"{name}, and strategy.aggregator={type(setup.aggregator).__name__} keeps none: choose a rule on rows, "
-                "as strategy/aggregator=median; strategy/aggregator=norm_bound strategy.aggregator.max_norm=.inf is "
-                "the mean of rows"
+                "as strategy/aggregator=median; strategy/aggregator=row_mean is their mean"
             )
         count = len(self.malicious(setup.num_clients, 0))
         if count == setup.num_clients:
