@@ -16,7 +16,7 @@ RUNS = {
     ),
     "personal": (
         "strategy=fedper", "model=mlp_2nn", "model.net.hidden=7", "strategy.personal=[net.5.*]", "strategy.rounds=2",
-        "strategy.sampler.num=2", "trainer=vectorized", "trainer.shuffle=true",
+        "strategy.sampler.num=2", "trainer=vectorized", "trainer.width=2", "trainer.shuffle=true",
     ),
     "fedsgd": (*SINGLE, "strategy=fedsgd", "strategy.sampler.num=3"),
     "fedavg": (*SINGLE, "strategy.sampler.num=3", "model.optimizer.lr=0.05"),

@@ -130,6 +130,7 @@ def test_updates_that_are_hidden_are_refused_and_their_sum_is_seen(cli: Any, tmp
     assert cli("run=run", "attack=analytic", "client=sum", main=main).code == 0
 
 
+@pytest.mark.slow
 def test_results_are_in_wandb(cli: Any, finished: Finished, guess: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
