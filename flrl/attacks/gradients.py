@@ -50,6 +50,8 @@ class Training:
         for part in module.modules():
             if isinstance(part, _DropoutNd):
                 part.eval()
+            if isinstance(part, nn.MultiheadAttention | nn.RNNBase):
+                part.dropout = 0.0
             if isinstance(part, _BatchNorm):
                 part.track_running_stats, part.running_mean, part.running_var = False, None, None
         stand_in = TrainerStandIn(1, 1, engine="an attack")

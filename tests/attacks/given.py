@@ -87,7 +87,7 @@ class Text(pl.LightningModule):
         self.embedding = nn.Embedding(words, width)
         self.position = nn.Embedding(length, width)
         if kind == "transformer":
-            self.body = nn.TransformerEncoderLayer(width, 2, 32, dropout=0.1, batch_first=True, activation="gelu")
+            self.body = nn.TransformerEncoderLayer(width, 2, 32, dropout=0.0, batch_first=True, activation="gelu")
         else:
             self.body = nn.LSTM(width, width, batch_first=True)
         self.head = nn.Linear(width, 2)
