@@ -1,4 +1,4 @@
-"""Wrong invocations of the three commands: each ends with one clear line that names what is wrong, and no run."""
+"""Wrong invocations of the four commands: each ends with one clear line that names what is wrong, and no run."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import flrl.run  # noqa: F401  # matplotlib logs when it is first imported on a machine
+from flrl.attack import main as attack
 from flrl.evaluate import main as evaluate
 from flrl.train import main as train
 from flrl.verify import main as verify
@@ -82,6 +83,7 @@ TRAIN = {
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
         "mnist_fedavg; did you mean 'mnist_fedavg'?"
     ),
+    "attack=dlg": "Could not override 'attack'. No match in the defaults list.",
     "+debug=nothing": "In 'train': Could not find 'debug/nothing'; Available options in 'debug': default",
     "seed=abc": "Error merging override seed=abc; Value 'abc' of type 'str' could not be converted to Integer",
     "seed=-1": "seed=-1: must be at least 0 and below 2**63",
@@ -259,6 +261,37 @@ VERIFY = {
     "run=RUN ~backend": "~backend: nothing runs without backend; set it instead of taking it away",
 }
 
+ATTACK = {
+    "run=nowhere attack=analytic": (
+        "run=nowhere: there is no run in this folder (nowhere/.hydra/config.yaml is missing)"
+    ),
+    "attack=analytic": "Missing mandatory value: run",
+    "run=RUN attack=analytic round=7": "round=7: RUN holds rounds 1 to 2",
+    "run=RUN attack=analytic client=17": (
+        "client=17: takes no part in round 2; its cohort is 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    ),
+    "run=RUN attack=analytic client=some": "client=some: must be a client's id, all (or sum), or null",
+    "run=RUN attack=analytic client=-1": "client=-1: must be a client's id, all (or sum), or null",
+    "run=RUN attack=analytic clients=3": "clients=3: there is no such key; did you mean client?",
+    "run=RUN attack=analytic device=tpu": "device=tpu: must be cpu, cuda or cuda:N",
+    "run=RUN attack=analytic candidates=0": "candidates=0: must be at least 1",
+    "run=RUN attack=analytic seed=-1": "seed=-1: must be at least 0",
+    "run=RUN attack=analytic logger=csv": (
+        "logger=csv: attacks are logged to W&B alone: logger=wandb or logger=wandb_offline"
+    ),
+    "run=RUN attack=analytic attack.max_mixture=3": (
+        "attack.max_mixture=3: there is no such key; did you mean attack.max_mixtures?"
+    ),
+    "run=RUN attack=analytic +attack.max_mixture=3": (
+        "attack.max_mixture=3: Analytic takes no 'max_mixture'; did you mean max_mixtures?"
+    ),
+    "run=RUN attack=analytic attack.max_mixtures=0": "attack.max_mixtures=0: must be at least 1",
+    "run=RUN attack=analytic attack.max_mixtures=many": "attack.max_mixtures=many: must be a whole number",
+    "run=RUN attack=analytic attack._target_=torch.nn.Identity": ("attack: Identity is no flrl.attacks.Attack"),
+    "run=RUN attack=all +attack.dlgg=3": "attack.dlgg=3: must name an attack with _target_",
+    "run=RUN attack=analytic ~attack": "~attack: nothing runs without attack; set it instead of taking it away",
+}
+
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -314,7 +347,23 @@ def test_verify(cli: Any, finished: Path, arguments: str, message: str) -> None:
     assert files(finished) == before
 
 
-@pytest.mark.parametrize("main", [train, evaluate, verify])
+@pytest.mark.parametrize(("arguments", "message"), ATTACK.items(), ids=ATTACK)
+def test_attack(cli: Any, finished: Path, arguments: str, message: str) -> None:
+    before = files(finished)
+    done = cli(*arguments.replace("RUN", str(finished)).split(), main=attack)
+    assert (done.code, done.err) == (1, f"error: {message.replace('RUN', str(finished))}\n")
+    assert files(finished) == before
+
+
+def test_an_attack_that_does_not_exist(cli: Any, finished: Path) -> None:
+    done = cli(f"run={finished}", "attack=analitic", main=attack)
+    assert done.err.startswith(
+        "error: In 'attack': Could not find 'attack/analitic'; Available options in 'attack': all;"
+    )
+    assert done.err.endswith("; did you mean 'analytic'?\n")
+
+
+@pytest.mark.parametrize("main", [train, evaluate, verify, attack])
 def test_an_option_that_does_not_exist(cli: Any, main: Any) -> None:
     done = cli("--nonsense", main=main)
     assert done.code == 2
