@@ -17,6 +17,7 @@ from flrl.attacks.results import figures_of, is_wandb, log, shown, table, write,
 from flrl.attacks.scoring import score
 from flrl.backends.serial import SerialBackend
 from flrl.cli.instantiation import make
+from flrl.config import CONF_DIR
 from flrl.evaluate_run import saved_config
 from flrl.process_setup import check_settings
 from flrl.recorded import SavedRun
@@ -87,6 +88,9 @@ def attack_run(cfg: DictConfig) -> dict[str, Any]:
 def _attacks(settings: Mapping[str, Any]) -> dict[str, Attack]:
     """The attacks by name: the one that was chosen, or several."""
     chosen = settings["attack"]
+    if not chosen:
+        choices = ", ".join(sorted(path.stem for path in (CONF_DIR / "attack").glob("*.yaml")))
+        raise ValueError(f"attack=: choose one of {choices}")
     if "_target_" in chosen:
         return {HydraConfig.get().runtime.choices["attack"]: _made(settings, "attack")}
     return {name: _made({f"attack.{name}": node}, f"attack.{name}") for name, node in chosen.items()}

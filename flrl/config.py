@@ -84,4 +84,4 @@ class AttackConfig:
     device: str = "cpu"
     data_dir: str | None = None
     logger: dict[str, Any] | None = None
-    attack: dict[str, Any] = field(default_factory=dict)
+    attack: dict[str, Any] | None = None

@@ -289,7 +289,7 @@ ATTACK = {
     "run=RUN attack=analytic attack.max_mixtures=many": "attack.max_mixtures=many: must be a whole number",
     "run=RUN attack=analytic attack._target_=torch.nn.Identity": ("attack: Identity is no flrl.attacks.Attack"),
     "run=RUN attack=all +attack.dlgg=3": "attack.dlgg=3: must name an attack with _target_",
-    "run=RUN attack=analytic ~attack": "~attack: nothing runs without attack; set it instead of taking it away",
+    "run=RUN atack=analytic": "atack=analytic: there is no such key; did you mean attack?",
 }
 
 
@@ -361,6 +361,7 @@ def test_an_attack_that_does_not_exist(cli: Any, finished: Path) -> None:
         "error: In 'attack': Could not find 'attack/analitic'; Available options in 'attack': all;"
     )
     assert done.err.endswith("; did you mean 'analytic'?\n")
+    assert cli(f"run={finished}", main=attack).err.startswith("error: attack=: choose one of all, analytic")
 
 
 @pytest.mark.parametrize("main", [train, evaluate, verify, attack])

@@ -57,7 +57,7 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
 def register_resolvers() -> None:
     """Register the resolvers that `conf/hydra/` uses: for a run's folder, and for the groups that `--help` lists."""
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
-    OmegaConf.register_new_resolver("flrl_groups", lambda: groups(config_dirs(sys.argv[1:])), replace=True)
+    OmegaConf.register_new_resolver("flrl_groups", lambda *only: groups(config_dirs(sys.argv[1:]), only), replace=True)
 
 
 def _run_dir(resume: str | None, default: str) -> str:

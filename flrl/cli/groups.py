@@ -1,6 +1,6 @@
 """The groups of the conf tree, their choices, and the keys in the yaml of a choice."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -10,28 +10,32 @@ from flrl.config import CONF_DIR
 
 BASE = "base"
 """The folder of yamls that choices of a group have in common; it is included by them and no group itself."""
-_NOT_SHOWN = (BASE, "hydra", "attack")
+_OF_ATTACKS = "attack"
+_NOT_SHOWN = (BASE, "hydra", _OF_ATTACKS)
 _WIDTH = 120
 
 
-def groups(own: Iterable[str] = ()) -> str:
-    """All groups with their choices, a line each; default choices have a star.
+def groups(own: Iterable[str] = (), only: Sequence[str] = ()) -> str:
+    """The groups of a run with their choices, a line each; default choices have a star.
 
     Args:
         own: folders of a user's own yamls.
+        only: these groups instead, without stars.
     """
     roots = [CONF_DIR, *map(Path, own)]
     choices: dict[str, set[str]] = {}
     for root in roots:
         for path in root.rglob("*.yaml"):
             group = path.parent.relative_to(root).as_posix()
-            if group != "." and group.partition("/")[0] not in _NOT_SHOWN:
+            first = group.partition("/")[0]
+            if group != "." and (first in only if only else first not in _NOT_SHOWN):
                 choices.setdefault(group, set()).add(path.stem)
     default = dict(entry.popitem() for entry in defaults_of(CONF_DIR / "train.yaml") if isinstance(entry, dict))
     width = max(map(len, choices)) + 2
     lines = []
     for group in sorted(choices):
-        names = [f"{name}*" if default.get(group) == name else name for name in sorted(choices[group])]
+        starred = None if only else default.get(group)
+        names = [f"{name}*" if starred == name else name for name in sorted(choices[group])]
         start, rest = f"  {group:{width}}", " " * (width + 2)
         lines.append(fill(", ".join(names), _WIDTH, initial_indent=start, subsequent_indent=rest))
     return "\n".join(lines)
@@ -39,7 +43,7 @@ def groups(own: Iterable[str] = ()) -> str:
 
 def group_names() -> list[str]:
     """The groups that come with flrl, without nested ones."""
-    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name not in (BASE, "attack"))
+    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name not in (BASE, _OF_ATTACKS))
 
 
 def defaults_of(path: Path) -> list[str | dict[str, str]]:
