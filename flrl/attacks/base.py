@@ -12,6 +12,8 @@ from torch import Tensor
 
 from flrl.data.sources import Source
 from flrl.layout import ParameterLayout
+from flrl.strategies import Strategy
+from flrl.trainers import Trainer
 from flrl.types import Tensors
 
 Progress = Callable[[float, str], None]
@@ -100,6 +102,8 @@ class Observation:
         device: where the attack may compute; all tensors that it is given are on the CPU.
         extras: what an attack of one kind needs besides, by name.
         seed: of all that the attack draws.
+        trainer: the run's engine with all its settings, which everybody knows; None: what `local` says of it.
+        strategy: the run's algorithm, likewise; None: plain averaging.
     """
 
     round: int
@@ -119,6 +123,8 @@ class Observation:
     update_in: Callable[[int], Tensor | None] | None = None
     device: str = "cpu"
     extras: Mapping[str, Any] = field(default_factory=dict)
+    trainer: Trainer | None = None
+    strategy: Strategy | None = None
 
     @property
     def gradient(self) -> Tensor | None:

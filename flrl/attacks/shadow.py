@@ -1,0 +1,156 @@
+"""Models that an attacker trains as the run's clients do, with the run's own engines, on samples that it has."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flrl.attacks.base import Observation, Progress
+from flrl.bound_model import BoundModel
+from flrl.data import TensorSource
+from flrl.data.sources import Source
+from flrl.sampling import AllClients
+from flrl.seeding import clients_in_turn
+from flrl.setup import Setup
+from flrl.strategies import FedAvg, FedSGD, Strategy
+from flrl.strategies.running import train_clients
+from flrl.trainers import EagerTrainer, LocalProblem, TracedTrainer, Trainer, VectorizedTrainer
+from flrl.types import Broadcast, ClientTask
+
+_SMALL = 2**16
+"""Bytes of a model below which many of them are trained at once, since calls take longer than arithmetic."""
+_SETTINGS = (
+    "local_epochs", "local_steps", "batch_size", "shuffle", "lr_decay", "gradient_clip_val", "gradient_clip_algorithm",
+    "precision",
+)  # fmt: skip
+
+
+def train_shadows(
+    observation: Observation,
+    source: Source,
+    sets: Sequence[np.ndarray],
+    progress: Progress,
+    *,
+    start: Tensor | None = None,
+    epochs: int | None = None,
+) -> Tensor:
+    """Train a model on each of some sets of samples, as the observed client has trained on its own.
+
+    They are trained by the run's engine settings, module, optimizer and algorithm; small models many at once. Batch
+    orders and dropout follow from (seed, round, index of the set).
+
+    Args:
+        observation: gives the module, the settings, the round and the seed.
+        source: has the samples.
+        sets: indices into `source`, one array for each model.
+        progress: called after each client batch, with the share of the models that are trained.
+        start: the vector to start from, `[layout.size]`; what the client was sent by default.
+        epochs: plain training for so many epochs, instead of the client's part of the algorithm.
+
+    Returns:
+        The models' vectors, `[len(sets), layout.size]`: start plus what the client would have sent.
+
+    Raises:
+        ValueError: the module has a personal part, which nobody but its client knows.
+    """
+    if observation.layout.personal:
+        raise ValueError("clients keep parts of the model to themselves, so their training cannot be repeated")
+    start = observation.sent if start is None else start
+    model = BoundModel(observation.module)
+    strategy = observation.strategy or _plain(observation)
+    trainer = engine(observation, source, strategy)
+    tasks = [ClientTask(observation.round, index, len(chosen), float(len(chosen))) for index, chosen in enumerate(sets)]
+    broadcast = Broadcast(observation.round, start, float(sum(map(len, sets))), cohort=range(len(sets)))
+    problems = [
+        LocalProblem.of(model, source, chosen, task, broadcast, observation.seed)
+        for task, chosen in zip(tasks, sets, strict=True)
+    ]
+    trained = torch.empty(len(sets), observation.layout.size, dtype=start.dtype)
+    done = 0
+    with clients_in_turn(model.local.device):
+        for batch in _batches(problems, trainer.clients_at_once(model, len(sets))):
+            for change in _changes(batch, trainer, strategy, epochs):
+                trained[done] = (start.double() + change).to(start.dtype)
+                done += 1
+            progress(done / len(sets), f"{done} of {len(sets)} shadow models")
+    model.load(observation.sent)
+    return trained
+
+
+def halves(count: int, size: int, num: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random subsets of `range(count)` in pairs without a common element, so that each element is in as many as others.
+
+    Args:
+        count: number of elements.
+        size: the most elements of a subset; half of all if that is less.
+        num: number of subsets, even.
+        rng: draws them.
+    """
+    size = min(size, count // 2)
+    orders = [rng.permutation(count) for _ in range(num // 2)]
+    return [part for order in orders for part in (order[:size], order[size : 2 * size])]
+
+
+def gathered(source: Source, indices: np.ndarray) -> TensorSource:
+    """Some samples in memory, as the module is given them.
+
+    Raises:
+        ValueError: samples are no pairs of tensors.
+    """
+    batches: list[Any] = list(source.batches(indices, 512))
+    if not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in batches):
+        raise ValueError("samples are no pairs of inputs and classes")
+    return TensorSource(torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches]))
+
+
+def joined(first: TensorSource, second: TensorSource) -> TensorSource:
+    """The samples of two results of `gathered`, those of the first one first."""
+    return TensorSource(torch.cat([first.inputs, second.inputs]), torch.cat([first.targets, second.targets]))
+
+
+def engine(observation: Observation, source: Source, strategy: Strategy) -> Trainer:
+    """The engine for shadow models: vectorized for small models that it can train, else traced or the run's own."""
+    given = observation.trainer
+    if given is None:
+        local = observation.local
+        settings: dict[str, Any] = {
+            "local_epochs": local.epochs or 1, "local_steps": local.steps, "batch_size": local.batch_size,
+            "shuffle": local.shuffle,
+        }  # fmt: skip
+    elif isinstance(given, EagerTrainer):  # and those derived from it; others may honour what it does not
+        settings = {name: getattr(given, name) for name in _SETTINGS}
+    else:
+        return given
+    kinds: list[type[Trainer]] = [TracedTrainer]
+    if isinstance(source, TensorSource) and observation.layout.nbytes <= _SMALL:
+        kinds = [VectorizedTrainer, TracedTrainer]
+    for kind in kinds[:-1]:
+        try:
+            trainer = kind(**settings)
+            trainer.check(Setup.of(observation.module, strategy, trainer, [1]))
+            return trainer
+        except ValueError:  # this engine does not train the module
+            continue
+    return kinds[-1](**settings)
+
+
+def _plain(observation: Observation) -> Strategy:
+    kind = FedSGD if observation.local.only_gradient else FedAvg
+    return kind(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
+
+
+def _batches(problems: list[LocalProblem], size: int) -> Iterator[list[LocalProblem]]:
+    return (problems[first : first + size] for first in range(0, len(problems), size))
+
+
+def _changes(batch: list[LocalProblem], trainer: Trainer, strategy: Strategy, epochs: int | None) -> list[Tensor]:
+    """What each client would send, float64 `[layout.size]`; the plain result of training if `epochs` are given."""
+    if epochs is None:
+        return [update.vectors["update"] for update in train_clients(strategy, batch, trainer)]
+    plain = FedAvg(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
+    asked = [replace(problem, epochs=epochs) for problem in batch]
+    return [trained.difference for part in trainer.groups(asked) for trained in trainer.fit_batch(part, plain)]
