@@ -1,7 +1,6 @@
 """What membership attacks have in common: the model that they attack, the candidates, and their scores."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import ceil
 from typing import Literal
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from flrl.attacks.base import Attack, Observation, Progress
 from flrl.attacks.confidence import needs_scores
-from flrl.attacks.shadow import gathered, train_shadows
+from flrl.attacks.shadow import Shadows, gathered
 from flrl.data import TensorSource
 
 
@@ -94,14 +93,14 @@ class WithShadows(Membership):
         self, observation: Observation, samples: TensorSource, sets: Sequence[np.ndarray], progress: Progress
     ) -> Tensor:
         """Shadow models of some sets of samples, `[len(sets), layout.size]`."""
+        shadows = Shadows(observation)
         if self.target == "client":
-            return train_shadows(observation, samples, sets, progress)
+            return shadows.train(samples, sets, progress)
         assert observation.model_before is not None
         local, rounds = observation.local, observation.round
         steps_a_pass = ceil(observation.num_samples / local.batch_size)
         epochs = self.epochs or ceil(rounds * local.num_steps(observation.num_samples) / steps_a_pass)
-        start = observation.model_before(1)
-        return train_shadows(replace(observation, round=1), samples, sets, progress, start=start, epochs=epochs)
+        return shadows.train(samples, sets, progress, start=observation.model_before(1), epochs=epochs, round=1)
 
 
 def enough_public(observation: Observation) -> str | None:

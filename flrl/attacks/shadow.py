@@ -1,6 +1,7 @@
 """Models that an attacker trains as the run's clients do, with the run's own engines, on samples that it has."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from flrl.setup import Setup
 from flrl.strategies import FedAvg, FedSGD, Strategy
 from flrl.strategies.running import train_clients
 from flrl.trainers import EagerTrainer, LocalProblem, TracedTrainer, Trainer, VectorizedTrainer
+from flrl.transforms.apply import on_client
 from flrl.types import Broadcast, ClientTask
 
 _SMALL = 2**16
@@ -29,56 +31,83 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def train_shadows(
-    observation: Observation,
-    source: Source,
-    sets: Sequence[np.ndarray],
-    progress: Progress,
-    *,
-    start: Tensor | None = None,
-    epochs: int | None = None,
-) -> Tensor:
-    """Train a model on each of some sets of samples, as the observed client has trained on its own.
+class Shadows:
+    """Trains models as the observed client did: the run's engine settings, module, optimizer, algorithm and transforms.
 
-    They are trained by the run's engine settings, module, optimizer and algorithm; small models many at once. Batch
-    orders and dropout follow from (seed, round, index of the set).
+    What the client remembers, and what the server sends beside the model, is not known: it is as in the first round.
+    Small models are trained many at once. Batch orders and dropout follow from (seed, round, index of the set).
 
     Args:
         observation: gives the module, the settings, the round and the seed.
-        source: has the samples.
-        sets: indices into `source`, one array for each model.
-        progress: called after each client batch, with the share of the models that are trained.
-        start: the vector to start from, `[layout.size]`; what the client was sent by default.
-        epochs: plain training for so many epochs, instead of the client's part of the algorithm.
-
-    Returns:
-        The models' vectors, `[len(sets), layout.size]`: start plus what the client would have sent.
 
     Raises:
         ValueError: the module has a personal part, which nobody but its client knows.
     """
-    if observation.layout.personal:
-        raise ValueError("clients keep parts of the model to themselves, so their training cannot be repeated")
-    start = observation.sent if start is None else start
-    model = BoundModel(observation.module)
-    strategy = observation.strategy or _plain(observation)
-    trainer = engine(observation, source, strategy)
-    tasks = [ClientTask(observation.round, index, len(chosen), float(len(chosen))) for index, chosen in enumerate(sets)]
-    broadcast = Broadcast(observation.round, start, float(sum(map(len, sets))), cohort=range(len(sets)))
-    problems = [
-        LocalProblem.of(model, source, chosen, task, broadcast, observation.seed)
-        for task, chosen in zip(tasks, sets, strict=True)
-    ]
-    trained = torch.empty(len(sets), observation.layout.size, dtype=start.dtype)
-    done = 0
-    with clients_in_turn(model.local.device):
-        for batch in _batches(problems, trainer.clients_at_once(model, len(sets))):
-            for change in _changes(batch, trainer, strategy, epochs):
-                trained[done] = (start.double() + change).to(start.dtype)
-                done += 1
-            progress(done / len(sets), f"{done} of {len(sets)} shadow models")
-    model.load(observation.sent)
-    return trained
+
+    def __init__(self, observation: Observation) -> None:
+        if observation.layout.personal:
+            raise ValueError("clients keep parts of the model to themselves, so their training cannot be repeated")
+        self.observation = observation
+        self.strategy = observation.strategy or _plain(FedSGD if observation.local.only_gradient else FedAvg)
+        self.model = BoundModel(observation.module)
+        self.trainer = engine(observation, self.strategy)
+
+    def train(
+        self,
+        samples: TensorSource,
+        sets: Sequence[np.ndarray],
+        progress: Progress,
+        *,
+        start: Tensor | None = None,
+        epochs: int | None = None,
+        round: int | None = None,
+    ) -> Tensor:
+        """Train a model on each of some sets of samples.
+
+        Args:
+            samples: as `gathered` makes them.
+            sets: indices of samples, one array for each model.
+            progress: called after each client batch, with the share of the models that are trained.
+            start: the vector to start from, `[layout.size]`; what the client was sent by default.
+            epochs: plain training for so many epochs, instead of the client's part of the algorithm.
+            round: the round to be repeated; the observed one by default.
+
+        Returns:
+            The models' vectors, `[len(sets), layout.size]`: start plus what the client would have sent.
+        """
+        observation, model, trainer = self.observation, self.model, self.trainer
+        start = observation.sent if start is None else start
+        round = observation.round if round is None else round
+        broadcast = Broadcast(round, start, float(sum(map(len, sets))), cohort=range(len(sets)))
+        problems = []
+        for index, chosen in enumerate(sets):
+            task = ClientTask(round, index, len(chosen), float(len(chosen)))
+            problems.append(LocalProblem.of(model, samples, chosen, task, broadcast, observation.seed))
+        size, done = trainer.clients_at_once(model, len(sets)), 0
+        trained = torch.empty(len(sets), observation.layout.size, dtype=start.dtype)
+        with clients_in_turn(model.local.device):
+            for first in range(0, len(sets), size):
+                for change in self._changes(problems[first : first + size], epochs):
+                    trained[done] = (start.double() + change).to(start.dtype)
+                    done += 1
+                progress(done / len(sets), f"{done} of {len(sets)} shadow models")
+        model.load(observation.sent)
+        return trained
+
+    def _changes(self, batch: Sequence[LocalProblem], epochs: int | None) -> list[Tensor]:
+        """What each client would send, float64 `[layout.size]`; what plain training makes, if `epochs` are given."""
+        trainer = self.trainer
+        if epochs is None:
+            transforms, layout, seed = self.strategy.transforms, self.observation.layout, self.observation.seed
+            updates = train_clients(self.strategy, batch, trainer)
+            sent = (
+                on_client(transforms, update, {}, problem.broadcast, layout, seed)
+                for update, problem in zip(updates, batch, strict=True)
+            )
+            return [update.vectors["update"] for update in sent]
+        asked = [replace(problem, epochs=epochs) for problem in batch]
+        parts = trainer.groups(asked)  # one: the sets are equally large
+        return [trained.difference for part in parts for trained in trainer.fit_batch(part, _plain(FedAvg))]
 
 
 def halves(count: int, size: int, num: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -112,7 +141,7 @@ def joined(first: TensorSource, second: TensorSource) -> TensorSource:
     return TensorSource(torch.cat([first.inputs, second.inputs]), torch.cat([first.targets, second.targets]))
 
 
-def engine(observation: Observation, source: Source, strategy: Strategy) -> Trainer:
+def engine(observation: Observation, strategy: Strategy) -> Trainer:
     """The engine for shadow models: vectorized for small models that it can train, else traced or the run's own."""
     given = observation.trainer
     if given is None:
@@ -125,32 +154,13 @@ def engine(observation: Observation, source: Source, strategy: Strategy) -> Trai
         settings = {name: getattr(given, name) for name in _SETTINGS}
     else:
         return given
-    kinds: list[type[Trainer]] = [TracedTrainer]
-    if isinstance(source, TensorSource) and observation.layout.nbytes <= _SMALL:
-        kinds = [VectorizedTrainer, TracedTrainer]
-    for kind in kinds[:-1]:
-        try:
-            trainer = kind(**settings)
+    if observation.layout.nbytes <= _SMALL:
+        trainer = VectorizedTrainer(**settings)
+        with contextlib.suppress(ValueError):  # it does not train this module
             trainer.check(Setup.of(observation.module, strategy, trainer, [1]))
             return trainer
-        except ValueError:  # this engine does not train the module
-            continue
-    return kinds[-1](**settings)
+    return TracedTrainer(**settings)
 
 
-def _plain(observation: Observation) -> Strategy:
-    kind = FedSGD if observation.local.only_gradient else FedAvg
+def _plain(kind: type[FedAvg]) -> Strategy:
     return kind(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
-
-
-def _batches(problems: list[LocalProblem], size: int) -> Iterator[list[LocalProblem]]:
-    return (problems[first : first + size] for first in range(0, len(problems), size))
-
-
-def _changes(batch: list[LocalProblem], trainer: Trainer, strategy: Strategy, epochs: int | None) -> list[Tensor]:
-    """What each client would send, float64 `[layout.size]`; the plain result of training if `epochs` are given."""
-    if epochs is None:
-        return [update.vectors["update"] for update in train_clients(strategy, batch, trainer)]
-    plain = FedAvg(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
-    asked = [replace(problem, epochs=epochs) for problem in batch]
-    return [trained.difference for part in trainer.groups(asked) for trained in trainer.fit_batch(part, plain)]

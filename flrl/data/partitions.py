@@ -118,6 +118,37 @@ def quantity_skew(
     return _top_up(owner, num_clients, min_samples, rng)
 
 
+def blocks(
+    num_samples: int,
+    labels: np.ndarray | None,
+    rng: np.random.Generator,
+    *,
+    num_clients: int,
+    share: float,
+    min_samples: int = 1,
+) -> np.ndarray:
+    """Random equal splits of two blocks of samples: the last clients have the last samples, as many of both in shares.
+
+    Args:
+        num_samples: number of training samples.
+        labels: not used.
+        rng: generator of all random numbers.
+        num_clients: number of clients.
+        share: share of the samples, and of the clients, in the second block; both are rounded.
+        min_samples: smallest number of samples of a client.
+
+    Raises:
+        ValueError: `share` leaves a block without clients, or there are too few samples.
+    """
+    _check(num_samples, num_clients, min_samples)
+    clients, samples = round((1 - share) * num_clients), round((1 - share) * num_samples)
+    if not (0 < share < 1 and 0 < clients < num_clients):
+        raise ValueError(f"partition.share={share}: both blocks need some of the {num_clients} clients")
+    parts = ((samples, clients), (num_samples - samples, num_clients - clients))
+    first, second = (iid(n, None, rng, num_clients=c, min_samples=min_samples) for n, c in parts)
+    return np.concatenate([first, second + clients])
+
+
 def _check(num_samples: int, num_clients: int, min_samples: int) -> None:
     if num_clients < 1:
         raise ValueError(f"partition.num_clients={num_clients}: must be at least 1")

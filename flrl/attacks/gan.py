@@ -1,0 +1,184 @@
+"""The GAN attack: a client trains a generator of a class that it has no samples of, against each round's global model.
+
+Hitaj, Ateniese, Pérez-Cruz, "Deep Models Under the GAN: Information Leakage from Collaborative Deep Learning", CCS 2017,
+arXiv 1702.07464. In each round the attacker trains the global model on its own samples and on generated ones under a
+wrong class, and the generator against the result. This half is done here, over the global models of a finished run.
+The other half is not: there the attacker sends its poisoned model, so that victims give away more in later rounds.
+Public samples of other classes than the target stand for the attacker's own.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flrl.attacks.base import Attack, Finding, Inputs, Observation, Progress
+from flrl.attacks.confidence import class_scores, evaluating, needs_scores
+from flrl.attacks.shadow import Shadows, gathered, joined
+from flrl.data import TensorSource
+from flrl.seeding import SERVER, generator_for, isolated_randomness, seed_for
+
+
+class GAN(Attack):
+    """Generates samples of a class from the global models of all rounds up to the observed one.
+
+    Args:
+        target: the class to be generated, which the attacker has no samples of.
+        fake: the class under which the attacker trains generated samples; null: the one after `target`.
+        steps: steps of the generator in a round.
+        lr: its learning rate (Adam).
+        batch_size: generated samples in a step.
+        latent: random numbers of a generated sample.
+        samples: number of generated samples that are shown.
+
+    Raises:
+        ValueError: a setting is invalid.
+    """
+
+    knows = "a client that takes part: sees the global model of every round, has samples of other classes"
+    source = "Hitaj et al., CCS 2017, arXiv 1702.07464"
+    on_sums = True
+
+    def __init__(
+        self,
+        *,
+        target: int = 0,
+        fake: int | None = None,
+        steps: int = 50,
+        lr: float = 0.002,
+        batch_size: int = 64,
+        latent: int = 32,
+        samples: int = 32,
+    ) -> None:
+        if target < 0:
+            raise ValueError(f"attack.target={target}: must be a class from 0 on")
+        if fake is not None and (fake < 0 or fake == target):
+            raise ValueError(f"attack.fake={fake}: must be another class than attack.target={target}, or null")
+        for name, value in (("steps", steps), ("batch_size", batch_size), ("latent", latent), ("samples", samples)):
+            if value < 1:
+                raise ValueError(f"attack.{name}={value}: must be at least 1")
+        if not lr > 0:
+            raise ValueError(f"attack.lr={lr}: must be positive")
+        self.target = target
+        self.fake = fake
+        self.steps = steps
+        self.lr = lr
+        self.batch_size = batch_size
+        self.latent = latent
+        self.samples = samples
+
+    def objection(self, observation: Observation) -> str | None:
+        """The reason why the attack does not apply: no models, classes or samples of the attacker's, no images."""
+        inputs = observation.inputs
+        if observation.model_before is None:
+            return "needs the global models of all rounds"
+        if observation.local.only_gradient:
+            return "clients take no steps, so the attacker has no training to hide its samples in"
+        if not inputs.dtype.is_floating_point:
+            return f"needs inputs that can be changed a little, and these are {inputs.dtype}"
+        reason = super().objection(observation) or needs_scores(observation)
+        most = max(self.target, self.fake or 0)
+        if reason is None and most >= (inputs.num_classes or 0):
+            return f"attack.target={self.target}, attack.fake={self.fake}: there are {inputs.num_classes} classes"
+        if reason is None and (observation.public is None or not len(self.own(observation))):
+            return "needs public samples of other classes, for the attacker's own"
+        return reason
+
+    def own(self, observation: Observation) -> np.ndarray:
+        """Indices of the public samples that stand for the attacker's own: none of the target class."""
+        public = observation.public
+        if public is None or public.labels is None:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(public.labels != self.target)
+
+    def find(self, observation: Observation, progress: Progress) -> Finding:
+        """Train a generator over the rounds."""
+        assert observation.model_before is not None
+        assert observation.public is not None
+        rng = generator_for(observation.seed, 0, SERVER, "attack/gan")
+        others = self.own(observation)
+        size = min(observation.num_samples, len(others))
+        own = gathered(observation.public, rng.choice(others, size, replace=False))
+        last = observation.round + 1
+        with isolated_randomness(seed_for(observation.seed, 0, SERVER, "attack/gan"), torch.device("cpu")):
+            generator = Generator(self.latent, observation.inputs)
+            optimizer = torch.optim.Adam(generator.parameters(), lr=self.lr, betas=(0.5, 0.999))
+            for round in range(1, last + 1):
+                vector = observation.model_before(round)
+                vector = self.deceived(observation, vector, round, own, generator)
+                self.step(observation, vector, generator, optimizer)
+                progress(round / last, f"round {round} of {last}")
+            made = generator(torch.randn(self.samples, self.latent)).detach()
+        labels = torch.full((self.samples,), self.target)
+        scores = class_scores(observation, observation.model_before(last), TensorSource(made, labels))
+        return Finding(inputs=made, labels=labels, numbers={"success": float((scores.argmax(1) == labels).double().mean())})
+
+    def deceived(
+        self, observation: Observation, vector: Tensor, round: int, own: TensorSource, generator: "Generator"
+    ) -> Tensor:
+        """The attacker's local model: a round's global model, trained on its own samples and on generated ones."""
+        classes = observation.inputs.num_classes or 1
+        fake = (self.target + 1) % classes if self.fake is None else self.fake
+        count = max(1, len(own) // classes)
+        with torch.no_grad():
+            made = generator(torch.randn(count, self.latent))
+        both = joined(own, TensorSource(made, torch.full((count,), fake)))
+        as_client = replace(observation, round=round, sent=vector)
+        return train_shadows(as_client, both, [np.arange(len(both))], lambda share, text: None)[0]
+
+    def step(
+        self, observation: Observation, vector: Tensor, generator: "Generator", optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Train the generator to be taken for the target class by a model."""
+        module, tensors = observation.module, observation.layout.unflatten(vector)
+        wanted = torch.full((self.batch_size,), self.target)
+        with evaluating(module):
+            for _ in range(self.steps):
+                made = generator(torch.randn(self.batch_size, self.latent))
+                loss = nn.functional.cross_entropy(functional_call(module, tensors, (made,)), wanted)
+                gradients = torch.autograd.grad(loss, list(generator.parameters()))
+                for parameter, gradient in zip(generator.parameters(), gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+
+
+class Generator(nn.Module):
+    """Makes inputs of random numbers.
+
+    Images grow from a quarter of their size by two transposed convolutions, other inputs come from dense layers.
+
+    Args:
+        latent: random numbers of a sample.
+        inputs: shape and range of samples.
+    """
+
+    def __init__(self, latent: int, inputs: Inputs) -> None:
+        super().__init__()
+        self.inputs = inputs
+        shape = inputs.shape
+        if len(shape) == 3 and min(shape[1:]) >= 4:
+            channels, height, width = shape
+            small = (-(-height // 4), -(-width // 4))
+            self.layers = nn.Sequential(
+                nn.Linear(latent, 64 * small[0] * small[1]),
+                nn.ReLU(),
+                nn.Unflatten(1, (64, *small)),
+                nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+                nn.ReLU(),
+                nn.ConvTranspose2d(32, channels, 4, stride=2, padding=1),
+            )
+        else:
+            sizes = [latent, 128, 128, int(np.prod(shape))]
+            dense = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
+            self.layers = nn.Sequential(*dense[:-1], nn.Unflatten(1, shape))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Samples in the range of inputs, `[n, *inputs.shape]`."""
+        made = self.layers(latent)
+        if len(self.inputs.shape) == 3:
+            made = made[:, :, : self.inputs.shape[1], : self.inputs.shape[2]]
+        share = torch.sigmoid(made).to(self.inputs.dtype)
+        return self.inputs.low + (self.inputs.high - self.inputs.low) * share
