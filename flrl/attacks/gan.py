@@ -4,7 +4,9 @@ Hitaj, Ateniese, Pérez-Cruz, "Deep Models Under the GAN: Information Leakage fr
 arXiv 1702.07464. In each round the attacker trains the global model on its own samples and on generated ones under a
 wrong class, and the generator against the result. This half is done here, over the global models of a finished run.
 The other half is not: there the attacker sends its poisoned model, so that victims give away more in later rounds.
-Public samples of other classes than the target stand for the attacker's own.
+Public samples of other classes than the target stand for the attacker's own. Unlike the paper, the generator is also
+kept near a normal distribution that is fitted to them, whatever their class: few rounds without poisoning are not
+enough to take from it what deceives a model and looks like nothing.
 """
 
 from dataclasses import replace
@@ -27,7 +29,8 @@ class GAN(Attack):
 
     Args:
         target: the class to be generated, which the attacker has no samples of.
-        fake: the class under which the attacker trains generated samples; null: the one after `target`.
+        fake: the class under which the attacker trains generated samples; null: a random wrong class for each.
+        prior: weight of how far generated samples are from the normal distribution of the attacker's own.
         steps: steps of the generator in a round.
         lr: its learning rate (Adam).
         batch_size: generated samples in a step.
@@ -47,7 +50,8 @@ class GAN(Attack):
         *,
         target: int = 0,
         fake: int | None = None,
-        steps: int = 50,
+        prior: float = 0.3,
+        steps: int = 40,
         lr: float = 0.002,
         batch_size: int = 64,
         latent: int = 32,
@@ -57,13 +61,17 @@ class GAN(Attack):
             raise ValueError(f"attack.target={target}: must be a class from 0 on")
         if fake is not None and (fake < 0 or fake == target):
             raise ValueError(f"attack.fake={fake}: must be another class than attack.target={target}, or null")
-        for name, value in (("steps", steps), ("batch_size", batch_size), ("latent", latent), ("samples", samples)):
+        counts = {"steps": steps, "batch_size": batch_size, "latent": latent, "samples": samples}
+        for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"attack.{name}={value}: must be at least 1")
+        if not prior >= 0:
+            raise ValueError(f"attack.prior={prior}: must be at least 0")
         if not lr > 0:
             raise ValueError(f"attack.lr={lr}: must be positive")
         self.target = target
         self.fake = fake
+        self.prior = prior
         self.steps = steps
         self.lr = lr
         self.batch_size = batch_size
@@ -102,47 +110,80 @@ class GAN(Attack):
         others = self.own(observation)
         size = min(observation.num_samples, len(others))
         own = gathered(observation.public, rng.choice(others, size, replace=False))
-        last = observation.round + 1
+        shadows, last, prior = Shadows(observation), observation.round + 1, Normal(own.inputs)
         with isolated_randomness(seed_for(observation.seed, 0, SERVER, "attack/gan"), torch.device("cpu")):
             generator = Generator(self.latent, observation.inputs)
             optimizer = torch.optim.Adam(generator.parameters(), lr=self.lr, betas=(0.5, 0.999))
+            made = self.made(generator, 0)
             for round in range(1, last + 1):
-                vector = observation.model_before(round)
-                vector = self.deceived(observation, vector, round, own, generator)
-                self.step(observation, vector, generator, optimizer)
+                made = torch.cat([made, self.made(generator, max(1, len(own) // 4))])
+                mixed = self.mixed(own, made, observation.inputs.num_classes or 0)
+                start, whole = observation.model_before(round), [np.arange(len(mixed))]
+                vector = shadows.train(mixed, whole, lambda share, text: None, start=start, round=round)[0]
+                tensors = observation.layout.unflatten(vector)
+                with evaluating(observation.module):
+                    for _ in range(self.steps):
+                        self.step(observation.module, tensors, prior, generator, optimizer)
                 progress(round / last, f"round {round} of {last}")
-            made = generator(torch.randn(self.samples, self.latent)).detach()
+            found = self.made(generator, self.samples)
         labels = torch.full((self.samples,), self.target)
-        scores = class_scores(observation, observation.model_before(last), TensorSource(made, labels))
-        return Finding(inputs=made, labels=labels, numbers={"success": float((scores.argmax(1) == labels).double().mean())})
+        scores = class_scores(observation, observation.model_before(last), TensorSource(found, labels))
+        success = (scores.argmax(1) == labels).double().mean()
+        return Finding(inputs=found, labels=labels, numbers={"success": float(success)})
 
-    def deceived(
-        self, observation: Observation, vector: Tensor, round: int, own: TensorSource, generator: "Generator"
-    ) -> Tensor:
-        """The attacker's local model: a round's global model, trained on its own samples and on generated ones."""
-        classes = observation.inputs.num_classes or 1
-        fake = (self.target + 1) % classes if self.fake is None else self.fake
-        count = max(1, len(own) // classes)
+    def made(self, generator: "Generator", num: int) -> Tensor:
+        """Generated samples."""
         with torch.no_grad():
-            made = generator(torch.randn(count, self.latent))
-        both = joined(own, TensorSource(made, torch.full((count,), fake)))
-        as_client = replace(observation, round=round, sent=vector)
-        return train_shadows(as_client, both, [np.arange(len(both))], lambda share, text: None)[0]
+            made: Tensor = generator(torch.randn(num, self.latent))
+        return made
+
+    def mixed(self, own: TensorSource, made: Tensor, num_classes: int) -> TensorSource:
+        """What the attacker trains on: its own samples, and among them as many generated ones as of another class."""
+        count = max(1, len(own) // max(1, num_classes - 1))
+        chosen = made[torch.randperm(len(made))[:count]]
+        wrong = (self.target + torch.randint(1, num_classes, (len(chosen),))) % num_classes
+        labels = wrong if self.fake is None else torch.full_like(wrong, self.fake)
+        return joined(own, TensorSource(chosen, labels)).subset(torch.randperm(len(own) + len(chosen)).numpy())
 
     def step(
-        self, observation: Observation, vector: Tensor, generator: "Generator", optimizer: torch.optim.Optimizer
+        self,
+        module: nn.Module,
+        tensors: dict[str, Tensor],
+        prior: "Normal",
+        generator: "Generator",
+        optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Train the generator to be taken for the target class by a model."""
-        module, tensors = observation.module, observation.layout.unflatten(vector)
+        """Train the generator to be taken for the target class by the attacker's model."""
+        made = generator(torch.randn(self.batch_size, self.latent))
         wanted = torch.full((self.batch_size,), self.target)
-        with evaluating(module):
-            for _ in range(self.steps):
-                made = generator(torch.randn(self.batch_size, self.latent))
-                loss = nn.functional.cross_entropy(functional_call(module, tensors, (made,)), wanted)
-                gradients = torch.autograd.grad(loss, list(generator.parameters()))
-                for parameter, gradient in zip(generator.parameters(), gradients, strict=True):
-                    parameter.grad = gradient
-                optimizer.step()
+        loss = nn.functional.cross_entropy(functional_call(module, tensors, (made,)), wanted)
+        loss = loss + self.prior * prior.distances(made).mean().to(loss.dtype)
+        parameters = list(generator.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+
+class Normal:
+    """A normal distribution fitted to samples, with 5 % of their mean variance added to each number's.
+
+    Args:
+        samples: `[n, ...]`.
+    """
+
+    def __init__(self, samples: Tensor) -> None:
+        flat = samples.flatten(1).double()
+        self.mean = flat.mean(0)
+        self.rows = (flat - self.mean) / max(1, len(flat) - 1) ** 0.5
+        self.ridge = max(0.05 * float(self.rows.square().sum(0).mean()), 1e-12)
+        small = self.rows @ self.rows.T + self.ridge * torch.eye(len(flat), dtype=torch.float64)
+        self.inverse = torch.linalg.inv(small)
+
+    def distances(self, samples: Tensor) -> Tensor:
+        """The squared Mahalanobis distance of each sample over the number of its numbers, float64 `[n]`."""
+        away = samples.flatten(1).double() - self.mean
+        along = away @ self.rows.T  # by Woodbury's identity only a matrix of the size of the samples is inverted
+        return (away.square().sum(1) - ((along @ self.inverse) * along).sum(1)) / (self.ridge * away.shape[1])
 
 
 class Generator(nn.Module):

@@ -90,6 +90,8 @@ def observe(
         model_before=_until(replay, round),
         update_in=None if client is None else _updates_of(replay, client),
         device=device,
+        trainer=worker.trainer,
+        strategy=worker.strategy,
     )
     return observation, Truth(own_inputs, labels, shuffled < len(members))
 

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from flrl.data.sources import Splits, TensorSource
 
@@ -13,7 +12,7 @@ class Mark:
 
     Args:
         size: its side in pixels.
-        value: the value of its pixels as they are stored, before normalisation; null: 255 for bytes, else 1.
+        value: the value of its pixels as they are stored, before normalisation; null: the largest of all images.
 
     Raises:
         ValueError: `size` is below 1.
@@ -34,14 +33,10 @@ class Mark:
         shape = source.inputs.shape
         if len(shape) != 4 or min(shape[2:]) < self.size:
             raise ValueError(f"size={self.size}: samples of shape {tuple(shape[1:])} have no corner of that size")
-        marked = source.subset(torch.arange(len(source)).numpy())
-        marked.inputs[:, :, -self.size :, -self.size :] = self._white(marked.inputs)
+        marked = source.subset(np.arange(len(source)))
+        white = marked.inputs.max() if self.value is None else self.value
+        marked.inputs[:, :, -self.size :, -self.size :] = white
         return marked
-
-    def _white(self, inputs: Tensor) -> float:
-        if self.value is not None:
-            return self.value
-        return 1.0 if inputs.dtype.is_floating_point else 255.0
 
 
 def marked(*, dataset: Splits, mark: Mark, share: float) -> Splits:
