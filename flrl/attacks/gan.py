@@ -1,11 +1,11 @@
-"""The GAN attack: a client trains a generator of a class that it has no samples of, against each round's global model.
+"""The GAN attack: a client trains a generator of a class that it has no samples of, against each global model.
 
-Hitaj, Ateniese, Pérez-Cruz, "Deep Models Under the GAN: Information Leakage from Collaborative Deep Learning", CCS 2017,
-arXiv 1702.07464. In each round the attacker trains the global model on its own samples and on generated ones under a
-wrong class, and the generator against the result. This half is done here, over the global models of a finished run.
-The other half is not: there the attacker sends its poisoned model, so that victims give away more in later rounds.
-Public samples of other classes than the target stand for the attacker's own. Unlike the paper, the generator is also
-kept near a normal distribution that is fitted to them, whatever their class: few rounds without poisoning are not
+Hitaj, Ateniese, Pérez-Cruz, "Deep Models Under the GAN: Information Leakage from Collaborative Deep Learning", CCS
+2017, arXiv 1702.07464. In each round the attacker trains the global model on its own samples and on generated ones
+under a wrong class, and the generator against the result. This half is done here, over the global models of a finished
+run. The other half is not: there the attacker sends its poisoned model, so that victims give away more in later
+rounds. Public samples of other classes than the target stand for the attacker's own. Unlike the paper, the generator is
+also kept near a normal distribution that is fitted to them, whatever their class: few rounds without poisoning are not
 enough to take from it what deceives a model and looks like nothing.
 """
 
@@ -182,7 +182,8 @@ class Normal:
         """The squared Mahalanobis distance of each sample over the number of its numbers, float64 `[n]`."""
         away = samples.flatten(1).double() - self.mean
         along = away @ self.rows.T  # by Woodbury's identity only a matrix of the size of the samples is inverted
-        return (away.square().sum(1) - ((along @ self.inverse) * along).sum(1)) / (self.ridge * away.shape[1])
+        inside: Tensor = ((along @ self.inverse) * along).sum(1)
+        return (away.square().sum(1) - inside) / (self.ridge * away.shape[1])
 
 
 class Generator(nn.Module):

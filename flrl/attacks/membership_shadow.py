@@ -110,6 +110,7 @@ def _fitted(rows: Tensor, members: Tensor, hidden: int) -> _Scorer:
     standard, wanted = (rows - scorer.mean) / scorer.std, members.float()
     for _ in range(_STEPS):
         optimizer.zero_grad()
-        nn.functional.binary_cross_entropy_with_logits(net(standard)[:, 0], wanted).backward()
+        loss = nn.functional.binary_cross_entropy_with_logits(net(standard)[:, 0], wanted)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return scorer

@@ -51,8 +51,8 @@ def client_update(
 
 def observed(
     module: pl.LightningModule, source: TensorSource, members: np.ndarray, *, trainer: EagerTrainer | None = None,
-    others: np.ndarray | None = None, public: np.ndarray | None = None, unseen: bool = False, sent: Tensor | None = None,
-    **rest: Any,
+    others: np.ndarray | None = None, public: np.ndarray | None = None, unseen: bool = False,
+    sent: Tensor | None = None, **rest: Any,
 ) -> tuple[Observation, np.ndarray]:  # fmt: skip
     """The observation of a client with the samples `members`, and which of the candidates are members.
 

@@ -3,12 +3,6 @@ Bucketing", ICLR 2022, arXiv 2006.09365: MNIST sorted by class, 25 workers of wh
 step. Needs MNIST; about 25 minutes for each of the three on 2 cores.
 """
 
-import json
-from pathlib import Path
-from typing import Any
-
-import pytest
-
 SETTING = (
     "dataset._target_=tests.paper.bucketing.copied",
     "partition._target_=tests.paper.bucketing.sorted_by_class",
