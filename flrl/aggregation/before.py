@@ -116,7 +116,8 @@ class ARC(Bearing):
 
 def clipped(rows: Rows, max_norm: float) -> Rows:
     """The rows, none longer than `max_norm`."""
-    norms = rows.values.norm(dim=1)
-    factors = torch.where(norms > max_norm, max_norm / norms, 1.0)
     shortened = empty_rows(len(rows), rows.values.shape[1], rows.values.device)
-    return replace(rows, values=torch.mul(rows.values, factors[:, None], out=shortened))
+    for row, short in zip(rows.values, shortened, strict=True):  # while a row is in the caches
+        norm = float(row.norm())
+        torch.mul(row, max_norm / norm if norm > max_norm else 1.0, out=short)
+    return replace(rows, values=shortened)
