@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flrl.attacks.base import Candidates, Inputs, Local, Observation
+from flrl.cli.instantiation import make
 from flrl.data import Source, TensorSource
 from flrl.data.facts import bounds_of, facts_of
 from flrl.lightning.plain_sgd import not_plain_sgd
@@ -90,8 +91,8 @@ def observe(
         model_before=_until(replay, round),
         update_in=None if client is None else _updates_of(replay, client),
         device=device,
-        trainer=worker.trainer,
-        strategy=worker.strategy,
+        trainer=make(replay.recipe.config, "trainer"),  # the worker's own has recorded steps, with clients' samples
+        strategy=replay.recipe.strategy(),
     )
     return observation, Truth(own_inputs, labels, shuffled < len(members))
 

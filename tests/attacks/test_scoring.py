@@ -71,9 +71,9 @@ def test_membership_by_hand() -> None:
 
 
 def test_rates_are_taken_at_the_largest_threshold_that_keeps_false_positives_below() -> None:
-    """Of 1,000 others ten are above 0.5, one above 2."""
-    outside = np.concatenate([np.zeros(990), np.full(9, 1.0), [3.0]])
-    scores = np.concatenate([outside, [4.0, 2.0, 0.5, 0.0]])
+    """Of 1,000 others 15 are above 0.2, ten above 0.5, one above 2."""
+    outside = np.concatenate([np.zeros(985), np.full(5, 0.25), np.full(9, 1.0), [3.0]])
+    scores = np.concatenate([outside, [4.0, 2.0, 0.5, 0.2]])
     numbers = membership(scores, np.arange(1004) >= 1000, seed=0)
     assert (numbers["tpr_at_fpr_0.001"], numbers["tpr_at_fpr_0.01"]) == (0.5, 0.75)
 
