@@ -65,12 +65,12 @@ TRAIN = {
         "fedadam; fedavg; fedavgm; fedbn; fedper; fedprox; fedsgd; fedyogi; scaffold; did you mean 'fedavg'?"
     ),
     "model=softmax": (
-        "In 'train': Could not find 'model/softmax'; Available options in 'model': mcmahan_cnn; "
+        "In 'train': Could not find 'model/softmax'; Available options in 'model': dlg_lenet; mcmahan_cnn; "
         "mlp_2nn; resnet18; softmax_regression"
     ),
     "partition=dirichelet": (
         "In 'train': Could not find 'partition/dirichelet'; Available options in 'partition': "
-        "dirichlet; iid; quantity_skew; shards; did you mean 'dirichlet'?"
+        "blocks; dirichlet; iid; quantity_skew; shards; did you mean 'dirichlet'?"
     ),
     "logger=tensorbord": (
         "In 'train': Could not find 'logger/tensorbord'; Available options in 'logger': csv; many; "
@@ -195,7 +195,7 @@ TRAIN = {
     "base=trainer": "Could not override 'base'. No match in the defaults list.",
     "+base=trainer": (
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
-        "tags, optimized_metric, log_clients, holdout, on_client_failure, dataset, partition, model, trainer, "
+        "tags, optimized_metric, log_clients, holdout, root_samples, on_client_failure, dataset, partition, model, trainer, "
         "strategy, adversary, backend, evaluation, client_store, callbacks, logger, paths, vars; "
         "values of your own go below vars"
     ),
@@ -227,7 +227,7 @@ TRAIN = {
     "+foo=3": (
         "foo=3: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, tags, "
         "optimized_metric, "
-        "log_clients, holdout, on_client_failure, dataset, partition, model, trainer, strategy, "
+        "log_clients, holdout, root_samples, on_client_failure, dataset, partition, model, trainer, strategy, "
         "adversary, backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
     "seed=99999999999999999999": "seed=99999999999999999999: must be at least 0 and below 2**63",
