@@ -195,8 +195,8 @@ TRAIN = {
     "base=trainer": "Could not override 'base'. No match in the defaults list.",
     "+base=trainer": (
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
-        "tags, optimized_metric, log_clients, holdout, root_samples, on_client_failure, dataset, partition, model, trainer, "
-        "strategy, adversary, backend, evaluation, client_store, callbacks, logger, paths, vars; "
+        "tags, optimized_metric, log_clients, holdout, root_samples, on_client_failure, dataset, partition, model, "
+        "trainer, strategy, adversary, backend, evaluation, client_store, callbacks, logger, paths, vars; "
         "values of your own go below vars"
     ),
     "experiment=mnist_fedsvg": (

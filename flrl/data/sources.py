@@ -131,7 +131,8 @@ class TensorSource:
         self._forget()
 
     def subset(self, indices: np.ndarray) -> "TensorSource":
-        """A new source with copies of the given samples."""
+        """A new source with copies of the given samples, where these are."""
+        self._move()
         chosen = torch.from_numpy(np.array(indices)).to(self.inputs.device)
         other = TensorSource(self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen))
         other._mean, other._std, other._white = self._mean, self._std, self._white

@@ -29,7 +29,7 @@ class LocalProblem:
 
     Attributes:
         model: the worker's model, into which engines load `start`; strategies must not change it.
-        source: the training samples of all clients.
+        source: the training samples of all clients; a malicious client's own ones may be in a source of theirs.
         indices: indices of this client's samples in their fixed order, int64 `[num_samples]`.
         task: the client's task, with its memory.
         broadcast: what the server sent.
