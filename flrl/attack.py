@@ -2,6 +2,7 @@
 
 import sys
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flrl.backends.mpi.launch import run_under_mpi
@@ -18,7 +19,7 @@ def attack(cfg: DictConfig) -> None:
     with uncollected():
         from flrl.attack_run import attack_run
 
-    attack_run(cfg)
+    attack_run(cfg, choice=HydraConfig.get().runtime.choices["attack"])
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich import progress as bars
 from rich.console import Console
@@ -28,19 +27,23 @@ ALL = "all"
 SUMS = ("all", "sum")
 
 
-def attack_run(cfg: DictConfig) -> dict[str, Any]:
+def attack_run(cfg: DictConfig, *, choice: str) -> dict[str, Any]:
     """Attack as configured by `conf/attack.yaml`; prints the result, and returns the content of `result.json`.
+
+    Args:
+        cfg: the configuration.
+        choice: the attack's name, or all for several ones, whose settings are in `cfg.attack` by name.
 
     Raises:
         FileNotFoundError: there is no run in the folder.
         ValueError: a setting is invalid, the attack does not apply, or the run's files are damaged.
         FlrlError: what is recomputed is not what the run has recorded.
     """
-    folder, choice = Path(cfg.run), HydraConfig.get().runtime.choices["attack"]
+    folder = Path(cfg.run)
     config = saved_config(folder, cfg.data_dir)
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "logger"])
     settings: dict[str, Any] = OmegaConf.to_container(own, resolve=True)  # type: ignore[assignment]
-    attacks, wandb = _attacks(settings), _wandb(cfg.logger, config)
+    attacks, wandb = _attacks(settings, choice), _wandb(cfg.logger, config)
     _check(settings)
     run = SavedRun.read(folder, config)
     round = _round(run, cfg.round)
@@ -85,14 +88,14 @@ def attack_run(cfg: DictConfig) -> dict[str, Any]:
 # Settings.
 
 
-def _attacks(settings: Mapping[str, Any]) -> dict[str, Attack]:
+def _attacks(settings: Mapping[str, Any], choice: str) -> dict[str, Attack]:
     """The attacks by name: the one that was chosen, or several."""
     chosen = settings["attack"]
     if not chosen:
         choices = ", ".join(sorted(path.stem for path in (CONF_DIR / "attack").glob("*.yaml")))
         raise ValueError(f"attack=: choose one of {choices}")
     if "_target_" in chosen:
-        return {HydraConfig.get().runtime.choices["attack"]: _made(settings, "attack")}
+        return {choice: _made(settings, "attack")}
     return {name: _made({f"attack.{name}": node}, f"attack.{name}") for name, node in chosen.items()}
 
 
