@@ -14,7 +14,7 @@ from torch import Tensor
 from flrl.attacks.base import Finding, Observation, Progress
 from flrl.attacks.confidence import class_scores, log_odds
 from flrl.attacks.membership import WithShadows, enough_public
-from flrl.attacks.shadow import gathered, halves, joined
+from flrl.attacks.shadow import dealt, gathered, joined
 from flrl.data import TensorSource
 from flrl.seeding import SERVER, generator_for
 
@@ -23,9 +23,9 @@ class MembershipLiRA(WithShadows):
     """Scores each candidate by its likelihood ratio.
 
     Args:
-        online: shadows are trained on random halves of the candidates, filled up with public samples to the client's
-            number; else on public samples alone, and the score is how far the candidate's confidence lies above that
-            of models without it, in standard deviations.
+        online: shadows are trained on random candidates, at most half of them, filled up with public samples to the
+            client's number; else on public samples alone, and the score is how far the candidate's confidence lies
+            above that of models without it, in standard deviations.
         fixed_variance: one variance for all candidates instead of each one's own, steadier with few shadows; null:
             with fewer than 64 of them.
         shadows: as for `WithShadows`.
@@ -94,8 +94,8 @@ class MembershipLiRA(WithShadows):
         size, public = observation.num_samples, observation.public
         if not self.online:
             assert public is not None
-            return gathered(public, np.arange(len(public))), halves(len(public), size, self.shadows, rng)
-        sets = halves(len(candidates), size, self.shadows, rng)
+            return gathered(public, np.arange(len(public))), dealt(len(public), size, self.shadows, rng)
+        sets = dealt(len(candidates), size, self.shadows, rng)
         lacking = min(size - len(sets[0]), 0 if public is None else len(public))
         if public is None or lacking <= 0:
             return candidates, sets

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flrl.attacks.base import Finding, Observation, Progress
 from flrl.attacks.confidence import class_scores, log_odds
 from flrl.attacks.membership import WithShadows, enough_public
-from flrl.attacks.shadow import gathered, halves
+from flrl.attacks.shadow import dealt, gathered
 from flrl.seeding import SERVER, generator_for, isolated_randomness, seed_for
 
 _STEPS = 300
@@ -61,7 +61,7 @@ class MembershipShadow(WithShadows):
         assert observation.public is not None
         public = gathered(observation.public, np.arange(len(observation.public)))
         rng = generator_for(observation.seed, observation.round, SERVER, "attack/membership_shadow")
-        sets = halves(len(public), observation.num_samples, self.shadows, rng)
+        sets = dealt(len(public), observation.num_samples, self.shadows, rng)
         vectors = self.trained(observation, public, sets, lambda share, text: progress(0.9 * share, text))
         rows, members = [], []
         for index, vector in enumerate(vectors):

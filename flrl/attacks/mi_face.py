@@ -1,7 +1,8 @@
 """MI-FACE: an input for each class of which the model is as sure as can be.
 
 Fredrikson, Jha, Ristenpart, "Model Inversion Attacks that Exploit Confidence Information and Basic Countermeasures",
-CCS 2015, algorithm 1: gradient descent on `1 - p(class)`, until that is small or has long not become smaller. The paper
+CCS 2015, algorithm 1: gradient descent on `1 - p(class)`, until that is small or has long not become smaller. Steps are
+along the gradient of `-log p(class)`, which has the same direction and does not vanish where p is small. The paper
 cleans images with a denoising auto-encoder after some steps; here a Gaussian blur of each step may keep them smooth. It
 shows what a class is like to the model, an average face where a class is a person, and no single sample.
 """
@@ -101,7 +102,7 @@ class MIFace(Attack):
                     active &= (waited < self.patience) & (cost_of_best > 1.0 - self.confidence)
                 if not active.any():
                     break
-                (gradient,) = torch.autograd.grad(cost.sum(), x)
+                (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(scores, labels, reduction="sum"), x)
                 if self.blur:
                     gradient = blurred(gradient, self.blur)
                 x = torch.minimum(torch.maximum(x.detach() - self.lr * gradient, inputs.low), inputs.high)

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from flrl.attacks.base import Attack, Finding, Observation, Progress
-from flrl.attacks.shadow import Shadows, gathered, halves, joined
+from flrl.attacks.shadow import Shadows, dealt, gathered, joined
 from flrl.data import TensorSource
 from flrl.seeding import SERVER, generator_for
 
@@ -69,7 +69,7 @@ class Property(Attack):
         everything = np.arange(len(public))
         samples = joined(gathered(public, everything), gathered(self.given(public), everything))
         rng = generator_for(observation.seed, observation.round, SERVER, "attack/property")
-        sets = halves(len(public), observation.num_samples, self.shadows, rng)
+        sets = dealt(len(public), observation.num_samples, self.shadows, rng)
         has = torch.arange(self.shadows) // 2 % 2 == 1  # the two of a pair alike
         sets = [chosen + len(public) * bool(having) for chosen, having in zip(sets, has, strict=True)]
         vectors = Shadows(observation).train(samples, sets, lambda share, text: progress(0.95 * share, text))

@@ -110,8 +110,11 @@ class Shadows:
         return [trained.difference for part in parts for trained in trainer.fit_batch(part, _plain(FedAvg))]
 
 
-def halves(count: int, size: int, num: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random subsets of `range(count)` in pairs without a common element, so that each element is in as many as others.
+def dealt(count: int, size: int, num: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random subsets of `range(count)` in pairs without a common element, that use each element about equally often.
+
+    They are cut from permutations, which begin with what was left over of the one before; two halves of each where
+    `size` is half of all.
 
     Args:
         count: number of elements.
@@ -119,9 +122,15 @@ def halves(count: int, size: int, num: int, rng: np.random.Generator) -> list[np
         num: number of subsets, even.
         rng: draws them.
     """
-    size = min(size, count // 2)
-    orders = [rng.permutation(count) for _ in range(num // 2)]
-    return [part for order in orders for part in (order[:size], order[size : 2 * size])]
+    size = max(1, min(size, count // 2))
+    pairs = count // (2 * size)
+    sets: list[np.ndarray] = []
+    left = np.empty(0, np.int64)
+    while len(sets) < num:
+        order = np.concatenate([left, rng.permutation(np.setdiff1d(np.arange(count), left))])
+        sets += [order[first * size : (first + 1) * size] for first in range(2 * pairs)]
+        left = order[2 * pairs * size :]
+    return sets[:num]
 
 
 def gathered(source: Source, indices: np.ndarray) -> TensorSource:

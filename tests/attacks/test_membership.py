@@ -17,7 +17,7 @@ from flrl.attacks.membership_lira import MembershipLiRA, likelihood_ratio, one_s
 from flrl.attacks.membership_loss import MembershipLoss
 from flrl.attacks.membership_shadow import MembershipShadow, features
 from flrl.attacks.scoring import membership
-from flrl.attacks.shadow import Shadows, engine, gathered, halves, joined
+from flrl.attacks.shadow import Shadows, dealt, engine, gathered, joined
 from flrl.data import TensorSource
 from flrl.models import Classifier
 from flrl.strategies import FedProx
@@ -254,12 +254,17 @@ def test_the_engine_is_vectorized_for_small_models_alone(overfit: tuple[Observat
     assert engine(replace(observation, trainer=own), plain()) is own
 
 
-def test_halves_are_pairs_without_a_common_element_and_use_all_equally() -> None:
-    sets = halves(10, 99, 8, np.random.default_rng(0))
+def test_sets_are_pairs_without_a_common_element_and_use_all_equally() -> None:
+    sets = dealt(10, 99, 8, np.random.default_rng(0))
     assert [len(part) for part in sets] == [5] * 8
     assert np.bincount(np.concatenate(sets)).tolist() == [4] * 10
     assert all(sorted([*a, *b]) == list(range(10)) for a, b in zip(sets[::2], sets[1::2], strict=True))
-    assert [len(part) for part in halves(10, 3, 2, np.random.default_rng(0))] == [3, 3]
+    sets = dealt(9, 2, 8, np.random.default_rng(0))  # four of each permutation, of which one element is left over
+    assert [len(part) for part in sets] == [2] * 8
+    counts = np.bincount(np.concatenate(sets), minlength=9)
+    assert counts.tolist().count(2) == 7
+    assert counts.min() == 1  # what the first leaves over comes first in the second
+    assert all(not set(a.tolist()) & set(b.tolist()) for a, b in zip(sets[::2], sets[1::2], strict=True))
 
 
 def test_too_few_candidates_are_filled_up_with_public_samples(overfit: tuple[Observation, np.ndarray]) -> None:

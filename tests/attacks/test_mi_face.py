@@ -26,7 +26,7 @@ def likeness(pictures: torch.Tensor) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def trained() -> Observation:
-    return observed(classifier(softmax_regression), SOURCE, np.arange(400), trainer=TRAINER)[0]
+    return observed(classifier(softmax_regression), SOURCE, np.arange(600), trainer=TRAINER)[0]
 
 
 @pytest.mark.parametrize("blur", [0.0, 0.5])
