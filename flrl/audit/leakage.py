@@ -28,10 +28,15 @@ class LeakageAudit(Callback):
         attacks: names of choices of the group `attack`, which are made with the settings in their yamls.
         round: the observed round.
         client: the observed client.
+
+    Raises:
+        ValueError: there is no attack of a name.
     """
 
     def __init__(self, *, attacks: Sequence[str], round: int = 1, client: int = 0) -> None:
         self.attacks, self.round, self.client = list(attacks), round, client
+        for name in self.attacks:
+            _yaml(name)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Attack the job's run, unless that has been done, and write the table of the jobs so far."""

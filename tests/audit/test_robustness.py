@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,24 @@ def test_heat_maps_have_accuracy_success_and_cost(sweep: Path) -> None:
     figure = heat_maps([attacked, success, cost], "")
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert {"85", "79", "10", "-", "70", "backdoor", "ipm"} <= set(texts)
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(cli: Any) -> None:
+    short = (
+        "-m", "+experiment=audit/robustness", "dataset=digits", "strategy.rounds=1", "strategy/aggregator=median",
+        "adversary=backdoor", "adversary.size=2", "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    assert cli(*short, "vars.malicious=2").code == 0
+    written = Path("sweep/backdoor/median/2_0/model.safetensors").stat().st_mtime_ns
+    done = cli(*short, "vars.malicious=2,4")
+    assert done.code == 0, done.err
+    with Path("sweep/robustness.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["job"], row["adversary/num"]) for row in rows] == [
+        ("backdoor/median/2_0", "2"), ("backdoor/median/4_0", "4")
+    ]  # fmt: skip
+    assert all(0 <= float(row["test/backdoor_success"]) <= 1 for row in rows)
+    assert Path("sweep/backdoor/median/2_0/model.safetensors").stat().st_mtime_ns == written
 
 
 def test_runs_of_several_seeds_are_averaged(sweep: Path) -> None:
