@@ -61,7 +61,8 @@ def test_a_sweep_goes_on_where_it_was_stopped(cli: Any) -> None:
         "adversary=backdoor", "adversary.size=2", "hydra.sweep.dir=sweep",
     )  # fmt: skip
     assert cli(*short, "vars.malicious=2").code == 0
-    written = Path("sweep/backdoor/median/2_0/model.safetensors").stat().st_mtime_ns
+    checkpoint = Path("sweep/backdoor/median/2_0/checkpoints/round-00001/state.safetensors")
+    written = checkpoint.stat().st_mtime_ns
     done = cli(*short, "vars.malicious=2,4")
     assert done.code == 0, done.err
     with Path("sweep/robustness.csv").open() as file:
@@ -70,7 +71,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(cli: Any) -> None:
         ("backdoor/median/2_0", "2"), ("backdoor/median/4_0", "4")
     ]  # fmt: skip
     assert all(0 <= float(row["test/backdoor_success"]) <= 1 for row in rows)
-    assert Path("sweep/backdoor/median/2_0/model.safetensors").stat().st_mtime_ns == written
+    assert checkpoint.stat().st_mtime_ns == written
 
 
 def test_runs_of_several_seeds_are_averaged(sweep: Path) -> None:
