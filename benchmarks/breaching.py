@@ -3,7 +3,7 @@
     python -m benchmarks.breaching --images 5
 
 Needs `breaching==0.1.2` (without its dependencies, and with ours, in an environment of its own). Nets are the LeNet of
-the DLG paper (sigmoid for DLG and R-GAP, leaky ReLU for the others) and McMahan's 2NN, images the first of MNIST's
+the DLG paper (sigmoid for DLG, else leaky ReLU) and McMahan's 2NN, images the first of MNIST's
 training set, each one's gradient in float32. Both run on one thread, one after the other in the same process; seconds
 are those of the processor. An image counts as recovered below a mean squared error of 0.01 in [0, 1] pixels.
 """
@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from flrl.attacks import Attack, Observation
+from flrl.attacks.analytic import Analytic
 from flrl.attacks.dlg import DLG
 from flrl.attacks.inverting_gradients import InvertingGradients
 from flrl.attacks.rgap import RGAP
@@ -130,6 +131,13 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Attack, str, list[str], 
     def leaky() -> nn.Module:
         return dlg_lenet(**SHAPE, activation="leaky_relu", init_bound=None)
 
+    def unbiased() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 12, 5, stride=2, padding=2, bias=False), nn.LeakyReLU(0.2),
+            nn.Conv2d(12, 12, 5, stride=2, padding=2, bias=False), nn.LeakyReLU(0.2),
+            nn.Conv2d(12, 12, 5, padding=2, bias=False), nn.Flatten(), nn.LeakyReLU(0.2), nn.Linear(588, 10),
+        )  # fmt: skip
+
     # breaching's total variation takes three channels alone.
     steps = ["optim.max_iterations=500", "regularization.total_variation.scale=0"]
     geiping = InvertingGradients(iterations=500, total_variation=0)
@@ -140,6 +148,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Attack, str, list[str], 
         "inverting gradients 500 steps, leaky LeNet": (leaky, geiping, "invertinggradients", steps, True),
         "inverting gradients 500 steps, 2NN": (lambda: mlp_2nn(**SHAPE), geiping, "invertinggradients", steps, True),
         "R-GAP, leaky LeNet": (leaky, RGAP(), "rgap", [], True),
+        "R-GAP, leaky LeNet without hidden biases": (unbiased, RGAP(), "rgap", [], True),
+        "closed form, 2NN": (lambda: mlp_2nn(**SHAPE), Analytic(), "analytic", [], True),
     }  # fmt: skip
 
 

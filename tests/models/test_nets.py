@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flrl.models.nets import mcmahan_cnn, mlp_2nn, resnet18, softmax_regression
+from flrl.models.nets import dlg_lenet, mcmahan_cnn, mlp_2nn, resnet18, softmax_regression
 
 MNIST: dict[str, Any] = {"input_shape": [1, 28, 28], "num_classes": 10}
 CIFAR: dict[str, Any] = {"input_shape": [3, 32, 32], "num_classes": 10}
@@ -31,6 +31,7 @@ def kinds(net: nn.Module, kind: type[nn.Module]) -> int:
         (mlp_2nn, MNIST | {"hidden": 3}, 784 * 3 + 3 + 3 * 3 + 3 + 3 * 10 + 10),
         (mcmahan_cnn, MNIST, 1_663_370),
         (mcmahan_cnn, CIFAR, 75 * 32 + 32 + 800 * 64 + 64 + 4096 * 512 + 512 + 5_130),
+        (dlg_lenet, MNIST, 13_426),
         (resnet18, MNIST, 11_172_810),
         (resnet18, CIFAR, 11_173_962),
         (resnet18, MNIST | {"norm": "batch"}, 11_172_810),
@@ -49,6 +50,7 @@ def test_parameter_counts(make: Callable[..., nn.Module], options: dict[str, Any
         (mlp_2nn, {"input_shape": [2, 3]}),
         (mcmahan_cnn, {"input_shape": [1, 28, 28]}),
         (mcmahan_cnn, {"input_shape": [2, 4, 11]}),
+        (dlg_lenet, {"input_shape": [2, 5, 11]}),
         (resnet18, {"input_shape": [1, 28, 28]}),
         (resnet18, {"input_shape": [3, 8, 4]}),
         (resnet18, {"input_shape": [3, 8, 8], "norm": "batch"}),
@@ -151,3 +153,18 @@ def test_an_unknown_normalisation_is_refused() -> None:
 def test_hidden_layers_need_units(hidden: int) -> None:
     with pytest.raises(ValueError, match=rf"^model\.net\.hidden={hidden}: must be at least 1$"):
         mlp_2nn(**MNIST, hidden=hidden)
+
+
+def test_the_lenet_of_dlg_is_initialised_evenly() -> None:
+    torch.manual_seed(0)
+    vector = nn.utils.parameters_to_vector(dlg_lenet(**MNIST).parameters())
+    assert 0.49 < float(vector.abs().max()) <= 0.5
+    assert float(vector.std()) == pytest.approx(12**-0.5, rel=0.02)
+    assert kinds(dlg_lenet(**MNIST), nn.Sigmoid) == 3
+    assert kinds(dlg_lenet(**MNIST, activation="relu"), nn.ReLU) == 3
+    with pytest.raises(
+        ValueError, match=r"^model\.net\.activation='gelu': must be one of sigmoid, relu, leaky_relu, tanh$"
+    ):
+        dlg_lenet(**MNIST, activation="gelu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^model\.net\.init_bound=0: must be positive and finite, or null$"):
+        dlg_lenet(**MNIST, init_bound=0)
