@@ -157,7 +157,7 @@ def test_hidden_layers_need_units(hidden: int) -> None:
 
 def test_the_lenet_of_dlg_is_initialised_evenly() -> None:
     torch.manual_seed(0)
-    vector = nn.utils.parameters_to_vector(dlg_lenet(**MNIST).parameters())
+    vector = nn.utils.parameters_to_vector(dlg_lenet(**MNIST).parameters()).detach()
     assert 0.49 < float(vector.abs().max()) <= 0.5
     assert float(vector.std()) == pytest.approx(12**-0.5, rel=0.02)
     assert kinds(dlg_lenet(**MNIST), nn.Sigmoid) == 3
