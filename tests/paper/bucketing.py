@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from flrl.adversaries import LabelFlip, SignFlip
+from flrl.adversaries.base import AdversaryContext
+from flrl.adversaries.updates import with_update
 from flrl.data import Splits, TensorSource
 from flrl.data.datasets import mnist
+from flrl.types import ClientUpdate, Tensors
 
-HONEST, OTHERS = 20, 5
+HONEST, OTHERS, MOMENTUM = 20, 5, 0.9
 
 
 def copied(*, data_dir: str, mean: Sequence[float], std: Sequence[float], **given: Any) -> Splits:
@@ -53,3 +57,25 @@ def net(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
         nn.Dropout(0.5),
         nn.Linear(128, num_classes),
     )
+
+
+class FreshLabelFlip(LabelFlip):
+    """Label flips of workers without momentum, as in the authors' code: they send minus lr times a fresh gradient."""
+
+    def update(self, update: ClientUpdate, memory: Tensors, context: AdversaryContext) -> tuple[ClientUpdate, Tensors]:
+        return fresh(update, memory)
+
+
+class FreshSignFlip(SignFlip):
+    """Bit flips of workers without momentum."""
+
+    def update(self, update: ClientUpdate, memory: Tensors, context: AdversaryContext) -> tuple[ClientUpdate, Tensors]:
+        sent, kept = fresh(update, memory)
+        return with_update(sent, -sent.vectors["update"]), kept
+
+
+def fresh(update: ClientUpdate, memory: Tensors) -> tuple[ClientUpdate, Tensors]:
+    """The update of one step without its momentum: `u(t) - 0.9 u(t - 1)`."""
+    own = update.vectors["update"]
+    before = memory.get("own", torch.zeros_like(own))
+    return with_update(update, own - MOMENTUM * before), {"own": own.clone()}
