@@ -183,6 +183,7 @@ class Context:
         cohort: ids of the clients that take part, ascending.
         total_weight: the sum of the cohort's weights, rejected updates included.
         generator: a generator on the CPU, seeded by (seed, round, client or server, the part's name).
+        measured: what `Transform.measure` has computed from the client's samples, by name; empty on the server.
     """
 
     round: int
@@ -191,3 +192,4 @@ class Context:
     cohort: Sequence[int]
     total_weight: float
     generator: torch.Generator
+    measured: Tensors = field(default_factory=dict)

@@ -22,6 +22,7 @@ from flrl.snapshot import Snapshot, refuse_changes
 from flrl.strategies import Strategy
 from flrl.strategies.running import train_clients
 from flrl.trainers import LocalProblem, Trainer
+from flrl.trainers.measuring import measure
 from flrl.trainers.problem import PERSONAL
 from flrl.transforms.apply import on_client
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, ServerState, Tensors
@@ -179,11 +180,13 @@ class Worker:
             for task in batch
         ]
         updates = train_clients(self.strategy, problems, self.trainer)
-        if not self.strategy.transforms:
+        transforms = self.strategy.transforms
+        if not transforms:
             return updates
+        layout, seed = self.model.layout, self.seed
         return [
-            on_client(self.strategy.transforms, update, problem.task.memory, broadcast, self.model.layout, self.seed)
-            for problem, update in zip(problems, updates, strict=True)
+            on_client(transforms, update, p.task.memory, broadcast, layout, seed, measure(transforms, p, self.trainer))
+            for p, update in zip(problems, updates, strict=True)
         ]
 
     def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:
