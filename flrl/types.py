@@ -189,6 +189,7 @@ class Context:
         generator: a generator on the CPU, seeded by (seed, round, client or server, the part's name).
         root: the vectors of the update of the server's root samples, float64 by name; None unless an aggregator needs
             it.
+        measured: what `Transform.measure` has computed from the client's samples, by name; empty on the server.
     """
 
     round: int
@@ -198,3 +199,4 @@ class Context:
     total_weight: float
     generator: torch.Generator
     root: Tensors | None = None
+    measured: Tensors = field(default_factory=dict)

@@ -20,6 +20,7 @@ from flrl.snapshot import Snapshot, refuse_changes
 from flrl.strategies import Strategy
 from flrl.strategies.running import train_clients
 from flrl.trainers import LocalProblem, Trainer
+from flrl.trainers.measuring import measure
 from flrl.transforms.apply import on_client
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, Tensors
 
@@ -169,11 +170,12 @@ class Worker:
 
     def _trained(self, batch: Sequence[ClientTask], broadcast: Broadcast, most: int | None) -> list[ClientUpdate]:
         problems = [self._problem(task, broadcast, most) for task in batch]
-        layout, found = self.model.layout, []
+        layout, transforms, found = self.model.layout, self.strategy.transforms, []
         for problem, update in zip(problems, train_clients(self.strategy, problems, self.trainer), strict=True):
             memory = problem.task.memory
             sent = self.threat.on_client(update, memory, broadcast, layout)
-            found.append(on_client(self.strategy.transforms, sent, memory, broadcast, layout, self.seed))
+            measured = measure(transforms, problem, self.trainer)
+            found.append(on_client(transforms, sent, memory, broadcast, layout, self.seed, measured))
         return found
 
     def _problem(self, task: ClientTask, broadcast: Broadcast, most: int | None) -> LocalProblem:

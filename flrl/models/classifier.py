@@ -16,7 +16,8 @@ class Classifier(pl.LightningModule):
     """Trains a net on (inputs, class) batches and logs `{train,val,test}/{loss,accuracy}`.
 
     Args:
-        net: maps inputs `[batch, ...]` to class scores `[batch, num_classes]`.
+        net: maps inputs `[batch, ...]` to class scores `[batch, num_classes]`; if it has a method `penalised`, that
+            also returns a scalar, which is added to the loss it is trained with.
         num_classes: number of classes.
         optimizer: called with the net's trainable parameters.
         loss: called with (scores, classes); cross-entropy by default, which is log-softmax and negative log-likelihood.
@@ -48,7 +49,12 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss on a batch."""
         inputs, classes = batch
-        return self.loss(self(inputs), classes)
+        penalised: Callable[[Tensor], tuple[Tensor, Tensor]] | None = getattr(self.net, "penalised", None)
+        if penalised is None:
+            return self.loss(self(inputs), classes)
+        scores, penalty = penalised(inputs)
+        loss: Tensor = self.loss(scores, classes) + penalty
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy on a batch."""

@@ -21,6 +21,7 @@ def on_client(
     broadcast: Broadcast,
     layout: ParameterLayout,
     seed: int,
+    measured: Mapping[str, Tensors] | None = None,
 ) -> ClientUpdate:
     """A client's update after all transforms in order, with their part of its memory and metrics.
 
@@ -31,10 +32,12 @@ def on_client(
         broadcast: what the server sent.
         layout: the layout of its vectors.
         seed: the run's seed.
+        measured: what each transform has measured at the client, by its name.
     """
     kept, metrics = dict(update.memory), dict(update.metrics)
     for name, transform in transforms.items():
         context = _context(name, update.client_id, broadcast, layout, seed)
+        context = replace(context, measured=(measured or {}).get(name, {}))
         seed_here = seed_for(seed, broadcast.round, update.client_id, f"transforms/{name}/global")
         with seeded_for_client(seed_here, broadcast.vector.device):  # for those that draw from the global generators
             result = transform.client(update, _own(memory, name), context)

@@ -1,12 +1,31 @@
 """The base class of transforms between a client's training and the aggregate: clipping, noise, compression, masks."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from flrl.layout import ParameterLayout
 from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
+
+
+@dataclass(frozen=True, slots=True)
+class AtClient:
+    """A client's model and samples, which a transform may measure where the client is: nothing of it is sent.
+
+    Attributes:
+        module: the module with the model that the client was sent, in evaluation mode.
+        batches: the client's training samples in their fixed order, as arguments of `call`.
+        call: the module's training step on a batch, with gradients, without logging.
+    """
+
+    module: nn.Module
+    batches: Iterable[Any]
+    call: Callable[[Any], Any]
 
 
 class Transform:
@@ -22,6 +41,13 @@ class Transform:
 
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts of a setup that the transform cannot be combined with; before any round."""
+
+    def measure(self, at_client: AtClient) -> Tensors:
+        """Tensors computed from the client's samples, by name, which `client` finds in `context.measured`.
+
+        It runs once for each update, where the client is, only for transforms that override it.
+        """
+        return {}
 
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
         """Transform a client's update.

@@ -75,6 +75,15 @@ def test_another_loss_takes_its_place() -> None:
     assert logged(module, "test") == {"test/loss": 3.0, "test/accuracy": ACCURACY}
 
 
+def test_smoothed_labels_are_a_loss_like_any() -> None:
+    """With smoothing e the loss is (1 - e) times that of the class plus e times the mean over all classes."""
+    module = classifier(loss=nn.CrossEntropyLoss(label_smoothing=0.3))
+    over_all = -SCORES.log_softmax(1).mean(1)
+    expected = 0.7 * sum(LOSSES) / 4 + 0.3 * float(over_all.mean())
+    assert float(module.training_step((SCORES, CLASSES), 0)) == pytest.approx(expected, rel=1e-6)
+    assert logged(module, "test") == {"test/loss": pytest.approx(expected, rel=1e-6), "test/accuracy": ACCURACY}
+
+
 def test_metrics_over_all_batches() -> None:
     model = BoundModel(classifier(nn.Linear(3, 3)))
     model.load(torch.cat([torch.eye(3).flatten(), torch.zeros(3)]))
