@@ -13,6 +13,8 @@ from flrl.adversaries.mapf import MAPF
 from flrl.adversaries.mimic import Mimic
 from flrl.adversaries.min_max import MinMax, MinSum
 from flrl.adversaries.model_replacement import ModelReplacement
+from flrl.adversaries.server_fishing import ServerFishing
+from flrl.adversaries.server_imprint import ServerImprint
 from flrl.adversaries.sign_flip import SignFlip
 from flrl.adversaries.threat import Threat
 from flrl.adversaries.zero import Zero
@@ -36,6 +38,8 @@ __all__ = [
     "ModelReplacement",
     "Nobody",
     "Probe",
+    "ServerFishing",
+    "ServerImprint",
     "SignFlip",
     "Threat",
     "Zero",

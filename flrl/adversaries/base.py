@@ -33,6 +33,7 @@ class AdversaryContext:
         generator: on the CPU, seeded by (seed, round, client, "adversary").
         honest: for `collude`, ids of the clients whose rows it sees, ascending.
         dataset_indices: for `samples`, the client's samples as indices into the whole dataset, int64 `[n]`.
+        public: for `broadcast`, the central test samples: what a malicious server has of the clients' kind.
     """
 
     round: int
@@ -46,6 +47,7 @@ class AdversaryContext:
     generator: torch.Generator
     honest: Sequence[int] = ()
     dataset_indices: np.ndarray | None = None
+    public: Source | None = None
 
     @property
     def present(self) -> list[int]:

@@ -30,18 +30,20 @@ class Threat:
         clients: ids of the malicious clients, ascending.
         seed: the run's.
         probes: samples to evaluate besides the central test set.
+        public: the central test samples, which a malicious server has; None for none.
     """
 
     adversary: Adversary = field(default_factory=Nobody)
     clients: Sequence[int] = ()
     seed: int = 0
     probes: Sequence[Probe] = ()
+    public: Source | None = None
 
     @classmethod
     def of(cls, adversary: Adversary, num_clients: int, seed: int, test: Source | None = None) -> "Threat":
         """The threat by an adversary in a run; arguments as the attributes, and the central test samples."""
         probes = () if test is None else tuple(adversary.probes(test))
-        return cls(adversary, adversary.malicious(num_clients, seed), seed, probes)
+        return cls(adversary, adversary.malicious(num_clients, seed), seed, probes, test)
 
     @property
     def exists(self) -> bool:
@@ -84,7 +86,8 @@ class Threat:
         """What the clients are sent, from the strategy's broadcast."""
         if not self.exists or not self.adversary.active(broadcast.round):
             return broadcast
-        return self.adversary.broadcast(broadcast, self._context(SERVER, broadcast, layout))
+        context = replace(self._context(SERVER, broadcast, layout), public=self.public)
+        return self.adversary.broadcast(broadcast, context)
 
     def colluded(
         self, reducer: Reducer, variables: Tensors, broadcast: Broadcast, layout: ParameterLayout
