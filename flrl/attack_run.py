@@ -17,6 +17,7 @@ from flrl.attacks.scoring import score
 from flrl.backends.serial import SerialBackend
 from flrl.cli.instantiation import make
 from flrl.config import CONF_DIR
+from flrl.errors import FlrlError
 from flrl.evaluate_run import saved_config
 from flrl.process_setup import check_settings
 from flrl.recorded import SavedRun
@@ -78,7 +79,13 @@ def attack_run(cfg: DictConfig, *, choice: str) -> dict[str, Any]:
     if choice == ALL:
         write_table(folder / "attacks" / ALL, where, about, whole)
         console.print(table(whole))
+        for name, result in whole.items():
+            if "not_applied" in result:
+                console.print(f"{name}: {result['not_applied']}")
         console.print(f"folder  {folder / 'attacks'}")
+        failed = [f"attack={name} failed: {result['failed']}" for name, result in whole.items() if "failed" in result]
+        if failed:
+            raise FlrlError("; ".join(failed))
         return whole
     console.print("  ".join(f"{name} {shown(value)}" for name, value in results[choice][1]["scores"].items()))
     console.print(f"folder  {folder / 'attacks' / choice / where}")
@@ -151,9 +158,11 @@ def _client(replay: Replay, round: int, client: int | str | None) -> int | None:
         )
     if client is None:
         cohort = replay.cohort(round)
-        if not cohort:
-            raise ValueError(f"round={round}: nobody took part in it")
-        return cohort[0]
+        sent = replay.run.recorded.details.get(round, {}).get("clients", {})
+        there = [client_id for client_id in cohort if sent.get(str(client_id), "recorded")]
+        if not there:
+            raise ValueError(f"round={round}: nobody took part in it, or sent anything")
+        return there[0]
     return int(client)
 
 
@@ -175,7 +184,12 @@ def _attacked(
     if objection is not None:
         return None, {**about, "not_applied": objection}
     started = time.perf_counter()
-    finding = attack.find(observation, lambda share, text: progress(share, f"{name}  {text}"))
+    try:
+        finding = attack.find(observation, lambda share, text: progress(share, f"{name}  {text}"))
+    except Exception as error:
+        if not isolated:
+            raise
+        return None, {**about, "failed": f"{type(error).__name__}: {error}"}  # named when all have been tried
     seconds = round(time.perf_counter() - started, 3)
     scores = score(finding, truth, observation.inputs, seed=observation.seed) | dict(finding.numbers)
     return finding, {**about, "scores": scores, "seconds": seconds}

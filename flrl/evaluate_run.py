@@ -129,6 +129,8 @@ def saved_config(folder: Path, data_dir: str | None) -> dict[str, Any]:
 
 def check_partition(folder: Path, data: FederatedData) -> None:
     """Raise ValueError unless a run's saved partition is the one that its configuration gives now."""
+    if not (folder / PARTITION).exists():
+        raise FileNotFoundError(f"{folder / PARTITION} is missing: a run writes it before its first round")
     with np.load(folder / PARTITION) as saved:
         if str(saved["hash"]) != data.hash:
             raise ValueError(

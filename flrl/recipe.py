@@ -108,6 +108,8 @@ class Recipe:
         module: Any = model.module
         setup = Setup.of(module, strategy, trainer, data.sizes, adversary=adversary, **numbers)
         setup.check()
+        if len(data.splits.train):
+            adversary.check_samples(data.splits.train)
         evaluator.check(setup)
         if model.local.device.type == "cuda":
             for source in (data.splits.train, data.splits.test):

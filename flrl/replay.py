@@ -3,10 +3,8 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from flrl.aggregation import Mean, stats_of
 from flrl.backends.base import Backend
 from flrl.callbacks.base import Callback, Callbacks
-from flrl.data import FederatedData
+from flrl.data import Source
 from flrl.errors import ClientError, FlrlError
 from flrl.evaluate_run import check_partition
 from flrl.evaluation import Evaluator
@@ -28,6 +26,7 @@ from flrl.runs.rows import METRICS
 from flrl.seeding import clients_in_turn
 from flrl.transforms.apply import on_server
 from flrl.types import Broadcast, ClientTask, ClientUpdate, RoundRecord, ServerState, Tensors
+from flrl.watched import Asked, WatchedThreat, watched_data
 from flrl.worker import Worker, client_batches
 
 
@@ -67,7 +66,7 @@ class Replay:
     comparison: Comparison
     scratch: Path
     _last: ServerState | None = None
-    _trained_on: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    _trained_on: dict[tuple[int, int], tuple[Source, np.ndarray]] = field(default_factory=dict)
 
     @property
     def layout(self) -> ParameterLayout:
@@ -185,7 +184,7 @@ class Replay:
         reducer = Mean().reducer(sizes, total_weight=broadcast.total_weight, device=device)
         accepted = []
         for batch in client_batches(self.worker.batched(tasks)):
-            for task, update in self._updates(broadcast, batch):
+            for task, update in self._updates(broadcast, batch, whole=True):
                 stats = stats_of(update)
                 if reducer.rejection(update, stats) is None:
                     reducer.add(update, stats)
@@ -196,26 +195,37 @@ class Replay:
         vectors, *_ = on_server(hiding, reducer.result()[0], state.variables, broadcast, self.layout, self.worker.seed)
         return Exchange(broadcast, accepted, _on_cpu(vectors))
 
-    def trained_on(self, round: int, client: int) -> np.ndarray:
-        """The truth: indices of the training samples that a client used in a round, in order, each once; int64 `[n]`.
+    def trained_on(self, round: int, client: int) -> tuple[Source, np.ndarray]:
+        """The truth: a source, and indices of the samples that a client used in a round, in order, each once.
 
-        Known once the client's `exchange` of that round, or the whole cohort's, has been recomputed.
+        A malicious client's source has what it has made of its samples. Known once the client's `exchange` of that
+        round, or the whole cohort's, has been recomputed.
         """
         return self._trained_on[round, client]
 
-    def _updates(self, broadcast: Broadcast, batch: Sequence[ClientTask]) -> Iterator[tuple[ClientTask, ClientUpdate]]:
-        used: list[np.ndarray] = []
-        worker = replace(self.worker, data=_watched(self.worker.data, used))
+    def _updates(
+        self, broadcast: Broadcast, batch: Sequence[ClientTask], *, whole: bool = False
+    ) -> Iterator[tuple[ClientTask, ClientUpdate]]:
+        """The clients' updates, compared with the run's checksums; of a `whole` cohort, those that were sent."""
+        asked: Asked = []
+        threat, data = WatchedThreat.like(self.worker.threat), watched_data(self.worker.data, asked)
+        worker = replace(self.worker, data=data, threat=threat)
         with clients_in_turn(worker.model.local.device):
             updates = worker.updates(batch, worker.on_device(broadcast))
         for task, update in zip(batch, updates, strict=True):
             if isinstance(update, ClientError):
+                if whole:
+                    continue
                 raise ValueError(f"client={task.client_id}: sent nothing in round {task.round}: {update}") from update
             self.comparison.client(task.round, task.client_id, checksum_of(stats_of(update).values()))
             self._require_equal()
             own = set(self.worker.data.train_indices(task.client_id).tolist())
-            order = dict.fromkeys(index for part in used for index in part.tolist() if index in own)
-            self._trained_on[task.round, task.client_id] = np.array([*order], np.int64)
+            used = [index for part in asked for index in part.tolist() if index in own]
+            source = self.worker.data.splits.train
+            if task.client_id in threat.poisoned:
+                source, parts = threat.poisoned[task.client_id]
+                used = [index for part in parts for index in part.tolist()]
+            self._trained_on[task.round, task.client_id] = source, np.array([*dict.fromkeys(used)], np.int64)
             yield task, update
 
     def _require_equal(self) -> None:
@@ -276,21 +286,6 @@ class _Models(Callback):
 
 def _initial(recipe: Recipe, layout: ParameterLayout) -> Tensor:
     return layout.flatten(recipe.module())
-
-
-def _watched(data: FederatedData, used: list[np.ndarray]) -> FederatedData:
-    """The same data; the indices of all training samples that are asked for are appended to `used`."""
-    source: Any = copy(data.splits.train)
-    batches = source.batches
-
-    def noting(indices: np.ndarray, batch_size: int, *, reuse: bool = False) -> Iterator[Any]:
-        used.append(indices)
-        yield from batches(indices, batch_size, reuse=reuse)
-
-    source.batches = noting
-    other = copy(data)
-    other.splits = replace(data.splits, train=source)
-    return other
 
 
 def _on_cpu(vectors: Tensors) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"backends.base"},
     {"backends.serial", "backends.pool", "recipe"},
     {"backends.local", "backends.mpi", "evaluate_run"},
-    {"recorded"},
+    {"recorded", "watched"},
     {"replay"},
     {"attacks"},
     {"run", "verify_run", "attack_run"},

@@ -110,7 +110,7 @@ TRAIN = {
         "10 take part"
     ),
     "strategy/aggregator=krum strategy.aggregator.num_malicious=-1": (
-        "strategy.aggregator.num_malicious=-1: must be at least 0"
+        "strategy.aggregator.num_malicious=-1: must be a whole number, at least 0"
     ),
     "strategy/aggregator=trimmed_mean strategy.aggregator.num_malicious=1": (
         "strategy.aggregator: TrimmedMean takes share or num_malicious, the other is null"

@@ -144,6 +144,9 @@ class Adversary:
         """Raise ValueError for parts of a setup that the adversary cannot be combined with; before any round."""
         self.malicious(setup.num_clients, 0)
 
+    def check_samples(self, source: Source) -> None:
+        """Raise ValueError if clients' samples cannot be poisoned as asked; before any round, where there are some."""
+
     # What: on the worker that trains a malicious client.
 
     def samples(self, source: Source, indices: np.ndarray, context: AdversaryContext) -> tuple[Source, np.ndarray]:

@@ -51,6 +51,10 @@ class ModelReplacement(UpdateAttack):
         super().check(setup)
         self.data.check(setup)
 
+    def check_samples(self, source: Source) -> None:
+        """Check them for `data`."""
+        self.data.check_samples(source)
+
     def samples(self, source: Source, indices: np.ndarray, context: AdversaryContext) -> tuple[Source, np.ndarray]:
         """What `data` makes of them."""
         return self.data.samples(source, indices, context)

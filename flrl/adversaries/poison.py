@@ -44,6 +44,15 @@ class DataPoison(Adversary):
             context: the round; the same samples should be poisoned in every round, so draw by `context.seed` alone.
         """
 
+    def check_samples(self, source: Source) -> None:
+        """Refuse samples without a class.
+
+        Raises:
+            ValueError: they have none.
+        """
+        if source.labels is None:
+            raise ValueError(f"adversary: {type(self).__name__} needs samples with a class, and the dataset has none")
+
     def samples(self, source: Source, indices: np.ndarray, context: AdversaryContext) -> tuple[Source, np.ndarray]:
         """The client's samples, poisoned."""
         labels = None if source.labels is None else source.labels[indices]

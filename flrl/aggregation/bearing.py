@@ -24,8 +24,8 @@ class BearingRule(RowRule):
 
     def __init__(self, *, num_malicious: int, before: Before | None = None) -> None:
         super().__init__(before=before)
-        if num_malicious < 0:
-            raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: must be at least 0")
+        if not isinstance(num_malicious, int) or num_malicious < 0:
+            raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: must be a whole number, at least 0")
         self.num_malicious = num_malicious
 
     def check(self, setup: "Setup") -> None:

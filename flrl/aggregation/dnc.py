@@ -53,6 +53,7 @@ class DnC(BearingRule):
             places = torch.randperm(size, generator=rows.generator)[: self.columns].sort().values
             part = rows.values[:, places.to(rows.values.device)]
             centred = part - part.mean(dim=0)
+            centred = centred / centred.abs().max().clamp(min=1e-300)  # so that no score overflows
             # The top right singular vector of the rows is theirs along the top eigenvector of their products.
             along = torch.linalg.eigh(centred @ centred.t()).eigenvectors[:, -1]
             scores = (centred @ (centred.t() @ along)).square()

@@ -117,7 +117,11 @@ class RowRule(Aggregator):
             root: `[d]`, the update of the server's root samples, for rules that need it.
         """
         values = torch.as_tensor(rows, dtype=torch.float64)
+        if values.ndim != 2 or not len(values):
+            raise ValueError(f"rows: must be [n, d] with n at least 1, not {list(values.shape)}")
         own = torch.ones(len(values), dtype=torch.float64) if weights is None else torch.as_tensor(weights).double()
+        if own.shape != (len(values),) or not (own > 0).all() or not torch.isfinite(own.sum()):
+            raise ValueError(f"weights: must be {len(values)} positive numbers")
         generator = torch.Generator().manual_seed(seed)
         trusted = None if root is None else torch.as_tensor(root, dtype=torch.float64)
         given = Rows(values, own, range(len(values)), state or {}, generator, trusted)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flrl.attacks.base import Attack, Finding, Observation, Progress
+from flrl.attacks.gradients import num_trained
 from flrl.attacks.labels import sign_rule
 
 
@@ -41,7 +42,7 @@ class Analytic(Attack):
         """One input for one sample, else the neurons' mixtures; the class of one sample by the sign rule."""
         gradients, (name, _) = observation.parts(-observation.update), _first_layer(observation.module)
         weights, bias = gradients[f"{name}.weight"], gradients[f"{name}.bias"]
-        single = observation.num_samples == 1
+        single = num_trained(observation) == 1
         found = inverted(weights, bias, 1 if single else self.max_mixtures).view(-1, *observation.inputs.shape)
         progress(1.0, "")
         last = _last_bias(observation)

@@ -61,8 +61,10 @@ def observe(
     data, worker = replay.worker.data, replay.worker
     exchange = replay.whole_exchange(round) if client is None else replay.exchange(round, client)
     clients = [task.client_id for task in exchange.tasks]
-    indices = np.concatenate([replay.trained_on(round, client_id) for client_id in clients])
-    own_inputs, own_targets = _gathered(data.splits.train, indices)
+    used = [_gathered(*replay.trained_on(round, client_id)) for client_id in clients]
+    own_inputs, own_targets = torch.cat([inputs for inputs, _ in used]), torch.cat([targets for _, targets in used])
+    if not len(own_inputs):
+        raise ValueError(f"round={round}: no sample was asked for by the observed clients: there is nothing to find")
     labels = own_targets if own_targets.dtype == torch.int64 and own_targets.ndim == 1 else None
     rng = generator_for(seed, round, clients[0], "attack/public")
     order = rng.permutation(len(data.splits.test))

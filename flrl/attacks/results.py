@@ -53,7 +53,10 @@ def write_table(folder: Path, where: str, about: Mapping[str, Any], whole: Mappi
     """
     (folder / where).mkdir(parents=True, exist_ok=True)
     rows = {
-        name: {**result.get("scores", {}), **{k: result[k] for k in ("seconds", "not_applied") if k in result}}
+        name: {
+            **result.get("scores", {}),
+            **{k: result[k] for k in ("seconds", "not_applied", "failed") if k in result},
+        }
         for name, result in whole.items()
     }
     result = {**about, "attacks": rows}
@@ -69,11 +72,12 @@ def write_table(folder: Path, where: str, about: Mapping[str, Any], whole: Mappi
 
 def table(whole: Mapping[str, Any]) -> Table:
     """The most important numbers of several attacks, for the terminal."""
-    shown_table = Table("attack", *_COLUMNS, "seconds", "")
+    columns = [key for key in _COLUMNS if any(key in result.get("scores", {}) for result in whole.values())]
+    shown_table = Table("attack", *columns, "seconds")
     for name, result in whole.items():
-        scores = result.get("scores", {})
-        cells = [shown(scores[key]) if key in scores else "" for key in _COLUMNS]
-        shown_table.add_row(name, *cells, shown(result.get("seconds", "")), result.get("not_applied", ""))
+        if "seconds" in result:
+            cells = [shown(result["scores"][key]) if key in result["scores"] else "" for key in columns]
+            shown_table.add_row(name, *cells, shown(result["seconds"]))
     return shown_table
 
 

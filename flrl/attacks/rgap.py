@@ -7,6 +7,7 @@ cross-entropy of any number of classes: k is the last bias's gradient; without a
 which softmax(W x) - onehot = k is one equation.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +77,7 @@ class RGAP(Attack):
             return "the last layer is no nn.Linear"
         training = Training.of(observation, torch.float64)
         guess = torch.zeros(1, *observation.inputs.shape, dtype=torch.float64)
-        for layer, shape in zip(net, shapes_of(net.double(), guess), strict=True):
+        for layer, shape in zip(net, shapes_of(copy.deepcopy(net).double(), guess), strict=True):
             if isinstance(layer, nn.Conv2d) and shape.numel() > self.max_unknowns:
                 return f"a convolution has {shape.numel()} inputs, more than attack.max_unknowns={self.max_unknowns}"
         label = torch.zeros(1, dtype=torch.int64)

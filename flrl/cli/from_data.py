@@ -48,7 +48,8 @@ def _asked(node: Any, path: str) -> Iterator[tuple[str, str, Any, str]]:
 
 
 def _check(path: str, key: str, value: Any, known: Any, target: str) -> None:
-    if key == "num_classes" and isinstance(value, int) and value < known:  # a model may have more classes than the data
+    more = not path.startswith("adversary.")  # a model may have more classes than the data
+    if key == "num_classes" and isinstance(value, int) and (value < known or (value > known and not more)):
         raise ValueError(f"{path}={value}: the dataset has {known} classes")
     # A user's own model may expect another shape, for instance because it resizes its inputs.
     if key == "input_shape" and target.startswith("flrl.") and [*value] != known:

@@ -48,6 +48,11 @@ class FederatedData:
             raise ValueError(f"holdout={holdout}: must be at least 0 and below 1")
         if not isinstance(splits, Splits):
             raise ValueError(f"the dataset must be given as flrl.data.Splits, got {type(splits).__name__}")
+        for source in (splits.train, splits.test):
+            if not hasattr(source, "batches"):
+                raise ValueError(
+                    f"Splits holds sources of samples, got {type(source).__name__}: wrap it in flrl.data.DatasetSource"
+                )
         num_samples = len(splits.train)
         if num_samples == 0:
             raise ValueError("the dataset has no training samples")

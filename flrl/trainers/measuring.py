@@ -30,7 +30,8 @@ def _measured(transform: Transform, problem: LocalProblem, trainer: Trainer) -> 
     log = LogCollector()
     step = step_caller(module.training_step)
     stand_in = TrainerStandIn(1, trainer.num_batches(problem), engine=trainer.engine)
-    sent = problem.source.batches(problem.indices, trainer.batch_size)
+    source = getattr(problem.source, "unwatched", problem.source)  # a replay watches what is trained on
+    sent = source.batches(problem.indices, trainer.batch_size)
     batches = (to_device(module, trainer.formatted(batch), model.local.device) for batch in sent)
     logging = replaced(module, log=log.log, log_dict=log.log_dict)
     modes = [(part, part.training) for part in module.modules()]

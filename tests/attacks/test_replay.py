@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,9 @@ def test_the_truth_is_what_was_trained_on_in_that_round(finished: Finished) -> N
                 batches = [own[at : at + 50] for at in range(0, len(own), 50)]
                 first = 3 * times.get(client, 0)
                 used = [batches[(first + step) % len(batches)] for step in range(3)]
-                assert replay.trained_on(round, client).tolist() == list(dict.fromkeys(np.concatenate(used).tolist()))
+                assert replay.trained_on(round, client)[1].tolist() == list(
+                    dict.fromkeys(np.concatenate(used).tolist())
+                )
                 times[client] = times.get(client, 0) + 1
         assert max(times.values()) > 1
 
@@ -89,8 +92,8 @@ def test_a_client_batch_with_personal_parameters_and_shuffled_batches(finished: 
         [client, _] = replay.cohort(2)
         exchange = replay.exchange(2, client)
         assert exchange.vectors["update"].shape == (replay.layout.size,) == (7 * 65 + 7 * 8,)
-        assert sorted(replay.trained_on(2, client)) == sorted(replay.worker.data.train_indices(client))
-        assert list(replay.trained_on(2, client)) != list(replay.worker.data.train_indices(client))
+        assert sorted(replay.trained_on(2, client)[1]) == sorted(replay.worker.data.train_indices(client))
+        assert list(replay.trained_on(2, client)[1]) != list(replay.worker.data.train_indices(client))
 
 
 def test_what_differs_is_named(finished: Finished, tmp_path: Path) -> None:
@@ -127,3 +130,26 @@ def test_a_run_of_several_processes_is_replayed_in_one(finished: Finished, name:
         for client in there.cohort(2):
             found, expected = there.exchange(2, client), here.exchange(2, client)
             assert torch.equal(found.vectors["update"], expected.vectors["update"])
+
+
+def test_of_a_malicious_client_the_truth_is_what_it_trained_on(cli: Any) -> None:
+    from flrl.attack import main
+
+    run = ("adversary=label_flip", "adversary.clients=[0,1]", "trainer.local_steps=1", "trainer.batch_size=4")
+    assert cli(*run, "strategy.rounds=1", "callbacks=none", "hydra.run.dir=run").code == 0
+    for client, samples in (("0", 4), ("2", 4), ("all", 40)):
+        done = cli("run=run", "attack=label_counts", f"client={client}", main=main)
+        assert done.code == 0, done.err
+        result = json.loads(Path("run/attacks/label_counts/result.json").read_text())
+        assert result["samples"] == samples if "samples" in result else result["label_accuracy"] >= 0.5
+
+
+def test_what_a_transform_measures_is_not_what_was_trained_on(cli: Any) -> None:
+    from flrl.attack import main
+
+    run = ("model=mlp_2nn", "strategy/transforms=soteria", "trainer.local_steps=1", "trainer.batch_size=1")
+    assert cli(*run, "strategy.rounds=1", "callbacks=none", "hydra.run.dir=run").code == 0
+    done = cli("run=run", "attack=analytic", main=main)
+    assert done.code == 0, done.err
+    result = json.loads(Path("run/attacks/analytic/result.json").read_text())
+    assert (result["samples"], result["reconstructed"], result["label_accuracy"]) == (1, 1, 1.0)

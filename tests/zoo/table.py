@@ -247,7 +247,7 @@ class Workers:
         middle = len(share.batches) // 2
         parts = [range(middle), range(middle, len(share.batches))]
         shares = zip(self.workers, parts, strict=True)
-        return self.workers[0].combine(
+        return self.workers[0].examiner.combine(
             [
                 worker.examiner.evaluate_share(state.vector, state.round, replace(share, batches=part), {})
                 for worker, part in reversed(list(shares))
