@@ -102,7 +102,7 @@ CLIENTS = {
 }
 PLACE = r" \(tests/faults\.py:\d+, in _fail\); HYDRA_FULL_ERROR=1 shows the whole traceback"
 IN_DEFAULT_SUITE = {("kill", "mpi", 4)}
-ALIKE = {("exit", "process", 3), ("sleep", "process", 3)}  # a worker that ends, and one that is silent
+ALIKE = {("exit", "process", 3), ("sleep", "process", 3), ("stop", "process", 3)}  # one that ends, two that are silent
 FAULTS = [
     pytest.param(
         fault,

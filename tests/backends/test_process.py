@@ -164,11 +164,11 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
     [
         Toy(module=Rich),
         Toy(strategy=Scaffold),
-        Toy(strategy=Named),
+        pytest.param(Toy(strategy=Named), marks=pytest.mark.slow),
         Toy(strategy=Forgetful, rounds=5),
         Toy(strategy=partial(FedAvg, personal=["net.bias"])),
         Toy(strategy=ROBUST),
-        Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))),
+        pytest.param(Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))), marks=pytest.mark.slow),
         Toy(strategy=partial(FedAvg, aggregator=FoolsGold())),
         Toy(strategy=partial(FedAvg, aggregator=FLTrust(before=Bucketing(size=1)))),
         pytest.param(Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1), marks=pytest.mark.slow),

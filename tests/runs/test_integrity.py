@@ -118,7 +118,12 @@ TORN = {
 }
 
 
-@pytest.mark.parametrize("path", TORN, ids=str)
+ALIKE = (Path("run/metrics.jsonl"), NEWEST / "state.json", Path("run/summary.json"))
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=str(path), marks=[pytest.mark.slow] * (path in ALIKE)) for path in TORN]
+)
 def test_a_torn_file_is_named_in_one_line(refused: Any, path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: -max(10, len(data) // 4)] if path.name != "config.yaml" else b"name: run\n")
