@@ -92,7 +92,12 @@ class Colluder(Adversary):
             rows: `[h, d]`, a tensor, an array or lists.
             num_malicious: how many clients collude.
             seed: of what the attack draws.
+
+        Raises:
+            ValueError: nobody colludes, or there are no rows.
         """
+        if num_malicious < 1:
+            raise ValueError(f"num_malicious={num_malicious}: must be at least 1")
         values = torch.as_tensor(rows, dtype=torch.float64)
         sent, _ = self.collude(
             values, values[:1].expand(num_malicious, -1), {}, plain_context(values, num_malicious, seed)
