@@ -14,7 +14,7 @@ from flrl.attack import main
 from flrl.attacks import Observation
 from flrl.attacks.analytic import Analytic
 from flrl.attacks.fishing import Fishing
-from flrl.attacks.imprint import Imprint
+from flrl.attacks.imprint import Imprint, binned
 from flrl.data import TensorSource
 from flrl.layout import ParameterLayout
 from flrl.models.imprinted import WithImprintLayer
@@ -85,6 +85,13 @@ def test_an_imprint_gives_exactly_the_samples_that_are_alone_in_their_bin(
         assert recovered.tolist() == alone(sent, images, "net.1").tolist()
         assert int(recovered.sum()) == singles
         assert found.numbers["bins"] == 100
+
+
+def test_bins_by_hand() -> None:
+    """x = (1, 2) alone in bin 0 with derivative 1, nobody in bin 1, (3, 4) and (6, 1) in the last with 2 and 1."""
+    weights, biases = torch.tensor([[13.0, 11.0], [12.0, 9.0], [12.0, 9.0]]), torch.tensor([4.0, 3.0, 3.0])
+    assert binned(weights, biases, 1e-3).tolist() == [[1.0, 2.0], [4.0, 3.0]]
+    assert binned(weights, biases, 0.5).tolist() == [[4.0, 3.0]]
 
 
 def test_as_many_samples_are_alone_as_the_formula_says() -> None:
