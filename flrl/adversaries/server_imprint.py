@@ -15,6 +15,7 @@ from torch import Tensor
 from flrl.adversaries.base import AdversaryContext
 from flrl.adversaries.server import MaliciousServer, known_inputs
 from flrl.adversaries.tampering import imprint_objection, imprinted, thresholds_of
+from flrl.seeding import SERVER, seed_for
 from flrl.types import Broadcast
 
 if TYPE_CHECKING:
@@ -63,4 +64,5 @@ class ServerImprint(MaliciousServer):
     def _direction(self, size: int, seed: int) -> Tensor:
         if self.measurement == "brightness":
             return torch.ones(size, dtype=torch.float64)
-        return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed_for(seed, 0, SERVER, "adversary/direction"))
+        return torch.randn(size, generator=generator, dtype=torch.float64)
