@@ -7,6 +7,7 @@ that is Linear, ReLU, Linear; `model/net=with_imprint_layer` puts such layers be
 """
 
 from dataclasses import replace
+from math import log2
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -51,13 +52,18 @@ class ServerImprint(MaliciousServer):
             raise ValueError(f"adversary=server_imprint: {reason}; model/net=with_imprint_layer puts them before a net")
 
     def broadcast(self, broadcast: Broadcast, context: AdversaryContext) -> Broadcast:
-        """The broadcast with an imprinted model."""
+        """The broadcast with an imprinted model.
+
+        The imprint and the weights after it are scaled alike, by about the inverse square root of the bins: of all ways
+        to have the same outputs, local steps then change both least in proportion, and not below float32's rounding.
+        """
         weight, _, following = context.layout.entries[:3]
         bins, size = weight.shape
+        scale = 2.0 ** -round(log2(bins) / 2)  # a power of two: no sample changes its bin by rounding
         known = known_inputs(context, size)
         direction = self._direction(size, context.seed)
-        direction = direction / (known @ direction).std()
-        fan = torch.randn(following.shape[0], generator=context.generator, dtype=torch.float64).abs() / bins
+        direction = scale * (direction / (known @ direction).std())
+        fan = torch.randn(following.shape[0], generator=context.generator, dtype=torch.float64).abs() / (scale * bins)
         thresholds = thresholds_of(known @ direction, bins)
         return replace(broadcast, vector=imprinted(broadcast.vector, context.layout, direction, thresholds, fan))
 

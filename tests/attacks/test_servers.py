@@ -101,6 +101,16 @@ def test_as_many_samples_are_alone_as_the_formula_says() -> None:
     assert sum(counts) / 10 == pytest.approx(32 * 0.99**31, abs=2)
 
 
+def test_an_imprint_holds_after_several_steps_of_a_small_learning_rate() -> None:
+    """Four steps of FedAvg; 47 of 64 samples are alone in 200 bins."""
+    torch.manual_seed(0)
+    module = classifier(mlp_2nn(**SHAPE))
+    images, classes = digits(range(64), size=8)
+    observation = observed(module, tampered(ServerImprint(), module), [(images, classes)], epochs=1, lr=0.01)
+    recovered = int((errors(Imprint().find(observation, quiet).inputs, images) < SAME).sum())
+    assert abs(recovered - 64 * (1 - 1 / 200) ** 63) < 12
+
+
 def test_noise_spoils_an_imprint() -> None:
     module = mlp()
     images, classes = digits(range(16), size=8)
