@@ -16,6 +16,7 @@ from flrl.data.federated import FederatedData
 from flrl.data.sources import Source
 from flrl.lightning.hooks import overridden
 from flrl.lightning.logs import LogCollector, Logged, counts_only, joined
+from flrl.lightning.modes import evaluating
 from flrl.lightning.stand_in import TrainerStandIn, attached
 from flrl.lightning.steps import replaced, step_caller
 from flrl.lightning.transfer import to_device
@@ -150,14 +151,12 @@ class Evaluator:
         log, size = LogCollector(), self.batch_size
         hook, device = f"on_{_step_name(module).removesuffix('_step')}_epoch", model.local.device
         model.put_back()
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
         metrics = [part for part in module.modules() if isinstance(part, Metric)]
-        between = self._between(model) if self.divisible(module) else None
         call = step_caller(getattr(module, _step_name(module)))
         chosen = indices[batches.start * size : batches.stop * size]
         numbered = enumerate(source.batches(chosen, size, reuse=reuse), batches.start)
-        try:
+        with evaluating(module):
+            between = self._between(model) if self.divisible(module) else None
             with torch.inference_mode(), isolated_randomness(seed, device), contextlib.ExitStack() as whole:
                 if between is None:
                     whole.enter_context(_observed(module, log))
@@ -176,9 +175,6 @@ class Evaluator:
                 logged = log.logged(module)
                 for metric in metrics:
                     metric.reset()
-        finally:
-            for part, training in modes:
-                part.training = training
         return logged
 
     def _between(self, model: BoundModel) -> Callable[[], None]:

@@ -1,7 +1,6 @@
 """How sure a model is of samples: class scores, log odds, losses and gradient norms, one for each sample."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.func import functional_call, grad, vmap
 from flrl.attacks.base import Observation
 from flrl.data import TensorSource
 from flrl.lightning.hooks import overridden
+from flrl.lightning.modes import evaluating
 
 _BATCH = 512
 _BYTES = 2**26
@@ -88,15 +88,3 @@ def gradient_norms(observation: Observation, vector: Tensor, samples: TensorSour
     with evaluating(module):
         parts = zip(torch.split(samples.inputs, size), torch.split(samples.targets, size), strict=True)
         return torch.cat([vmap(norm)(x, y).detach() for x, y in parts])
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Have a module in evaluation mode inside the block."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

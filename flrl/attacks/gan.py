@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flrl.attacks.base import Attack, Finding, Inputs, Observation, Progress
-from flrl.attacks.confidence import class_scores, evaluating, needs_scores
+from flrl.attacks.confidence import class_scores, needs_scores
 from flrl.attacks.shadow import Shadows, gathered, joined
 from flrl.data import TensorSource
+from flrl.lightning.modes import evaluating
 from flrl.seeding import SERVER, generator_for, isolated_randomness, seed_for
 
 

@@ -21,6 +21,7 @@ from flrl.attacks.gradients import (
     num_trained,
     objection_to,
     squared_distance,
+    squared_norm,
     target_of,
 )
 from flrl.attacks.labels import labels_of, objection_to_labels
@@ -81,7 +82,7 @@ class GradInversion(Attack):
         """Samples and labels; the seed whose gradient is nearest."""
         training, target = Training.of(observation, torch.float32), target_of(observation, torch.float32)
         labels, statistics = labels_of(observation), statistics_of(observation)
-        scale = torch.stack([part.square().sum() for part in target]).sum().clamp(min=1e-30)
+        scale = squared_norm(target)
         generator = generator_of(observation, "grad_inversion")
         shape = (self.seeds, num_trained(observation), *observation.inputs.shape)
         groups = torch.randn(shape, generator=generator).requires_grad_()

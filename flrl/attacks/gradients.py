@@ -57,12 +57,8 @@ class Training:
         stand_in = TrainerStandIn(1, 1, engine="an attack")
         with attached(module, stand_in):
             configure(module, stand_in)  # only for modules that read their learning rate while they train
-        vector, entries = observation.sent, observation.layout.entries
-        start = {
-            entry.name: vector[entry.slice].view(entry.shape).to(dtype).detach().requires_grad_()
-            for entry in entries
-            if entry.kind == "trainable"
-        }
+        parts = observation.parts(observation.sent)
+        start = {name: part.to(dtype).detach().requires_grad_() for name, part in parts.items()}
         training = cls(StepModule(module), start, observation.local, True, stand_in)
         soft = training._takes_probabilities(observation.inputs)
         return cls(training.module, start, observation.local, soft, stand_in)
@@ -164,8 +160,7 @@ def target_of(observation: Observation, dtype: torch.dtype) -> list[Tensor]:
     """What `Training.sent` is to be: minus the observed update, by the learning rate unless it is a gradient."""
     lr = 1.0 if observation.local.only_gradient else observation.local.lr
     assert lr is not None
-    entries = [entry for entry in observation.layout.entries if entry.kind == "trainable"]
-    return [(-observation.update[entry.slice] / lr).view(entry.shape).to(dtype) for entry in entries]
+    return [part.to(dtype) for part in observation.parts(-observation.update / lr).values()]
 
 
 def objection_to(observation: Observation, *, max_samples: int, max_steps: int = 1, tokens: bool = False) -> str | None:
@@ -207,6 +202,11 @@ def generator_of(observation: Observation, purpose: str, number: int = 0) -> tor
 def squared_distance(found: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """The squared distance of two vectors in parts (DLG, formula 4)."""
     return torch.stack([(a - b).square().sum() for a, b in zip(found, target, strict=True)]).sum()
+
+
+def squared_norm(parts: Sequence[Tensor]) -> Tensor:
+    """The squared norm of a vector in parts, to divide by: at least 1e-30."""
+    return torch.stack([part.square().sum() for part in parts]).sum().clamp(min=1e-30)
 
 
 def cosine_distance(found: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:

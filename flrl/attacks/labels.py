@@ -37,7 +37,7 @@ class LastLayer:
 
 def last_layer(observation: Observation) -> LastLayer | None:
     """The last trained `nn.Linear` with one output a class, or None."""
-    trained = {entry.name for entry in observation.layout.entries if entry.kind == "trainable"}
+    trained = observation.parts(observation.sent)
     classes = observation.inputs.num_classes
     found = [
         LastLayer(f"{name}.weight", f"{name}.bias" if layer.bias is not None else None)

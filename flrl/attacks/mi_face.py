@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flrl.attacks.base import Attack, Finding, Observation, Progress
-from flrl.attacks.confidence import evaluating, needs_scores
+from flrl.attacks.confidence import needs_scores
+from flrl.lightning.modes import evaluating
 
 _SHOWN = 50
 

@@ -91,8 +91,8 @@ class RGAP(Attack):
         module, label = Training.of(observation, torch.float64).user_module, labels_of(observation)
         net = sequence_of(module)
         assert net is not None
-        entries = [entry.name for entry in observation.layout.entries if entry.kind == "trainable"]
-        gradients = dict(zip(entries, target_of(observation, torch.float64), strict=True))
+        names_sent = observation.parts(observation.sent)
+        gradients = dict(zip(names_sent, target_of(observation, torch.float64), strict=True))
         names = {parameter: name for name, parameter in module.named_parameters()}
         shapes = shapes_of(net, torch.zeros(1, *observation.inputs.shape, dtype=torch.float64))
         state: State | None = None

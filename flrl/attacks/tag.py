@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flrl.attacks.base import Attack, Finding, Observation, Progress
-from flrl.attacks.gradients import Training, generator_of, num_trained, objection_to, target_of
+from flrl.attacks.gradients import Training, generator_of, num_trained, objection_to, squared_norm, target_of
 from flrl.attacks.labels import labels_of, objection_to_labels
 from flrl.attacks.matching import Guess, Step, adam, best_of, check_at_least, check_positive
 
@@ -74,7 +74,7 @@ class TAG(Attack):
         place = names.index(f"{embedding}.weight")
         labels, shape = labels_of(observation), (num_trained(observation), *observation.inputs.shape)
         others = [index for index in range(len(names)) if index != place]
-        scale = torch.stack([target[index].square().sum() for index in others]).sum().clamp(min=1e-30)
+        scale = squared_norm([target[index] for index in others])
         tokens, deviation = torch.zeros(shape, dtype=observation.inputs.dtype), table.std()
 
         def search(restart: int, step: Step) -> Guess:

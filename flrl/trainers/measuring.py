@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from flrl.lightning.logs import LogCollector
+from flrl.lightning.modes import evaluating
 from flrl.lightning.stand_in import TrainerStandIn, attached, configure
 from flrl.lightning.steps import loss_of, replaced, step_caller
 from flrl.lightning.transfer import to_device
@@ -34,13 +35,10 @@ def _measured(transform: Transform, problem: LocalProblem, trainer: Trainer) -> 
     sent = source.batches(problem.indices, trainer.batch_size)
     batches = (to_device(module, trainer.formatted(batch), model.local.device) for batch in sent)
     logging = replaced(module, log=log.log, log_dict=log.log_dict)
-    modes = [(part, part.training) for part in module.modules()]
     with client_randomness(problem), logging, attached(module, stand_in):
         configure(module, stand_in)  # only for modules that read their learning rate while they train
-        module.eval()
         try:
-            return transform.measure(AtClient(module, batches, lambda batch: loss_of(step(batch, 0))))
+            with evaluating(module):
+                return transform.measure(AtClient(module, batches, lambda batch: loss_of(step(batch, 0))))
         finally:
-            for part, training in modes:
-                part.training = training
             model.touched = True
