@@ -78,18 +78,23 @@ def attack_run(cfg: DictConfig, *, choice: str) -> dict[str, Any]:
             log(wandb, folder / "attacks" / name / where, whole[name], figures)
     if choice == ALL:
         write_table(folder / "attacks" / ALL, where, about, whole)
-        console.print(table(whole))
-        for name, result in whole.items():
-            if "not_applied" in result:
-                console.print(f"{name}: {result['not_applied']}")
-        console.print(f"folder  {folder / 'attacks'}")
-        failed = [f"attack={name} failed: {result['failed']}" for name, result in whole.items() if "failed" in result]
-        if failed:
-            raise FlrlError("; ".join(failed))
+        _show_all(console, folder, whole)
         return whole
     console.print("  ".join(f"{name} {shown(value)}" for name, value in results[choice][1]["scores"].items()))
     console.print(f"folder  {folder / 'attacks' / choice / where}")
     return whole[choice]
+
+
+def _show_all(console: Console, folder: Path, whole: Mapping[str, Any]) -> None:
+    """Print the results of several attacks; FlrlError if some have failed, with the reasons."""
+    console.print(table(whole))
+    for name, result in whole.items():
+        if "not_applied" in result:
+            console.print(f"{name}: {result['not_applied']}")
+    console.print(f"folder  {folder / 'attacks'}")
+    failed = [f"attack={name} failed: {result['failed']}" for name, result in whole.items() if "failed" in result]
+    if failed:
+        raise FlrlError("; ".join(failed))
 
 
 # Settings.

@@ -109,7 +109,7 @@ class Recipe:
         setup = Setup.of(module, strategy, trainer, data.sizes, adversary=adversary, **numbers)
         setup.check()
         if len(data.splits.train):
-            adversary.check_samples(data.splits.train)
+            adversary.check_samples(data.splits.train, data.num_dataset_samples)
         evaluator.check(setup)
         if model.local.device.type == "cuda":
             for source in (data.splits.train, data.splits.test):

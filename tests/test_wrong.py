@@ -146,6 +146,9 @@ TRAIN = {
     ),
     "adversary=label_flip adversary.num_classes=3": "adversary.num_classes=3: the dataset has 10 classes",
     "adversary=backdoor adversary.target=10": "adversary.target=10: there are only the classes 0 to 9",
+    "adversary=backdoor adversary.kind=semantic adversary.indices=[99999] adversary.test_indices=[0]": (
+        "adversary.indices: there are only the training samples 0 to 1437"
+    ),
     "adversary=backdoor adversary.size=9": (
         "adversary.size=9, adversary.margin=0: the square does not fit into images of 8 x 8 pixels"
     ),

@@ -63,6 +63,16 @@ class Backdoor(TriggerPoison):
         self.kind, self.size, self.margin, self.blend = kind, size, margin, blend
         self.indices, self.test_indices = tuple(indices), tuple(test_indices)
 
+    def check_samples(self, source: Source, num_samples: int) -> None:
+        """Refuse samples without a class, and indices of samples that do not exist.
+
+        Raises:
+            ValueError: there are some.
+        """
+        super().check_samples(source, num_samples)
+        if self.indices and not 0 <= min(self.indices) <= max(self.indices) < num_samples:
+            raise ValueError(f"adversary.indices: there are only the training samples 0 to {num_samples - 1}")
+
     def trigger(self, context: AdversaryContext | None) -> Stamp:
         """The patch or the blending; the same for all."""
         return self._patched if self.kind == "pattern" else self._blended

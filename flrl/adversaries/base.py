@@ -144,8 +144,13 @@ class Adversary:
         """Raise ValueError for parts of a setup that the adversary cannot be combined with; before any round."""
         self.malicious(setup.num_clients, 0)
 
-    def check_samples(self, source: Source) -> None:
-        """Raise ValueError if clients' samples cannot be poisoned as asked; before any round, where there are some."""
+    def check_samples(self, source: Source, num_samples: int) -> None:
+        """Raise ValueError if clients' samples cannot be poisoned as asked; before any round, where there are some.
+
+        Args:
+            source: the clients' samples that are held here.
+            num_samples: training samples of the whole dataset, of which `source` may have a part.
+        """
 
     # What: on the worker that trains a malicious client.
 

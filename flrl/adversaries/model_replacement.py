@@ -51,9 +51,9 @@ class ModelReplacement(UpdateAttack):
         super().check(setup)
         self.data.check(setup)
 
-    def check_samples(self, source: Source) -> None:
+    def check_samples(self, source: Source, num_samples: int) -> None:
         """Check them for `data`."""
-        self.data.check_samples(source)
+        self.data.check_samples(source, num_samples)
 
     def samples(self, source: Source, indices: np.ndarray, context: AdversaryContext) -> tuple[Source, np.ndarray]:
         """What `data` makes of them."""

@@ -44,7 +44,7 @@ class DataPoison(Adversary):
             context: the round; the same samples should be poisoned in every round, so draw by `context.seed` alone.
         """
 
-    def check_samples(self, source: Source) -> None:
+    def check_samples(self, source: Source, num_samples: int) -> None:
         """Refuse samples without a class.
 
         Raises:

@@ -34,7 +34,7 @@ def class_scores(observation: Observation, vector: Tensor, samples: TensorSource
     Args:
         observation: gives the module and its layout.
         vector: the model, `[layout.size]`.
-        samples: as `flrl.attacks.shadow.gathered` makes them.
+        samples: as `flrl.attacks.samples.gathered` makes them.
 
     Returns:
         What `module.forward` returns, float64 `[samples, classes]`.

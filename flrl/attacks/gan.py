@@ -18,7 +18,8 @@ from torch.func import functional_call
 
 from flrl.attacks.base import Attack, Finding, Inputs, Observation, Progress
 from flrl.attacks.confidence import class_scores, needs_scores
-from flrl.attacks.shadow import Shadows, gathered, joined
+from flrl.attacks.samples import gathered, joined
+from flrl.attacks.shadow import Shadows
 from flrl.data import TensorSource
 from flrl.lightning.modes import evaluating
 from flrl.seeding import SERVER, generator_for, isolated_randomness, seed_for

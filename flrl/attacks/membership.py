@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flrl.attacks.base import Attack, Observation, Progress
 from flrl.attacks.confidence import needs_scores
-from flrl.attacks.shadow import Shadows, gathered
+from flrl.attacks.samples import gathered
+from flrl.attacks.shadow import Shadows
 from flrl.data import TensorSource
 
 

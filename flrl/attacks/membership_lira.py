@@ -14,7 +14,8 @@ from torch import Tensor
 from flrl.attacks.base import Finding, Observation, Progress
 from flrl.attacks.confidence import class_scores, log_odds
 from flrl.attacks.membership import WithShadows, enough_public
-from flrl.attacks.shadow import dealt, gathered, joined
+from flrl.attacks.samples import gathered, joined
+from flrl.attacks.shadow import dealt
 from flrl.data import TensorSource
 from flrl.seeding import SERVER, generator_for
 

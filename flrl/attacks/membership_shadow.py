@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from flrl.attacks.base import Finding, Observation, Progress
 from flrl.attacks.confidence import class_scores, log_odds
 from flrl.attacks.membership import WithShadows, enough_public
-from flrl.attacks.shadow import dealt, gathered
+from flrl.attacks.samples import gathered
+from flrl.attacks.shadow import dealt
 from flrl.seeding import SERVER, generator_for, isolated_randomness, seed_for
 
 _STEPS = 300

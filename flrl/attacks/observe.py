@@ -1,6 +1,5 @@
 """Makes the observation of a finished run that an attack is given, and apart from it the truth that it is scored by."""
 
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor
 
 from flrl.attacks.base import Candidates, Inputs, Local, Observation
+from flrl.attacks.samples import gathered, pairs
 from flrl.cli.instantiation import make
-from flrl.data import Source, TensorSource
+from flrl.data import TensorSource
 from flrl.data.facts import bounds_of, facts_of
 from flrl.lightning.plain_sgd import not_plain_sgd
 from flrl.lightning.stand_in import OnlyRealTrainerError, TrainerStandIn, attached, configure
@@ -20,8 +20,6 @@ from flrl.seeding import generator_for, isolated_randomness
 from flrl.trainers import LocalProblem
 from flrl.types import Broadcast, ClientTask
 from flrl.worker import Worker
-
-_BATCH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +59,8 @@ def observe(
     data, worker = replay.worker.data, replay.worker
     exchange = replay.whole_exchange(round) if client is None else replay.exchange(round, client)
     clients = [task.client_id for task in exchange.tasks]
-    used = [_gathered(*replay.trained_on(round, client_id)) for client_id in clients]
-    own_inputs, own_targets = torch.cat([inputs for inputs, _ in used]), torch.cat([targets for _, targets in used])
+    used = [gathered(*replay.trained_on(round, client_id)) for client_id in clients]
+    own_inputs, own_targets = torch.cat([own.inputs for own in used]), torch.cat([own.targets for own in used])
     if not len(own_inputs):
         raise ValueError(f"round={round}: no sample was asked for by the observed clients: there is nothing to find")
     labels = own_targets if own_targets.dtype == torch.int64 and own_targets.ndim == 1 else None
@@ -70,11 +68,11 @@ def observe(
     order = rng.permutation(len(data.splits.test))
     public, others = np.sort(order[: len(order) // 2]), order[len(order) // 2 :][:num_candidates]
     members = np.arange(len(own_inputs))[np.sort(rng.permutation(len(own_inputs))[:num_candidates])]
-    other_inputs, other_targets = _gathered(data.splits.test, others)
+    strangers = gathered(data.splits.test, others)
     shuffled = rng.permutation(len(members) + len(others))
     candidates = TensorSource(
-        torch.cat([own_inputs[members], other_inputs])[shuffled],
-        torch.cat([own_targets[members], other_targets])[shuffled],
+        torch.cat([own_inputs[members], strangers.inputs])[shuffled],
+        torch.cat([own_targets[members], strangers.targets])[shuffled],
     )
     observation = Observation(
         round=round,
@@ -88,7 +86,7 @@ def observe(
         local=local_of(worker, exchange.broadcast, exchange.tasks[0]),
         inputs=inputs_of(replay, own_inputs),
         seed=seed,
-        public=TensorSource(*_gathered(data.splits.test, public)),
+        public=gathered(data.splits.test, public),
         candidates=Candidates(candidates, np.arange(len(candidates))),
         model_before=_until(replay, round),
         update_in=None if client is None else _updates_of(replay, client),
@@ -141,7 +139,7 @@ def inputs_of(replay: Replay, example: Tensor) -> Inputs:
     splits = replay.worker.data.splits
     known = bounds_of(splits.train)
     if known is None:
-        parts = [part for part, _ in _pairs(splits.test, np.arange(len(splits.test)))]
+        parts = [part for part, _ in pairs(splits.test, np.arange(len(splits.test)))]
         known = torch.stack([part.min() for part in parts]).min(), torch.stack([part.max() for part in parts]).max()
     low, high = (bound.detach().cpu() for bound in known)
     return Inputs(tuple(example.shape[1:]), example.dtype, low, high, facts_of(splits).num_classes)
@@ -174,21 +172,3 @@ def _updates_of(replay: Replay, client: int) -> Any:
         return found.vectors["update"]
 
     return update_in
-
-
-def _gathered(source: Source, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of samples, on the CPU."""
-    parts = list(_pairs(source, indices))
-    if not parts:
-        parts = [(inputs[:0], targets[:0]) for inputs, targets in _pairs(source, np.zeros(1, np.int64))]
-    return torch.cat([inputs for inputs, _ in parts]), torch.cat([targets for _, targets in parts])
-
-
-def _pairs(source: Source, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in source.batches(indices, _BATCH):
-        pair: Sequence[Any] = batch if isinstance(batch, tuple | list) else ()
-        if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
-            raise ValueError(
-                f"attacks need samples that are pairs of tensors (inputs, targets), not {type(batch).__name__}"
-            )
-        yield pair[0].detach().cpu().clone(), pair[1].detach().cpu().clone()

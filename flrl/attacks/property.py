@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from flrl.attacks.base import Attack, Finding, Observation, Progress
-from flrl.attacks.shadow import Shadows, dealt, gathered, joined
+from flrl.attacks.samples import gathered, joined
+from flrl.attacks.shadow import Shadows, dealt
 from flrl.data import TensorSource
 from flrl.seeding import SERVER, generator_for
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from flrl.attacks.base import Observation, Progress
 from flrl.bound_model import BoundModel
 from flrl.data import TensorSource
-from flrl.data.sources import Source
 from flrl.sampling import AllClients
 from flrl.seeding import clients_in_turn
 from flrl.setup import Setup
@@ -131,23 +130,6 @@ def dealt(count: int, size: int, num: int, rng: np.random.Generator) -> list[np.
         sets += [order[first * size : (first + 1) * size] for first in range(2 * pairs)]
         left = order[2 * pairs * size :]
     return sets[:num]
-
-
-def gathered(source: Source, indices: np.ndarray) -> TensorSource:
-    """Some samples in memory, as the module is given them.
-
-    Raises:
-        ValueError: samples are no pairs of tensors.
-    """
-    batches: list[Any] = list(source.batches(indices, 512))
-    if not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in batches):
-        raise ValueError("samples are no pairs of inputs and classes")
-    return TensorSource(torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches]))
-
-
-def joined(first: TensorSource, second: TensorSource) -> TensorSource:
-    """The samples of two results of `gathered`, those of the first one first."""
-    return TensorSource(torch.cat([first.inputs, second.inputs]), torch.cat([first.targets, second.targets]))
 
 
 def engine(observation: Observation, strategy: Strategy) -> Trainer:

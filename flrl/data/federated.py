@@ -99,6 +99,11 @@ class FederatedData:
         """Number of samples that the client holds out."""
         return len(self._owned(client_id)) - int(self.sizes[client_id])
 
+    @property
+    def num_dataset_samples(self) -> int:
+        """Number of training samples of the whole dataset, of which a part may be held here."""
+        return len(self._indices) + self.num_root_samples
+
     def holding_out(self) -> np.ndarray:
         """Ids of the clients that hold out samples, ascending; int64 `[n]`."""
         return np.flatnonzero(np.diff(self._ends, prepend=0) > self.sizes)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -394,3 +395,30 @@ def test_a_coordinatewise_rule_can_have_no_state() -> None:
 
     with pytest.raises(TypeError, match=r"Counting is coordinatewise, .* can have no state"):
         of_rows(Counting(), [1.0], [2.0])
+
+
+@pytest.mark.parametrize("bad", [1e77, 1e100, -1e150])
+def test_dnc_leaves_out_rows_whose_scores_would_overflow(bad: float) -> None:
+    honest = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([honest, torch.full((1, 4), bad, dtype=torch.float64)])
+    torch.testing.assert_close(DnC(num_malicious=1)(rows), honest.mean(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "message"),
+    [
+        ([], None, r"rows: must be \[n, d\] with n at least 1, not \[0\]"),
+        ([1.0, 2.0], None, r"rows: must be \[n, d\] with n at least 1, not \[2\]"),
+        ([[1.0], [2.0]], [1.0], "weights: must be 2 positive numbers"),
+        ([[1.0], [2.0]], [1.0, 0.0], "weights: must be 2 positive numbers"),
+        ([[1.0], [2.0]], [1.0, float("inf")], "weights: must be 2 positive numbers"),
+    ],
+)
+def test_plain_rows_and_weights_that_are_none(rows: list[Any], weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Median()(rows, weights)
+
+
+def test_a_number_of_malicious_clients_is_whole() -> None:
+    with pytest.raises(ValueError, match=r"num_malicious=1.5: must be a whole number, at least 0"):
+        Krum(num_malicious=1.5)  # type: ignore[arg-type]

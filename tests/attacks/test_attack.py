@@ -13,6 +13,7 @@ from flrl.attack import main
 from flrl.attacks import Attack, Finding, Observation, Progress
 from flrl.attacks.scoring import FALSE_POSITIVE_RATES
 from flrl.config import CONF_DIR
+from flrl.data import TensorSource
 from flrl.transforms import Transform
 from tests.attacks.conftest import Finished
 from tests.attacks.test_replay import checksums
@@ -103,7 +104,7 @@ def test_an_attack_that_does_not_apply_is_refused_or_listed(cli: Any, finished: 
     config = (folder / ".hydra/config.yaml").read_text()
     reason = "needs a first layer that sees the inputs: net.1 takes 64 numbers, not 3"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flrl.attacks.observe._gathered", lambda source, indices: three(len(indices)))
+        patch.setattr("flrl.attacks.observe.gathered", lambda source, indices: three(len(indices)))
         done = cli(f"run={folder}", "attack=analytic", main=main)
         assert (done.code, done.err) == (1, f"error: attack=analytic: {reason}\n")
         only = [f"~attack.{name}" for name in ATTACKS if name not in ("analytic", "all")]
@@ -114,8 +115,23 @@ def test_an_attack_that_does_not_apply_is_refused_or_listed(cli: Any, finished: 
     assert (folder / ".hydra/config.yaml").read_text() == config
 
 
-def three(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(number, 3), torch.zeros(number, dtype=torch.int64)
+def three(number: int) -> TensorSource:
+    return TensorSource(torch.zeros(number, 3), torch.zeros(number, dtype=torch.int64))
+
+
+def test_one_attack_that_fails_does_not_lose_the_others(cli: Any, finished: Finished) -> None:
+    def fails(*args: Any) -> Finding:
+        raise RuntimeError("no")
+
+    folder = finished("fedsgd")
+    only = [f"~attack.{name}" for name in ATTACKS if name not in ("analytic", "label_counts", "all")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flrl.attacks.analytic.Analytic.find", fails)
+        done = cli(f"run={folder}", "attack=all", "round=1", *only, main=main)
+    assert (done.code, done.err) == (1, "error: attack=analytic failed: RuntimeError: no\n")
+    attacks = json.loads((folder / "attacks/all/result.json").read_text())["attacks"]
+    assert attacks["analytic"] == {"failed": "RuntimeError: no"}
+    assert attacks["label_counts"]["label_accuracy"] == 1.0
 
 
 def test_updates_that_are_hidden_are_refused_and_their_sum_is_seen(cli: Any, tmp_path: Path) -> None:

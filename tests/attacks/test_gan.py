@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flrl.attacks import Observation
 from flrl.attacks.gan import GAN, Generator, Normal
-from flrl.attacks.shadow import gathered
+from flrl.attacks.samples import gathered
 from flrl.bound_model import BoundModel
 from flrl.data import TensorSource
 from flrl.data.datasets import digits

@@ -16,8 +16,9 @@ from flrl.attacks.membership import Membership
 from flrl.attacks.membership_lira import MembershipLiRA, likelihood_ratio, one_sided
 from flrl.attacks.membership_loss import MembershipLoss
 from flrl.attacks.membership_shadow import MembershipShadow, features
+from flrl.attacks.samples import gathered, joined
 from flrl.attacks.scoring import membership
-from flrl.attacks.shadow import Shadows, dealt, engine, gathered, joined
+from flrl.attacks.shadow import Shadows, dealt, engine
 from flrl.data import TensorSource
 from flrl.models import Classifier
 from flrl.strategies import FedProx
