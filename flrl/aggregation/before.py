@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from flrl.aggregation.bearing import check_cohort
-from flrl.aggregation.columns import empty_rows, stacked, weighted_sums
+from flrl.aggregation.columns import weighted_sums
 from flrl.aggregation.distances import nearest, squared_distances
 from flrl.aggregation.rows import Before, Rows
 
@@ -55,11 +56,16 @@ class Bucketing(Before):
 
     def __call__(self, rows: Rows) -> Rows:
         """The buckets' means; a bucket weighs what its rows weigh together."""
-        order = torch.randperm(len(rows), generator=rows.generator).to(rows.values.device)
-        places = torch.split(order, self.size)
-        values = stacked([rows.values[own].mean(dim=0) for own in places])
-        weights = torch.stack([rows.weights[own].sum() for own in places])
-        return replace(rows, values=values, weights=weights, clients=range(len(places)))
+        order = torch.randperm(len(rows), generator=rows.generator)
+        buckets = sorted(own.tolist() for own in torch.split(order, self.size))
+        for first, *others in buckets:
+            for other in others:
+                rows.values[first].add_(rows.values[other])
+            rows.values[first].div_(1 + len(others))
+        for place, (first, *_) in enumerate(buckets):  # no first one comes before its place
+            rows.values[place].copy_(rows.values[first])
+        weights = torch.stack([rows.weights[own].sum() for own in buckets])
+        return replace(rows, values=rows.values[: len(buckets)], weights=weights, clients=range(len(buckets)))
 
 
 class NNM(Bearing):
@@ -93,7 +99,7 @@ class Clip(Before):
 
     def __call__(self, rows: Rows) -> Rows:
         """The clipped rows."""
-        return clipped(rows, self.max_norm)
+        return clipped(rows, rows.values.norm(dim=1), self.max_norm)
 
 
 class ARC(Bearing):
@@ -110,14 +116,13 @@ class ARC(Bearing):
         """The clipped rows."""
         count = len(rows)
         longest = min(count - 1, 2 * self.num_malicious * max(0, count - self.num_malicious) // count)
-        norms: Any = rows.values.norm(dim=1).sort(descending=True).values
-        return clipped(rows, float(norms[longest]))
+        norms = rows.values.norm(dim=1)
+        return clipped(rows, norms, float(norms.sort(descending=True).values[longest]))
 
 
-def clipped(rows: Rows, max_norm: float) -> Rows:
-    """The rows, none longer than `max_norm`."""
-    shortened = empty_rows(len(rows), rows.values.shape[1], rows.values.device)
-    for row, short in zip(rows.values, shortened, strict=True):  # while a row is in the caches
-        norm = float(row.norm())
-        torch.mul(row, max_norm / norm if norm > max_norm else 1.0, out=short)
-    return replace(rows, values=shortened)
+def clipped(rows: Rows, norms: Tensor, max_norm: float) -> Rows:
+    """The rows, of which `norms` `[n]` are the norms, none longer than `max_norm`: changed in place."""
+    for row, norm in zip(rows.values, norms.tolist(), strict=True):
+        if norm > max_norm:
+            row.mul_(max_norm / norm)
+    return rows

@@ -17,6 +17,12 @@ def column_spans(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + width, size))
 
 
+def columns_of(values: Tensor, places: Tensor | None = None) -> Iterator[Tensor]:
+    """The columns of `[m, d]` in parts `[n, width]`: of all rows, or of those at `places` `[n]`, in that order."""
+    for span in column_spans(*values.shape):
+        yield values[:, span] if places is None else values[:, span].index_select(0, places)
+
+
 def empty_rows(count: int, size: int, device: torch.device | str = "cpu") -> Tensor:
     """Uninitialised float64 `[count, size]`; NumPy asks for huge pages, which takes a quarter of torch's time."""
     if torch.device(device).type != "cpu":
@@ -46,9 +52,10 @@ def norms_from(rows: Tensor, centre: Tensor) -> Tensor:
     return squares.sqrt_()
 
 
-def mean_of_kept(rows: Tensor, kept: Tensor) -> Tensor:
-    """The mean of those rows of `[n, d]` for which `kept` `[n]` is true, `[d]`."""
-    return (kept.to(rows.dtype) @ rows).div_(kept.sum())
+def mean_of_kept(values: Tensor, kept: Tensor, places: Tensor | None = None) -> Tensor:
+    """The mean of those rows of `[n, d]`, or of those at `places`, for which `kept` `[n]` is true, `[d]`."""
+    places = torch.arange(len(values), device=values.device) if places is None else places
+    return torch.cat([part.mean(dim=0) for part in columns_of(values, places[kept])])
 
 
 def weighted_sums(weights: Tensor, rows: Tensor) -> Tensor:

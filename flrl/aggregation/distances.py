@@ -3,20 +3,23 @@
 import torch
 from torch import Tensor
 
-_COLUMNS = 2**16
+from flrl.aggregation.columns import columns_of
 
 
-def inner_products(values: Tensor) -> Tensor:
-    """The inner product of each two rows of `[n, d]`, `[n, n]`."""
+def inner_products(values: Tensor, places: Tensor | None = None) -> Tensor:
+    """The inner product of each two rows of `[n, d]`, or of those at `places`, `[n, n]`."""
     products = values.new_zeros(len(values), len(values))
-    for part in torch.split(values, _COLUMNS, dim=1):
+    for part in columns_of(values, places):
         products += part @ part.t()
     return products
 
 
-def squared_distances(values: Tensor) -> Tensor:
-    """The squared Euclidean distance of each row of `[n, d]` from each other one, `[n, n]`; 0 from itself."""
-    products = inner_products(values)
+def squared_distances(values: Tensor, places: Tensor | None = None) -> Tensor:
+    """The squared Euclidean distance of each row of `[n, d]`, or of those at `places`, from each other one, `[n, n]`.
+
+    It is 0 from itself.
+    """
+    products = inner_products(values, places)
     squares = products.diagonal()
     found = (squares[:, None] + squares[None, :] - products - products.t()).clamp_(min=0)
     return found.fill_diagonal_(0.0)

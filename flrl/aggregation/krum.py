@@ -23,6 +23,7 @@ class Krum(BearingRule):
     """
 
     bound = (2, 3, "Blanchard et al., 2017")
+    any_order = True
 
     def chosen(self, count: int) -> int:
         """How many of so many rows are averaged."""
@@ -30,11 +31,11 @@ class Krum(BearingRule):
 
     def rule(self, rows: Rows) -> Ruled:
         """The mean of the chosen rows."""
-        scores = krum_scores(squared_distances(rows.values), self.num_malicious)
+        scores = krum_scores(squared_distances(rows.values, rows.places), self.num_malicious)
         places = scores.argsort(stable=True)[: self.chosen(len(rows))].sort().values
         kept = torch.zeros(len(rows), dtype=torch.bool, device=scores.device)
         kept[places] = True
-        return Ruled(mean_of_kept(rows.values, kept), kept)
+        return Ruled(mean_of_kept(rows.values, kept, rows.places), kept)
 
 
 class MultiKrum(Krum):

@@ -24,6 +24,7 @@ class MDA(BearingRule):
     """
 
     bound = (2, 1, "El Mhamdi et al., 2021")
+    any_order = True
 
     def __init__(self, *, num_malicious: int, before: Before | None = None) -> None:
         super().__init__(num_malicious=num_malicious, before=before)
@@ -38,11 +39,11 @@ class MDA(BearingRule):
         """
         if len(rows) <= self.num_malicious:
             raise ValueError(f"MDA of {len(rows)} rows cannot bear {self.num_malicious} malicious ones")
-        distances = squared_distances(rows.values)
+        distances = squared_distances(rows.values, rows.places)
         order = distances.sum(dim=1).argsort(stable=True)  # of several ways the one that leaves out what is far
         kept = torch.ones(len(rows), dtype=torch.bool, device=distances.device)
         kept[order[smallest_without(distances[order][:, order], self.num_malicious)]] = False
-        return Ruled(mean_of_kept(rows.values, kept), kept)
+        return Ruled(mean_of_kept(rows.values, kept, rows.places), kept)
 
 
 def smallest_without(distances: Tensor, most: int) -> list[int]:

@@ -1,10 +1,8 @@
 """Rules that need every client's update: rows of a matrix, whose order does not matter to the bit."""
 
 import math
-import zlib
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +10,12 @@ import torch
 from torch import Tensor
 
 from flrl.aggregation.base import Aggregator, Combined, Parcel, Reducer, Stats, check_sizes, not_usable
-from flrl.aggregation.columns import column_spans, stacked
-from flrl.kernels import vector_stats
+from flrl.aggregation.columns import column_spans, columns_of, stacked
+from flrl.aggregation.ordering import own_order
 from flrl.types import ClientUpdate, Context, Tensors
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
-
-_KEY_COLUMNS = 2**12
-"""Columns by which rows are ordered, unless some are equal there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +23,13 @@ class Rows:
     """One vector of every client, as a rule sees it.
 
     Attributes:
-        values: float64 `[n, d]`; n is at least 1.
+        values: float64 `[n, d]`; n is at least 1. What comes before a rule may change them in place.
         weights: the clients' weights, float64 `[n]`.
         clients: their ids.
         state: the rule's variables of this vector, by name; empty in the first round.
         generator: seeded by (seed, round), for rules that draw.
         root: the update of the server's root samples, float64 `[d]`, for rules that need it; else None.
+        places: where each row lies in `values`, int64 `[n]`, for rules with `any_order`; None: they lie in their order.
     """
 
     values: Tensor
@@ -42,6 +38,7 @@ class Rows:
     state: Tensors
     generator: torch.Generator
     root: Tensor | None = None
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -90,6 +87,9 @@ class RowRule(Aggregator):
     coordinatewise = False
     """Whether each column's result depends on that column alone; such a rule is called with some columns at a time."""
 
+    any_order = False
+    """Whether the rule reads rows through `Rows.places`, so that plain ones need not be copied into their order."""
+
     before: Before | None = None
 
     def __init__(self, *, before: Before | None = None) -> None:
@@ -125,30 +125,29 @@ class RowRule(Aggregator):
         generator = torch.Generator().manual_seed(seed)
         trusted = None if root is None else torch.as_tensor(root, dtype=torch.float64)
         given = Rows(values, own, range(len(values)), state or {}, generator, trusted)
-        if not self.by_columns or not len(values):
-            return self.ruled(given).vector
+        if not self.by_columns:
+            return self.ruled(values, given).vector
         order = own_order(list(values), own, given.clients)
-        ordered = [values[index] for index in order]
+        parts = columns_of(values, torch.tensor(order, device=values.device))
         given = replace(given, weights=own[order], clients=order)
-        return torch.cat([part.vector for part in self.ruled_by_columns(ordered, given)])
+        return torch.cat([part.vector for part in self.ruled_by_columns(parts, given)])
 
     @property
     def by_columns(self) -> bool:
         """Whether the rule is called with some columns at a time."""
         return self.coordinatewise and self.before is None
 
-    def ruled_by_columns(self, values: Sequence[Tensor], rows: Rows) -> Iterator[Ruled]:
+    def ruled_by_columns(self, parts: Iterable[Tensor], rows: Rows) -> Iterator[Ruled]:
         """The rule on some columns after the other.
 
         Args:
-            values: the rows, `[d]` each.
+            parts: the rows' columns, `[n, width]` each.
             rows: all but the values.
 
         Raises:
             TypeError: the rule has a state, of which there would be many.
         """
-        for span in column_spans(len(values), len(values[0])):
-            part = torch.stack([row[span] for row in values])
+        for part in parts:
             found = self.rule(replace(rows, values=part.to(rows.values.device)))
             found = found if isinstance(found, Ruled) else Ruled(found)
             if found.state:
@@ -158,13 +157,20 @@ class RowRule(Aggregator):
                 )
             yield replace(found, vector=_checked(self, found.vector, part.shape[1]))
 
-    def ruled(self, rows: Rows) -> Ruled:
-        """The rule on rows in an order of their own, after what comes before it; `kept` is in the order given."""
-        order = own_order(list(rows.values), rows.weights, rows.clients)
-        if order != list(range(len(rows))):
-            clients = [rows.clients[index] for index in order]
-            values = stacked([rows.values[index] for index in order])
-            rows = replace(rows, values=values, weights=rows.weights[order], clients=clients)
+    def ruled(self, values: Tensor | Sequence[Tensor], rows: Rows) -> Ruled:
+        """The rule on rows in an order of their own, after what comes before it; `kept` is in the order given.
+
+        Args:
+            values: the rows, `[n, d]` or `[d]` each; they are not changed.
+            rows: all but the values.
+        """
+        order = own_order(list(values), rows.weights, rows.clients)
+        rows = replace(rows, weights=rows.weights[order], clients=[rows.clients[index] for index in order])
+        if self.any_order and self.before is None and isinstance(values, Tensor):
+            rows = replace(rows, values=values, places=torch.tensor(order, device=values.device))
+        else:
+            device = rows.values.device
+            rows = replace(rows, values=stacked([values[index] for index in order]).to(device))
         found = self.rule(rows if self.before is None else self.before(rows))
         if not isinstance(found, Ruled):
             return Ruled(found)
@@ -260,9 +266,11 @@ class RowsReducer:
             if not size:
                 parts = []
             elif self._rule.by_columns:
-                parts = list(self._rule.ruled_by_columns(values, rows))
+                spans = column_spans(len(values), size)
+                columns = (torch.stack([row[span] for row in values]) for span in spans)
+                parts = list(self._rule.ruled_by_columns(columns, rows))
             else:
-                part = self._rule.ruled(replace(rows, values=stacked(values).to(self.device)))
+                part = self._rule.ruled(values, rows)
                 parts = [replace(part, vector=_checked(self._rule, part.vector, size))]
             vectors[name] = torch.cat([part.vector for part in parts]).cpu() if parts else torch.zeros(0).double()
             for part in parts:
@@ -282,17 +290,3 @@ def _checked(rule: RowRule, vector: Any, size: int) -> Tensor:
         found = f"shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else type(vector).__name__
         raise TypeError(f"strategy.aggregator: {type(rule).__name__}.rule gives {found}, must be [{size}]")
     return vector.detach().double()
-
-
-def own_order(rows: Sequence[Tensor], weights: Tensor, clients: Sequence[int]) -> list[int]:
-    """An order of rows `[d]` by their contents and weights alone, so that sums are the same to the bit.
-
-    Rows are ordered by the bits of their first numbers; those that are equal there by all their numbers and weights.
-    """
-    firsts = [vector_stats(row[:_KEY_COLUMNS]).bits for row in rows]
-    alike = {bits for bits, number in Counter(firsts).items() if number > 1}
-    keys = []
-    for row, bits, weight, client_id in zip(rows, firsts, weights.tolist(), clients, strict=True):
-        here = row.cpu().contiguous() if bits in alike else row[:0].cpu()
-        keys.append((bits, vector_stats(here).bits, zlib.crc32(here.numpy().data), weight, client_id))
-    return sorted(range(len(keys)), key=keys.__getitem__)

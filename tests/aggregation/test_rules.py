@@ -42,7 +42,7 @@ from flrl.aggregation import (
 from flrl.aggregation.around import nearest_mean
 from flrl.aggregation.foolsgold import foolsgold_weights
 from flrl.aggregation.mda import smallest_without
-from flrl.aggregation.rows import _KEY_COLUMNS, own_order
+from flrl.aggregation.ordering import _KEY_COLUMNS, own_order
 from tests.aggregation.updates import of_rows
 from tests.toys import setup_of
 
@@ -140,8 +140,21 @@ def test_buckets_are_means_that_weigh_what_their_rows_weigh() -> None:
     assert len(found.values) == len(found.weights) == 3
     assert float(found.weights.sum()) == 15.0
     assert sorted(found.weights.tolist())[-1] <= 9.0
-    sizes = [2, 2, 1]
-    assert float(sum(value * size for value, size in zip(found.values[:, 0], sizes, strict=True))) == 31.0
+    equal = before(Bucketing(size=2), [[1.0], [2.0], [4.0], [8.0], [16.0]])
+    assert sorted(equal.weights.tolist()) == [1.0, 2.0, 2.0]  # the last bucket has one row
+    assert float(equal.weights @ equal.values[:, 0]) == 31.0
+
+
+@pytest.mark.parametrize("kind", [Bucketing(size=2), NNM(num_malicious=1), Clip(max_norm=1.0), ARC(num_malicious=1)])
+def test_rows_of_the_caller_are_not_changed(kind: Before) -> None:
+    """Whether they lie in their own order or not."""
+    for rows in (
+        torch.tensor([[3.0], [4.0], [5.0], [60.0]]).double(),
+        torch.tensor([[60.0], [4.0], [5.0], [3.0]]).double(),
+    ):
+        copy = rows.clone()
+        RowMean(before=kind)(rows)
+        assert torch.equal(rows, copy)
 
 
 def test_the_longest_rows_are_clipped() -> None:
@@ -238,7 +251,7 @@ def test_flame_clips_the_majority_to_the_median_norm() -> None:
     rule = FLAME(noise=0.0)
     assert rule(rows).tolist() == [2.375, 0.0]
     values = torch.tensor(rows, dtype=torch.float64)
-    found = rule.ruled(Rows(values, torch.ones(6).double(), range(6), {}, torch.Generator()))
+    found = rule.ruled(values, Rows(values, torch.ones(6).double(), range(6), {}, torch.Generator()))
     assert found.kept is not None
     assert found.kept.tolist() == [True] * 4 + [False] * 2
     assert rule([[1.0, 0.0], [-3.0, 0.0]]).tolist() == [-0.5, 0.0]  # of two nobody is the majority
