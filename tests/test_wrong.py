@@ -62,7 +62,8 @@ TRAIN = {
     "strategy@foo=fedavg": "Could not override 'strategy@foo'. Did you mean to override strategy?",
     "strategy=fedavgg": (
         "In 'train': Could not find 'strategy/fedavgg'; Available options in 'strategy': fedadagrad; "
-        "fedadam; fedavg; fedavgm; fedbn; fedper; fedprox; fedsgd; fedyogi; scaffold; did you mean 'fedavg'?"
+        "fedadam; fedavg; fedavgm; fedbn; feddc; feddyn; fedexp; fedlin; fednova; fedper; fedprox; fedsgd; fedyogi; "
+        "scaffold; did you mean 'fedavg'?"
     ),
     "model=softmax": (
         "In 'train': Could not find 'model/softmax'; Available options in 'model': dlg_lenet; mcmahan_cnn; "

@@ -2,8 +2,24 @@
 
 from flrl.strategies.base import Strategy
 from flrl.strategies.fedavg import FedAvg
+from flrl.strategies.feddc import FedDC
+from flrl.strategies.feddyn import FedDyn
+from flrl.strategies.fedexp import FedExP
+from flrl.strategies.fedlin import FedLin
+from flrl.strategies.fednova import FedNova
 from flrl.strategies.fedprox import FedProx
 from flrl.strategies.fedsgd import FedSGD
 from flrl.strategies.scaffold import Scaffold
 
-__all__ = ["FedAvg", "FedProx", "FedSGD", "Scaffold", "Strategy"]
+__all__ = [
+    "FedAvg",
+    "FedDC",
+    "FedDyn",
+    "FedExP",
+    "FedLin",
+    "FedNova",
+    "FedProx",
+    "FedSGD",
+    "Scaffold",
+    "Strategy",
+]

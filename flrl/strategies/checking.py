@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from flrl.aggregation import Aggregator, Mean
 from flrl.trainers import LocalProblem
 from flrl.types import ClientUpdate
 
@@ -34,6 +35,13 @@ def check_update(strategy: "Strategy", update: Any) -> None:
         raise TypeError(f"{name} returns {type(update).__name__}, must be a ClientUpdate: trained.update(problem)")
     _check_tensors(f"{name} returns vectors, which", update.vectors)
     _check_tensors(f"{name} returns memory, which", update.memory)
+
+
+def check_mean(aggregator: Aggregator, what: str) -> None:
+    """Raise ValueError unless updates are averaged, which `what` of a strategy is computed from."""
+    if not isinstance(aggregator, Mean):
+        found = type(aggregator).__name__
+        raise ValueError(f"strategy.aggregator={found}: {what} need the mean, strategy/aggregator=mean")
 
 
 def check_cohort(sampler: Any, cohort: np.ndarray, num_clients: int) -> Sequence[int]:

@@ -35,7 +35,9 @@ class FedAvg(Strategy):
     def __init__(self, *, server_optimizer: Callable[[list[torch.Tensor]], Optimizer], **options: Any) -> None:
         super().__init__(**options)
         self.server_optimizer = server_optimizer
-        self.server_optimizer([torch.zeros(1, requires_grad=True)])  # an invalid setting raises before the first round
+        made = self.server_optimizer([torch.zeros(1, requires_grad=True)])  # an invalid setting raises here
+        if made.defaults.get("eps") == 0:  # 0 / 0 where no client has a gradient, as of a pixel that is always black
+            raise ValueError("strategy.server_optimizer.eps=0: must be positive, or unused parameters become NaN")
 
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
         """One optimizer step on the pseudo-gradient."""

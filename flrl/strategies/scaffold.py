@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from flrl.aggregation import Mean
 from flrl.layout import ParameterLayout
 from flrl.lightning.plain_sgd import check_plain_sgd, require_plain_sgd
 from flrl.setup import Setup
 from flrl.strategies.base import Local
+from flrl.strategies.checking import check_mean
 from flrl.strategies.fedavg import FedAvg
 from flrl.trainers import LocalProblem
 from flrl.types import Aggregate, Broadcast, ServerState, Tensors
@@ -48,11 +48,7 @@ class Scaffold(FedAvg):
         """
         super().check(setup)
         check_plain_sgd(setup.module, setup.trainer)
-        if not isinstance(setup.aggregator, Mean):
-            found = type(setup.aggregator).__name__
-            raise ValueError(
-                f"strategy.aggregator={found}: SCAFFOLD's variates need the mean, strategy/aggregator=mean"
-            )
+        check_mean(setup.aggregator, "SCAFFOLD's variates")
 
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
         """Number of elements of the update, and of the change of the client's variate."""

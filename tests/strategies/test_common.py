@@ -9,8 +9,8 @@ import torch
 from flrl.layout import digest
 from flrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from flrl.sampling import AllClients, UniformSampler
-from flrl.strategies import FedAvg, FedProx, FedSGD, Scaffold, Strategy
-from flrl.strategies.server_optimizers import Yogi
+from flrl.strategies import FedAvg, FedDC, FedDyn, FedExP, FedLin, FedNova, FedProx, FedSGD, Scaffold, Strategy
+from flrl.strategies.server_optimizers import UncorrectedAdam, Yogi
 from flrl.trainers import EagerTrainer
 from flrl.types import Aggregate, ServerState
 from tests.toys import Linear, Rich, fit, make_worker, setup_of
@@ -20,14 +20,22 @@ STRATEGIES = {
     "fedavg": partial(FedAvg, server_optimizer=SGD),
     "fedavgm": partial(FedAvg, server_optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9)),
     "fedadam": partial(FedAvg, server_optimizer=partial(torch.optim.Adam, lr=0.05, eps=1e-3)),
+    "fedadam-uncorrected": partial(FedAvg, server_optimizer=partial(UncorrectedAdam, lr=0.05)),
     "fedadagrad": partial(FedAvg, server_optimizer=partial(torch.optim.Adagrad, lr=0.1)),
     "fedyogi": partial(FedAvg, server_optimizer=partial(Yogi, lr=0.05)),
     "fedprox": partial(FedProx, mu=0.1, server_optimizer=SGD),
     "fedsgd": partial(FedSGD, server_optimizer=partial(torch.optim.SGD, lr=0.5)),
     "scaffold": partial(Scaffold, server_optimizer=SGD),
     "scaffold-1": partial(Scaffold, option=1, server_optimizer=SGD),
+    "fednova": partial(FedNova, server_optimizer=SGD),
+    "feddyn": partial(FedDyn, alpha=0.1, server_optimizer=SGD),
+    "fedexp": partial(FedExP, server_optimizer=SGD),
+    "fedlin": partial(FedLin, server_optimizer=SGD),
+    "feddc": partial(FedDC, alpha=0.1, server_optimizer=SGD),
 }
-PLAIN_SGD = [make for make in STRATEGIES.values() if make.func is Scaffold]  # refuse momentum, by name
+PLAIN_SGD = [
+    make for make in STRATEGIES.values() if make.func in (Scaffold, FedNova, FedDC)
+]  # refuse momentum, by name
 every = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
 Make = Any
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from flrl.layout import digest
 from flrl.sampling import AllClients
-from flrl.strategies import FedAvg, FedSGD, Scaffold
+from flrl.strategies import FedAvg, FedDC, FedDyn, FedExP, FedLin, FedNova, FedSGD, Scaffold
 from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, VectorizedTrainer
 from tests.strategies.six import Ditto, FedRep, Moon
 from tests.toys import Linear, fit, make_worker
@@ -19,6 +19,11 @@ SIX = {
     "fedsgd": partial(FedSGD, **OPTIONS),
     "scaffold-1": partial(Scaffold, option=1, **OPTIONS),
     "scaffold-2": partial(Scaffold, option=2, **OPTIONS),
+    "fednova": partial(FedNova, mu=0.1, **OPTIONS),
+    "feddyn": partial(FedDyn, alpha=0.1, **OPTIONS),
+    "fedexp": partial(FedExP, **OPTIONS),
+    "fedlin": partial(FedLin, **OPTIONS),
+    "feddc": partial(FedDC, alpha=0.1, **OPTIONS),
     "ditto": partial(Ditto, lam=0.3, **OPTIONS),
     "fedrep": partial(FedRep, head_epochs=2, personal=["net.2.*"], **OPTIONS),
     "moon": partial(Moon, layer="net.1", mu=1.0, **OPTIONS),
@@ -42,7 +47,10 @@ def trained(name: str, trainer: Any, **options: Any) -> Any:
     return fit(worker)[0]
 
 
-@pytest.mark.parametrize("name", SIX)
+SLOW = {"fednova", "feddyn", "fedexp", "fedlin"}  # what they ask for others do too
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SIX])
 def test_engines_agree(name: str) -> None:
     eager = trained(name, EagerTrainer)
     for engine in (TracedTrainer, LightningTrainer):

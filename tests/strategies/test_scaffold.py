@@ -172,11 +172,11 @@ A, B, N = np.array([1.0, 4.0, 0.5]), np.array([-2.0, 1.0, 5.0]), np.array([5, 3,
 STEPS, LR = 6, 0.05  # at 0.1, option 1 diverges with one client a round: the variates are too old for such steps
 
 
-def quadratic(strategy: FedAvg) -> float:
-    """The model that ten steps a round on three quadratics lead to."""
+def quadratic(strategy: FedAvg, batch_size: int = 5) -> float:
+    """The model that STEPS steps a round on three quadratics lead to; N * STEPS with batches of one sample."""
     samples = torch.from_numpy(np.repeat(np.stack([A, B], axis=1), N, axis=0))
     source = TensorSource(samples, torch.zeros(10))
-    trainer = EagerTrainer(batch_size=5, local_epochs=STEPS)
+    trainer = EagerTrainer(batch_size=batch_size, local_epochs=STEPS)
     worker = make_worker(
         strategy, module=Quadratic(), sizes=N.tolist(), source=source, trainer=trainer, evaluator=Evaluator(every=999)
     )

@@ -1,0 +1,78 @@
+"""FedLin: clients correct their steps by the gradients of all clients at the present global model.
+
+Mitra, Jaafar, Pappas, Hassani, "Linear Convergence in Federated Learning: Tackling Client Heterogeneity and Sparse
+Gradients", NeurIPS 2021, arXiv 2102.07053, algorithm 1 without sparsification. A round of the paper has two exchanges,
+which are two rounds here: in the odd ones clients send their full gradients and the model stays; in the even ones they
+step along `gradient - gradient_i(w_global) + mean gradient(w_global)`. Differs from the paper: clients are weighted by
+samples, not equally; their learning rate is the module's, and not divided by their number of steps; and the model is
+sent in both exchanges, as a client keeps nothing but its gradient.
+"""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from flrl.layout import ParameterLayout
+from flrl.lightning.optimizers import OPTIMIZER
+from flrl.setup import Setup
+from flrl.strategies.base import Local
+from flrl.strategies.fedavg import FedAvg
+from flrl.trainers import LocalProblem, Trained
+from flrl.trainers.problem import POSITION
+from flrl.types import Aggregate, Broadcast, ClientUpdate, ServerState, Tensors
+
+
+class FedLin(FedAvg):
+    """FedAvg with gradients of the present model; the mean one is in the state's variables between the two exchanges.
+
+    Arguments as for `FedAvg`; any local optimizer goes, as nothing is computed from the updates.
+    """
+
+    def check(self, setup: Setup) -> None:
+        """Refuse cohorts: the gradient of the mean loss is that of all clients.
+
+        Raises:
+            ValueError: not all clients take part in every round, or as for `FedAvg`.
+        """
+        super().check(setup)
+        number = setup.num_clients
+        if any(len(setup.sampler(number, seed=0, round=round)) < number for round in range(1, 4)):
+            raise ValueError("strategy.sampler: FedLin needs all clients in every round, strategy/sampler=all")
+
+    def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
+        """The model, and in a round of training the mean gradient in the model's dtype."""
+        mean = state.variables.get("mean_gradient")
+        sent = {} if mean is None else {"mean_gradient": mean.to(state.vector.dtype)}
+        return replace(super().broadcast(state, round, total_weight), variables=sent)
+
+    def local(self, problem: LocalProblem) -> Local:
+        """Compute the full gradient; or train with corrected gradients, once there is the mean one."""
+        sent, own = problem.broadcast.variables, problem.task.memory.get("gradient")
+        if own is None or not sent:
+            gradient = yield replace(problem, only_gradient=True)
+            own = -gradient.difference[: problem.num_trainable].to(problem.start.dtype)
+            if not sent:
+                return _gradient_alone(problem, gradient, own)
+        trained = yield replace(problem, values={"correction": sent["mean_gradient"] - own})
+        return trained.update(problem)
+
+    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
+        """Add the mean gradient minus the client's own, both at the global model."""
+        gradient.add_(values["correction"])
+
+    def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
+        """Keep the mean gradient and the model; or take FedAvg's step and forget the gradient, which is an old one."""
+        variables = dict(state.variables)
+        if variables.pop("mean_gradient", None) is not None:
+            return replace(super().aggregate(state, aggregate, layout), variables=variables)
+        mean = -aggregate.vectors["update"][: layout.num_trainable]
+        return replace(state, variables={**variables, "mean_gradient": mean})
+
+
+def _gradient_alone(problem: LocalProblem, gradient: Trained, own: Tensor) -> ClientUpdate:
+    """The update of an exchange of gradients: what is not one (buffers, personal parts, the trainer's memory) stays."""
+    difference = gradient.difference.clone()
+    difference[problem.num_trainable :] = 0.0
+    kept = {name: t for name, t in problem.task.memory.items() if name == POSITION or name.startswith(OPTIMIZER)}
+    stays = replace(gradient, difference=difference, memory=kept)
+    return stays.update(problem, memory={"gradient": own.cpu()}, payload={"update": own.nbytes})
