@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import run
+from benchmarks import drift, run
 from benchmarks.gpu import __main__ as gpu
 
 ROOT = Path(__file__).parents[1]
@@ -77,3 +77,14 @@ def test_what_a_gpu_cannot_answer_is_named(
         gpu.main(["--device", "cpu", "--quick", *wanted])
     assert end.value.code == "failed:\nstreams C: streams: ZeroDivisionError: division by zero"
     assert "| traced, on the device |" in capsys.readouterr().out  # the rest goes on
+
+
+def test_drift_is_measured_and_drawn(tmp_path: Path) -> None:
+    found = drift.measure(30, equal=(1, 8), unequal=(2,))
+    distances = {name: [*parts["equal"].values(), *parts["unequal"].values()] for name, parts in found.items()}
+    assert all(distances["FedAvg"][i] > 0.1 for i in (1, 2))
+    assert distances["FedNova"][2] < distances["FedAvg"][2] / 3
+    assert all(max(distances[name][1:]) < 1e-5 for name in ("SCAFFOLD", "FedDyn, alpha 3", "FedLin", "FedDC, alpha 3"))
+    assert len(drift.table(found).splitlines()) == 2 + len(drift.STRATEGIES)
+    drift.draw(found, tmp_path / "drift.png")
+    assert (tmp_path / "drift.png").stat().st_size > 10_000

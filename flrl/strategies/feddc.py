@@ -90,6 +90,7 @@ class FedDC(FedAvg):
         trainable, update = slice(layout.num_trainable), aggregate.vectors["update"].clone()
         control = state.variables.get("control", 0.0) + aggregate.share * aggregate.vectors["control"]
         drift = state.variables.get("drift", 0.0) + aggregate.share * update[trainable]
-        update[trainable] += drift
+        if aggregate.total_weight > 0:  # an empty cohort has no mean model to be corrected
+            update[trainable] += drift
         after = super().aggregate(state, replace(aggregate, vectors={"update": update}), layout)
         return replace(after, variables={**state.variables, "control": control, "drift": drift})

@@ -66,7 +66,7 @@ class FedDyn(FedAvg):
         """`h <- h - alpha * (share of all clients) * (mean update)`, and the model is the mean one minus h / alpha."""
         trainable, update = slice(layout.num_trainable), aggregate.vectors["update"].clone()
         h = state.variables.get("h", 0.0) - self.alpha * aggregate.share * update[trainable]
-        if self.alpha > 0:
+        if self.alpha > 0 and aggregate.total_weight > 0:  # an empty cohort has no mean model to be corrected
             update[trainable] -= h / self.alpha
         after = super().aggregate(state, replace(aggregate, vectors={"update": update}), layout)
         return replace(after, variables={**state.variables, "h": h})

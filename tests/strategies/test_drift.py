@@ -315,6 +315,16 @@ def test_buffers_are_averaged_and_what_a_client_sends_is_counted(make: Any) -> N
 # What they keep.
 
 
+@pytest.mark.parametrize("make", [partial(FedDyn, alpha=0.3), partial(FedDC, alpha=0.2), FedNova, FedExP])
+def test_an_empty_cohort_leaves_all_as_it_is(make: Any) -> None:
+    worker = make_worker(make(**averaging(2)), module=seeded(Linear), sizes=SIZES)
+    state, layout = fit(worker)[0], worker.model.layout
+    zeros = {name: torch.zeros(size).double() for name, size in worker.strategy.vector_sizes(layout).items()}
+    after = worker.strategy.aggregate(state, Aggregate(zeros, 0.0, (), share=0.0), layout)
+    assert torch.equal(after.vector, state.vector)
+    assert all(torch.equal(after.variables[name], tensor) for name, tensor in state.variables.items())
+
+
 @pytest.mark.parametrize("num", [None, 2], ids=["full", "partial"])
 @pytest.mark.parametrize(("make", "pairs"), [
     (partial(FedDyn, alpha=0.3), {"h": "gradient"}),
