@@ -24,7 +24,7 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"replay"},
     {"attacks"},
     {"run", "verify_run", "attack_run"},
-    {"train", "evaluate", "verify", "attack", "backends", "audit"},
+    {"train", "evaluate", "verify", "attack", "info", "backends", "audit"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ENTRY_POINTS = {
