@@ -31,6 +31,7 @@ class TrainConfig:
     log_clients: bool = False
     holdout: float = 0.0
     root_samples: int = 0
+    held_out_clients: Any = 0
     on_client_failure: str = "stop"
     dataset: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class EvaluateConfig:
     run: str = "???"
     round: int | None = None
     clients: bool = False
+    finetune_steps: int | None = None
     batch_size: int = 1000
     data_dir: str | None = None
     threads: int = 1

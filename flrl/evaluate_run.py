@@ -1,7 +1,7 @@
 """Loads a finished run and evaluates its model, on the central test set and on each client's samples."""
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from flrl.bound_model import BoundModel
+from flrl.cli.instantiation import make
 from flrl.data import FederatedData
-from flrl.evaluation import Evaluator, summarize_clients
+from flrl.evaluation import Evaluator, short_name
+from flrl.examiner import EvaluationShare, Examiner, Rows
 from flrl.process_setup import prepare
 from flrl.recipe import Recipe
+from flrl.rounds import initial_state
 from flrl.runs.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
 from flrl.runs.integrity import MODEL, PARTITION, check_checkpoint, check_files
 from flrl.runs.rows import METRICS, read_rows
 from flrl.runs.saved import read_config
-from flrl.trainers.problem import PERSONAL
-from flrl.types import Tensors
+from flrl.strategies import Strategy
+from flrl.types import ServerState
 
 SHOWN_CLIENTS = 20
 
@@ -37,58 +40,58 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     folder = Path(cfg.run)
     config = saved_config(folder, cfg.data_dir)
     recipe = Recipe(config)
-    model = prepare(recipe.module(), threads=cfg.threads, device=cfg.device, personal=recipe.strategy().personal)
+    strategy = recipe.strategy()
+    model = prepare(recipe.module(), threads=cfg.threads, device=cfg.device, personal=strategy.personal)
     check_files(folder, model.layout)
     data = recipe.data()
     check_partition(folder, data)
     source = _load(model, folder, cfg.round)
-    evaluator = Evaluator(batch_size=cfg.batch_size)
+    steps = config["evaluation"].get("finetune_steps", 0) if cfg.finetune_steps is None else cfg.finetune_steps
+    evaluator = Evaluator(batch_size=cfg.batch_size, finetune_steps=steps)
     result: dict[str, Any] = {"model": source, "central": evaluator.central(model, data)}
     if cfg.clients:
         chosen = data.holding_out().tolist()
         held_out = bool(chosen)
         chosen = chosen or list(range(data.num_clients))
-        memory = _client_memory(model, folder, cfg.round)
-        rows = [_client(evaluator, model, data, client, memory, train=not held_out) for client in chosen]
+        examiner = Examiner(model, data, evaluator, recipe.seeds.run, strategy, make(config, "trainer"))
+        state = _state(model, strategy, folder, cfg.round, recipe.seeds.run)
+        share = EvaluationShare(range(0), chosen)
+        broadcast = examiner.broadcast(state.vector, state.round, examiner.variables(state, share))
+        memory = examiner.memory(state, share)
+        rows = {c: examiner.client(c, broadcast, memory.get(c, {}), train=not held_out) for c in chosen}
         result["samples"] = "held out" if held_out else "training"
-        result["clients"] = summarize_clients(rows)
-        result["per_client"] = [
-            {"client_id": c} | row | {"num_samples": int(row["num_samples"])}
-            for c, row in zip(chosen, rows, strict=True)
-        ]
+        result["clients"] = examiner.summary(rows)
+        result["per_client"] = [_row(client_id, models) for client_id, models in rows.items()]
     (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
     _show(result, folder)
     return result
 
 
-def _client(
-    evaluator: Evaluator,
-    model: BoundModel,
-    data: FederatedData,
-    client: int,
-    memory: Mapping[int, Tensors],
-    *,
-    train: bool,
-) -> dict[str, float]:
-    """One client's metrics, for the model with the client's personal part if there is one."""
-    if model.layout.personal:
-        model.load(model.local_vector(model.vector.clone(), memory.get(client, {}).get(PERSONAL)))
-    return evaluator.client(model, data, client, train=train)
+def _row(client_id: int, models: Rows) -> dict[str, Any]:
+    """A client's row: `<model>/<metric>` of each of its models."""
+    found: dict[str, Any] = {"client_id": client_id, "num_samples": int(models["global"]["num_samples"])}
+    for model, metrics in models.items():
+        found |= {f"{model}/{short_name(name)}": value for name, value in metrics.items() if name != "num_samples"}
+    return found
 
 
-def _client_memory(model: BoundModel, folder: Path, round: int | None) -> Mapping[int, Tensors]:
-    """The client memory of the evaluated model's round; empty for a model without a personal part.
+def _state(model: BoundModel, strategy: Strategy, folder: Path, round: int | None, seed: int) -> ServerState:
+    """The state after the evaluated model's round, from its checkpoint, and with the model's vector.
+
+    Without a checkpoint it has neither client memory nor variables, which some strategies' models need.
 
     Raises:
-        FileNotFoundError: there is no checkpoint of that round.
+        FileNotFoundError: there is no checkpoint, and it is needed.
     """
-    if not model.layout.personal:
-        return {}
+    vector = model.vector.detach().cpu().clone()
     rows = [row["round"] for row in read_rows(folder / METRICS)]
-    path = checkpoint_path(folder, max(rows, default=0) if round is None else round)
-    if not path.exists():
-        raise FileNotFoundError(f"clients=true: {path} is missing, in which the clients' personal parameters are")
-    return load_checkpoint(path, {"model": model.layout.fingerprint}).memory
+    round = max(rows, default=0) if round is None else round
+    path = checkpoint_path(folder, round)
+    if path.exists():
+        return replace(load_checkpoint(path, {"model": model.layout.fingerprint}), vector=vector)
+    if model.layout.personal or type(strategy).personal_model is not Strategy.personal_model:
+        raise FileNotFoundError(f"clients=true: {path} is missing, in which what clients keep for themselves is")
+    return replace(initial_state(strategy, vector, model.layout, seed), round=round)
 
 
 def _load(model: BoundModel, folder: Path, round: int | None) -> str:
@@ -145,22 +148,18 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     if "clients" not in result:
         return
     statistics = ("mean", "weighted_mean", "std", "worst10")
-    names = sorted(
-        {
-            name.removeprefix("clients/").rsplit("_mean", 1)[0]
-            for name in result["clients"]
-            if name.endswith("_weighted_mean")
-        }
-    )
-    names = [name.removesuffix("_weighted") for name in names]
+    ends = "_weighted_mean"
+    names = sorted(name.removesuffix(ends) for name in result["clients"] if name.endswith(ends))
     table = Table("metric", *statistics, title=f"{len(result['per_client'])} clients, {result['samples']} samples")
     for name in names:
-        table.add_row(name, *(f"{result['clients'][f'clients/{name}_{s}']:.4f}" for s in statistics))
+        table.add_row(name, *(f"{result['clients'][f'{name}_{s}']:.4f}" for s in statistics))
     console.print(table)
-    keys = [key for key in result["per_client"][0] if key not in ("client_id", "num_samples")]
+    keys = list(dict.fromkeys(key for row in result["per_client"] for key in row))
+    keys = [key for key in keys if key not in ("client_id", "num_samples")]
     table = Table("client", "samples", *keys)
     for row in result["per_client"][:SHOWN_CLIENTS]:
-        table.add_row(str(row["client_id"]), str(row["num_samples"]), *(f"{row[key]:.4f}" for key in keys))
+        values = (f"{row[key]:.4f}" if key in row else "" for key in keys)
+        table.add_row(str(row["client_id"]), str(row["num_samples"]), *values)
     console.print(table)
     if len(result["per_client"]) > SHOWN_CLIENTS:
         console.print(f"... and {len(result['per_client']) - SHOWN_CLIENTS} more, in {folder / 'evaluation.json'}")

@@ -36,6 +36,7 @@ class Evaluator:
     Args:
         every: number of rounds between evaluations on the central test set; the last round is always evaluated.
         clients_every: number of rounds between evaluations on each client's held-out samples; 0 for never.
+        finetune_steps: local steps after which each client's model is evaluated too, as finetuned; 0 for not at all.
         at_start: also evaluate the model before training, as round 0.
         batch_size: samples of an evaluation batch; it may change only the last bits of metrics.
         try_first: try the module's step on a small batch before the first round.
@@ -49,6 +50,7 @@ class Evaluator:
         *,
         every: int = 1,
         clients_every: int = 0,
+        finetune_steps: int = 0,
         at_start: bool = False,
         batch_size: int = 1000,
         try_first: bool = True,
@@ -56,22 +58,29 @@ class Evaluator:
         for name, value, least in (
             ("every", every, 1),
             ("clients_every", clients_every, 0),
+            ("finetune_steps", finetune_steps, 0),
             ("batch_size", batch_size, 1),
         ):
             if value < least:
                 raise ValueError(f"evaluation.{name}={value}: must be at least {least}")
         self.every = every
         self.clients_every = clients_every
+        self.finetune_steps = finetune_steps
         self.at_start = at_start
         self.batch_size = batch_size
         self.try_first = try_first
         self._kept: tuple[BoundModel, Snapshot] | None = None
 
     def check(self, setup: Setup) -> None:
-        """Raise ValueError if the module has no step to evaluate with, or no client holds samples out."""
+        """Raise ValueError if the module has no step to evaluate with, or clients are not evaluated as asked."""
         _step_name(setup.module)
         if self.clients_every and not setup.num_holding_out:
             raise ValueError("evaluation.clients_every needs held-out samples: set holdout, for example holdout=0.2")
+        if self.finetune_steps and not self.clients_every:
+            raise ValueError(
+                f"evaluation.finetune_steps={self.finetune_steps}: clients are never evaluated: set "
+                "evaluation.clients_every"
+            )
 
     def try_out(self, model: BoundModel, data: FederatedData, *, seed: int = 0) -> None:
         """Evaluate a small batch of the central test set, so that errors of the step are raised before any round.
@@ -201,8 +210,8 @@ def _observed(module: pl.LightningModule, log: LogCollector) -> Iterator[None]:
         yield
 
 
-def summarize_clients(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Statistics over clients of every metric but `num_samples`, named `clients/<metric>_<statistic>`.
+def summarize_clients(rows: list[dict[str, float]], prefix: str) -> dict[str, float]:
+    """Statistics over clients of every metric but `num_samples`, named `<prefix>/<metric>_<statistic>`.
 
     Statistics: `mean`, `weighted_mean` (by samples), `std` (of the population), `worst10` (the mean over the worst
     tenth of the clients that have the metric, rounded up: the highest for losses and errors, else the lowest). The
@@ -213,7 +222,7 @@ def summarize_clients(rows: list[dict[str, float]]) -> dict[str, float]:
         having = [row for row in rows if name in row]
         values = np.array([row[name] for row in having])
         weights = np.array([row["num_samples"] for row in having])
-        short = name.removeprefix("test/").removeprefix("val/")
+        short = short_name(name)
         ascending = np.sort(values)
         count = ceil(WORST_SHARE * len(values))
         worst = ascending[-count:] if any(word in short.lower() for word in LOWER_IS_BETTER) else ascending[:count]
@@ -223,8 +232,13 @@ def summarize_clients(rows: list[dict[str, float]]) -> dict[str, float]:
             "std": values.std(),
             "worst10": worst.mean(),
         }
-        summary |= {f"clients/{short}_{statistic}": float(value) for statistic, value in statistics.items()}
+        summary |= {f"{prefix}/{short}_{statistic}": float(value) for statistic, value in statistics.items()}
     return summary
+
+
+def short_name(metric: str) -> str:
+    """A metric's name among those of clients: without `test/` and `val/`."""
+    return metric.removeprefix("test/").removeprefix("val/")
 
 
 def _step_name(module: pl.LightningModule) -> str:

@@ -1,8 +1,15 @@
-"""Evaluation as a worker does it on every backend: what is due after a round, a share of it, and all shares joined."""
+"""Evaluation as a worker does it on every backend: what is due after a round, a share of it, and all shares joined.
 
+A metric's name says which model is meant. `test/...`: the global one, on the central test set. On clients' held-out
+samples, `clients/global/...`: the global one; `clients/personal/...`: the client's own, if the strategy gives it one;
+`clients/finetuned/...`: that after some local steps. Clients that never train are in `held_out_clients/...`.
+"""
+
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -10,11 +17,21 @@ from torch import Tensor
 from flrl.adversaries.base import Probe
 from flrl.bound_model import BoundModel
 from flrl.data import FederatedData
+from flrl.errors import ClientError
 from flrl.evaluation import Evaluator, summarize_clients
 from flrl.lightning.logs import Logged, joined
-from flrl.seeding import SERVER, seed_for
-from flrl.trainers.problem import PERSONAL
-from flrl.types import ServerState, Tensors
+from flrl.seeding import SERVER, isolated_randomness, seed_for
+from flrl.trainers import LocalProblem, Trainer
+from flrl.trainers.problem import PERSONAL, NoHooks
+from flrl.types import Broadcast, ClientTask, ServerState, Tensors
+
+if TYPE_CHECKING:
+    from flrl.strategies import Strategy
+
+MODELS = ("global", "personal", "finetuned")
+"""The models that are evaluated on clients' samples, by name."""
+Rows = Mapping[str, Mapping[str, float]]
+"""A client's metrics, by the model that they are of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +55,12 @@ class EvaluationPart:
 
     Attributes:
         central: the module's logs on the test batches; None if there were none.
-        clients: each client's metrics, by id.
+        clients: each client's metrics, by id, then by the model that they are of.
         probes: the module's logs on the probes' batches, by the probe's name.
     """
 
     central: Logged | None
-    clients: Mapping[int, Mapping[str, float]]
+    clients: Mapping[int, Rows]
     probes: Mapping[str, Logged] = field(default_factory=dict)
 
 
@@ -56,6 +73,8 @@ class Examiner:
         data: the clients' samples, and the central test samples.
         evaluator: evaluates, and decides after which rounds.
         seed: the run's seed.
+        strategy: says which model is a client's own.
+        trainer: takes the local steps before a finetuned model is evaluated.
         probes: samples to evaluate besides the central test set, whenever that is due.
     """
 
@@ -63,6 +82,8 @@ class Examiner:
     data: FederatedData
     evaluator: Evaluator
     seed: int
+    strategy: "Strategy"
+    trainer: Trainer
     probes: Sequence[Probe] = ()
 
     def try_out(self) -> None:
@@ -90,7 +111,8 @@ class Examiner:
         share = self.due(state.round, rounds)
         if share is None:
             return {}
-        return self.combine([self.evaluate_share(state.vector, state.round, share, self.personal(state, share))])
+        kept, sent = self.memory(state, share), self.variables(state, share)
+        return self.combine([self.evaluate_share(state.vector, state.round, share, kept, sent)])
 
     def due(self, round: int, rounds: int) -> EvaluationShare | None:
         """All that is to be evaluated after a round; None if nothing is."""
@@ -100,12 +122,28 @@ class Examiner:
         probes = [range(ceil(len(probe.indices) / self.evaluator.batch_size)) for probe in self.probes if central]
         return EvaluationShare(batches, held, tuple(probes)) if central or clients else None
 
-    def personal(self, state: ServerState, share: EvaluationShare) -> dict[int, Tensors]:
-        """The personal parts of a share's clients, from their memory, by client id; empty for a model without any."""
-        if not self.model.layout.personal:
+    def memory(self, state: ServerState, share: EvaluationShare) -> dict[int, Tensors]:
+        """What the evaluation of a share's clients needs of their memory, by client id."""
+        if not self._needed:
             return {}
-        known = ((client_id, state.memory.get(client_id, {})) for client_id in share.clients)
-        return {client_id: {PERSONAL: memory[PERSONAL]} for client_id, memory in known if PERSONAL in memory}
+        known = ((client_id, self._reduced(state.memory.get(client_id, {}))) for client_id in share.clients)
+        return {client_id: memory for client_id, memory in known if memory}
+
+    def variables(self, state: ServerState, share: EvaluationShare) -> Tensors:
+        """What the server would send in the next round besides the model; empty if no client is evaluated."""
+        if not share.clients:
+            return {}
+        seed = seed_for(self.seed, state.round, SERVER, "evaluation/broadcast")
+        with isolated_randomness(seed, self.model.local.device):
+            weight = self.strategy.weight_of_all(self.data.sizes)
+            return self.strategy.broadcast(state, state.round + 1, weight).variables
+
+    @property
+    def _needed(self) -> list[str]:
+        return [*self.strategy.evaluates, *([PERSONAL] if self.model.layout.personal else [])]
+
+    def _reduced(self, memory: Tensors) -> Tensors:
+        return {name: memory[name] for name in self._needed if name in memory}
 
     @property
     def divisible(self) -> bool:
@@ -113,7 +151,12 @@ class Examiner:
         return self.evaluator.divisible(self.model.module)  # type: ignore[arg-type]
 
     def evaluate_share(
-        self, vector: Tensor, round: int, share: EvaluationShare, personal: Mapping[int, Tensors]
+        self,
+        vector: Tensor,
+        round: int,
+        share: EvaluationShare,
+        memory: Mapping[int, Tensors],
+        variables: Tensors | None = None,
     ) -> EvaluationPart:
         """Evaluate a share of what is due after a round.
 
@@ -121,7 +164,11 @@ class Examiner:
             vector: the global model, `[layout.size]`.
             round: the round, which seeds the evaluation.
             share: test batches, clients, and batches of probes.
-            personal: what `personal` returned for the share.
+            memory: what `memory` returned for the share, or the whole memory of its clients.
+            variables: what `variables` returned for it.
+
+        Raises:
+            ClientError: the strategy gives a client no model that can be evaluated, or its finetuning raised.
         """
         self.model.load(vector)
         seed = seed_for(self.seed, round, SERVER, "evaluation")
@@ -137,12 +184,63 @@ class Examiner:
                 probes[probe.name] = self.evaluator.part(
                     self.model, probe.source, probe.indices, batches, seed=own, reuse=True
                 )
-        clients = {}
-        for client_id in share.clients:
-            kept = personal.get(client_id, {}).get(PERSONAL)
-            self.model.load(self.model.local_vector(vector.to(self.model.local.device), kept))
-            clients[client_id] = self.evaluator.client(self.model, self.data, client_id, seed=seed)
+        broadcast = self.broadcast(vector, round, variables or {})
+        clients = {c: self.client(c, broadcast, memory.get(c, {})) for c in share.clients}
         return EvaluationPart(central, clients, probes)
+
+    def broadcast(self, vector: Tensor, round: int, variables: Tensors) -> Broadcast:
+        """What the server would send in the round after `round`, on the model's device."""
+        device = self.model.local.device
+        sent = {name: tensor.to(device) for name, tensor in variables.items()}
+        return Broadcast(round + 1, vector.to(device), 0.0, sent)
+
+    def client(self, client_id: int, broadcast: Broadcast, memory: Tensors, *, train: bool = False) -> Rows:
+        """The metrics of each of a client's models on its held-out (or training) samples.
+
+        Args:
+            client_id: the client.
+            broadcast: what `broadcast` returned.
+            memory: the client's, or what is needed of it.
+            train: evaluate on the training samples.
+
+        Raises:
+            ClientError: the strategy gives it no model that can be evaluated, or its finetuning raised.
+        """
+        try:
+            models = self._models(client_id, broadcast, self._reduced(memory))
+        except Exception as error:
+            message = f"client {client_id}, evaluation: {type(error).__name__}: {error}"
+            raise ClientError(message, client_id=client_id, traceback=traceback.format_exc()) from error
+        seed, rows = seed_for(self.seed, broadcast.round - 1, SERVER, "evaluation"), {}
+        for name, local in models.items():
+            self.model.load(local)
+            rows[name] = self.evaluator.client(self.model, self.data, client_id, train=train, seed=seed)
+        return rows
+
+    def _models(self, client_id: int, broadcast: Broadcast, memory: Tensors) -> dict[str, Tensor]:
+        """A client's models, by name: local vectors."""
+        source, indices = self.data.splits.train, self.data.train_indices(client_id)
+        weight = self.strategy.weight(len(indices))
+        task = ClientTask(broadcast.round, client_id, len(indices), weight, memory)
+        seed = seed_for(self.seed, broadcast.round - 1, client_id, "evaluation/models")
+        with isolated_randomness(seed, self.model.local.device):
+            problem = LocalProblem.of(self.model, source, indices, task, broadcast, seed)
+            models = {"global": self.model.local_vector(broadcast.vector)}
+            own = self.strategy.personal_model(problem)
+            if own is not None and client_id not in self.data.held_out_clients:
+                models["personal"] = self._checked(own)
+            if self.evaluator.finetune_steps:
+                asked = self.strategy.finetuning(replace(problem, steps=self.evaluator.finetune_steps))
+                models["finetuned"] = self.trainer.fit_batch([asked], NoHooks())[0].vector
+        return models
+
+    def _checked(self, own: Tensor) -> Tensor:
+        if own.shape != self.model.local.shape:
+            raise ValueError(
+                f"strategy: {type(self.strategy).__name__}.personal_model gives shape {list(own.shape)}, must be "
+                f"{list(self.model.local.shape)}"
+            )
+        return own.to(self.model.local)
 
     def combine(self, parts: Sequence[EvaluationPart]) -> dict[str, float]:
         """The metrics of a round from the parts of its evaluation, which may come in any order."""
@@ -150,7 +248,18 @@ class Examiner:
         for name in dict.fromkeys(name for part in parts for name in part.probes):
             metrics[name] = self._accuracy(name, [part.probes[name] for part in parts if name in part.probes])
         clients = {client_id: row for part in parts for client_id, row in part.clients.items()}
-        return metrics | summarize_clients([dict(clients[client_id]) for client_id in sorted(clients)])
+        return metrics | self.summary(clients)
+
+    def summary(self, clients: Mapping[int, Rows]) -> dict[str, float]:
+        """Statistics over clients, for each of their models: those that take part, and those that never do."""
+        apart = self.data.held_out_clients
+        those = {"clients": clients.keys() - {*apart}, "held_out_clients": clients.keys() & {*apart}}
+        found: dict[str, float] = {}
+        for prefix, ids in those.items():
+            for model in MODELS:
+                rows = [dict(clients[client_id][model]) for client_id in sorted(ids) if model in clients[client_id]]
+                found |= summarize_clients(rows, f"{prefix}/{model}")
+        return found
 
     def _accuracy(self, name: str, parts: Sequence[Logged]) -> float:
         """The accuracy among what the module logged on a probe.

@@ -49,13 +49,13 @@ class Recipe:
     def data(self) -> FederatedData:
         """The dataset, divided among clients."""
         splits = make(self.config, "dataset")
-        root_samples = self.config.get("root_samples", 0)  # configurations of earlier versions have no such key
         return FederatedData(
             splits,
             self.partition(),
             seed=self.seeds.partition,
             holdout=self.config["holdout"],
-            root_samples=root_samples,
+            root_samples=self.config.get("root_samples", 0),  # configurations of earlier versions have no such keys
+            held_out_clients=self.config.get("held_out_clients", 0),
         )
 
     def partition(self) -> Partition:

@@ -199,7 +199,9 @@ class Worker:
     @property
     def examiner(self) -> Examiner:
         """Evaluates with this worker's model."""
-        return Examiner(self.model, self.data, self.evaluator, self.seed, self.threat.probes)
+        return Examiner(
+            self.model, self.data, self.evaluator, self.seed, self.strategy, self.trainer, self.threat.probes
+        )
 
 
 def client_batches(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:

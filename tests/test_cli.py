@@ -323,10 +323,10 @@ def test_evaluate_a_finished_run(cli: Any) -> None:
     result = json.loads(Path("run/evaluation.json").read_text())
     assert result["central"] == {name: last[name] for name in ("test/loss", "test/accuracy")}
     assert result["samples"] == "held out"
-    accuracies = [row["test/accuracy"] for row in result["per_client"]]
+    accuracies = [row["global/accuracy"] for row in result["per_client"]]
     assert [row["num_samples"] for row in result["per_client"]] == [120, 120, 120]
-    assert result["clients"]["clients/accuracy_mean"] == pytest.approx(sum(accuracies) / 3, abs=1e-12)
-    assert result["clients"]["clients/accuracy_worst10"] == min(accuracies)
+    assert result["clients"]["clients/global/accuracy_mean"] == pytest.approx(sum(accuracies) / 3, abs=1e-12)
+    assert result["clients"]["clients/global/accuracy_worst10"] == min(accuracies)
     assert cli("run=run", "round=1", main=main).code == 0
     first = json.loads(Path("run/evaluation.json").read_text())
     assert first["central"]["test/loss"] == rows(Path("run/metrics.jsonl"))[0]["test/loss"]

@@ -250,13 +250,13 @@ def test_summary_of_eleven_clients() -> None:
         "clients/loss_std": 2 * std,
         "clients/loss_worst10": 1.9,  # (2.0 + 1.8) / 2
     }
-    assert summarize_clients(rows) == pytest.approx(expected)
+    assert summarize_clients(rows, "clients") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("clients", "worst"), [(1, 1), (9, 1), (10, 1), (11, 2), (20, 2), (21, 3)])
 def test_the_worst_tenth_is_rounded_up(clients: int, worst: int) -> None:
     rows = [{"accuracy": float(i), "loss": float(i), "num_samples": 1.0} for i in reversed(range(clients))]
-    summary = summarize_clients(rows)
+    summary = summarize_clients(rows, "clients")
     assert summary["clients/accuracy_worst10"] == (worst - 1) / 2
     assert summary["clients/loss_worst10"] == clients - 1 - (worst - 1) / 2
     assert summary["clients/accuracy_mean"] == summary["clients/accuracy_weighted_mean"] == (clients - 1) / 2
@@ -270,7 +270,7 @@ def test_the_weighted_mean_is_that_of_all_samples_together() -> None:
     everything = np.concatenate([data.holdout_indices(client) for client in range(3)])
     assert [row["num_samples"] for row in rows] == [4.0, 12.0, 20.0]
     together = evaluator.run(model, data.splits.train, everything)
-    summary = summarize_clients(rows)
+    summary = summarize_clients(rows, "clients")
     assert summary["clients/loss_weighted_mean"] == pytest.approx(together["test/loss"], rel=1e-6)
     assert summary["clients/accuracy_weighted_mean"] == pytest.approx(together["test/accuracy"], rel=1e-6)
 
@@ -278,12 +278,12 @@ def test_the_weighted_mean_is_that_of_all_samples_together() -> None:
 def test_metrics_of_other_names_are_kept_apart() -> None:
     """Only `test/` and `val/` are dropped."""
     rows = [{"test/top1/accuracy": 0.25, "test/top5/accuracy": 0.75, "num_samples": 1.0}]
-    means = {name: value for name, value in summarize_clients(rows).items() if name.endswith("_worst10")}
+    means = {name: value for name, value in summarize_clients(rows, "clients").items() if name.endswith("_worst10")}
     assert means == {"clients/top1/accuracy_worst10": 0.25, "clients/top5/accuracy_worst10": 0.75}
 
 
 def test_no_clients_have_no_statistics() -> None:
-    assert summarize_clients([]) == {}
+    assert summarize_clients([], "clients") == {}
 
 
 def test_a_metric_over_all_batches_is_computed_once() -> None:
@@ -315,7 +315,7 @@ def test_batches_go_through_the_modules_transfer_hooks() -> None:
 
 def test_a_metric_that_some_clients_lack_and_errors_by_other_names() -> None:
     rows = [{"num_samples": 1.0, "test/mse": 1.0}, {"num_samples": 3.0, "test/mse": 5.0, "test/auc": 0.5}]
-    summary = summarize_clients(rows)
+    summary = summarize_clients(rows, "clients")
     assert summary["clients/mse_worst10"] == 5.0
     assert summary["clients/mse_weighted_mean"] == 4.0
     assert summary["clients/auc_mean"] == summary["clients/auc_weighted_mean"] == 0.5

@@ -88,5 +88,5 @@ def test_an_evaluation_in_parts_is_that_of_one_worker() -> None:
     shares = [EvaluationShare(range(4, 9), [3, 0]), EvaluationShare(range(0), []), EvaluationShare(range(4), [1, 2])]
     parts = [worker.examiner.evaluate_share(vector, 3, share, {}) for share in shares]
     assert worker.examiner.combine(parts) == whole
-    assert len({row["test/noise"] for part in parts for row in part.clients.values()}) == 4
+    assert len({row["global"]["test/noise"] for part in parts for row in part.clients.values()}) == 4
     assert worker.examiner.evaluate(ServerState(4, vector), rounds=4) != whole

@@ -1,5 +1,6 @@
 """Progress in the terminal: a bar with the time left, a line per round, the result at the end."""
 
+import re
 import sys
 from collections.abc import Sequence
 from math import isfinite
@@ -13,6 +14,8 @@ from rich.text import Text
 from flrl.callbacks.base import Callback, RunInfo
 from flrl.callbacks.optimized import evaluated
 from flrl.types import ClientReport, RoundRecord, ServerState
+
+_OF_CLIENTS = ("clients/", "held_out_clients/")
 
 
 class Progress(Callback):
@@ -82,8 +85,8 @@ class Progress(Callback):
             self._console.print(f"stopped early after round {state.round}")
         if history:
             metrics = history[-1].metrics
-            names = [name for name in _shown_names(history[-1]) if not name.startswith("clients/")]
-            names += [name for name in metrics if name.startswith("clients/a")]
+            names = [name for name in _shown_names(history[-1]) if not name.startswith(_OF_CLIENTS)]
+            names += [name for name in metrics if re.match(r"(held_out_)?clients/\w+/a", name)]
             self._console.print("result  " + "  ".join(_shown(name, metrics[name]) for name in names))
             self._console.print(f"digest  {history[-1].digest}")
         self._console.print(f"folder  {self._run.folder}")
@@ -109,7 +112,7 @@ def round_line(record: RoundRecord, rounds: int, max_clients: int, width: int | 
     if "train/loss" in metrics:
         parts["loss"] = "  " + _shown("train/loss", metrics["train/loss"])
         parts["clients"] = _clients(record, max_clients)
-    names = [name for name in _shown_names(record) if not name.startswith("clients/")]
+    names = [name for name in _shown_names(record) if not name.startswith(_OF_CLIENTS)]
     parts["metrics"] = "".join(f"  {_shown(name, metrics[name])}" for name in names)
     if metrics.get("clients/rejected"):
         rejected = ", ".join(f"client {r.client_id}: {r.rejected}" for r in record.reports if r.rejected)

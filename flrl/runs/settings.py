@@ -108,11 +108,11 @@ def _follows_paths(old: Any, new: Any, earlier: Mapping[str, Any], config: Mappi
 
 
 def _with_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with all seeds, root samples and an adversary; earlier versions had one seed, and neither."""
+    """The configuration with all seeds, and what earlier versions lacked: they had one seed and nobody malicious."""
     seeds = Seeds.of(config)
     partition = {**config["partition"], "seed": seeds.partition}
     given = {"model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition}
-    return {"root_samples": 0, **config, **given, "adversary": config.get("adversary") or NOBODY}
+    return {"root_samples": 0, "held_out_clients": 0, **config, **given, "adversary": config.get("adversary") or NOBODY}
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

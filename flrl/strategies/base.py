@@ -52,6 +52,8 @@ class Strategy(ABC):
 
     observes: Sequence[str] = ()
     """Names of the module's layers whose outputs `adjust_loss` needs."""
+    evaluates: Sequence[str] = ()
+    """Names in client memory that `personal_model` and `finetuning` need, besides the personal part."""
 
     def __init__(
         self,
@@ -184,6 +186,30 @@ class Strategy(ABC):
         """
         trained = yield problem
         return trained.update(problem)
+
+    # The client's models that are evaluated beside the global one.
+
+    def personal_model(self, problem: LocalProblem) -> Tensor | None:
+        """The client's own model, a local vector `[layout.local_size]`, or None if it has none.
+
+        It is evaluated on the client's held-out samples as `clients/personal/...`. By default it is the global model
+        with the client's personal part, where there are personal parameters.
+
+        Args:
+            problem: the client's, after a round: `start` is the global model with the personal part, `broadcast` what
+                the server would send next; of the client's memory there is what `evaluates` names.
+        """
+        return problem.start if problem.model.layout.personal else None
+
+    def finetuning(self, problem: LocalProblem) -> LocalProblem:
+        """What is trained for `clients/finetuned/...`: all parameters, from the personal, else the global model.
+
+        Args:
+            problem: as for `personal_model`, with `evaluation.finetune_steps` as `steps`. It is trained with the
+                trainer's settings and the module's own loss, without `adjust_loss` and `adjust_gradient`.
+        """
+        own = self.personal_model(problem)
+        return problem if own is None else replace(problem, start=own)
 
     @property
     def adjusts_loss(self) -> bool:

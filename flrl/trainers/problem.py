@@ -204,3 +204,17 @@ class ClientHooks(Protocol):
 
     def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
         """Change the gradient in place, elementwise; shapes `[d]`, or `[clients, d]` for a client batch."""
+
+
+class NoHooks:
+    """Hooks of a training with the module's own loss and gradient."""
+
+    observes: Any = ()
+    adjusts_loss = adjusts_gradient = False
+
+    def adjust_loss(self, loss: Tensor, step: Any) -> Tensor:
+        """The module's own loss."""
+        return loss
+
+    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
+        """Change nothing."""

@@ -69,11 +69,11 @@ def test_a_client_is_evaluated_with_its_own_part() -> None:
     state = ServerState(1, state.vector, memory=state.memory.updated(biases))
     share = worker.examiner.due(1, 1)
     assert share is not None
-    rows = worker.examiner.evaluate_share(state.vector, 1, share, worker.examiner.personal(state, share)).clients
+    rows = worker.examiner.evaluate_share(state.vector, 1, share, worker.examiner.memory(state, share)).clients
     targets = data.splits.train.targets  # type: ignore[attr-defined]
     for client, label in classes.items():
         held = targets[torch.from_numpy(data.holdout_indices(client))]
-        assert rows[client]["test/accuracy"] == pytest.approx(float((held == label).float().mean()))
+        assert rows[client]["personal"]["test/accuracy"] == pytest.approx(float((held == label).float().mean()))
     assert rows[0] != rows[1]
 
 
@@ -89,7 +89,7 @@ def test_a_finished_run_is_evaluated_with_what_its_clients_keep(cli: Any) -> Non
     trained = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     done = cli("run=run", "clients=true", main=evaluate)
     assert done.code == 0, done.err
-    assert trained["clients/accuracy_mean"] > trained["test/accuracy"] + 0.05
+    assert trained["clients/personal/accuracy_mean"] > trained["test/accuracy"] + 0.05
     found = json.loads(Path("run/evaluation.json").read_text())["clients"]
     assert found == {name: trained[name] for name in found}
     assert len(found) > 3

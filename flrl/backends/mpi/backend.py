@@ -94,8 +94,9 @@ class MpiBackend(PoolBackend):
             return data
         if self.dedicated_server:
             schedule = longest_first if self.schedule == "longest_first" else _at_random
-            self._owners = schedule(data.sizes.tolist(), self._world.comm.size - 1)
-            self._home = np.empty(data.num_clients, np.int64)
+            sizes = [*data.sizes.tolist(), *(len(data.train_indices(client)) for client in data.held_out_clients)]
+            self._owners = schedule(sizes, self._world.comm.size - 1)
+            self._home = np.empty(len(sizes), np.int64)
             for rank, clients in enumerate(self._owners, 1):
                 self._home[clients] = rank
             return data.only((), test=True)

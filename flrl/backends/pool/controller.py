@@ -16,7 +16,7 @@ from flrl.aggregation import Reducer
 from flrl.backends.base import Received, WorkerRecipe
 from flrl.backends.pool.home import MemoryElsewhere
 from flrl.backends.pool.job import LOOK_EVERY_S, Hub, Job
-from flrl.backends.pool.messages import VECTOR, Evaluate, Restore, Train, by_name, of_broadcast
+from flrl.backends.pool.messages import VECTOR, Evaluate, Restore, Train, by_name, of_broadcast, prefixed
 from flrl.backends.pool.schedule import at_random, contiguous, longest_first
 from flrl.backends.pool.shared_memory import SharedObject
 from flrl.backends.pool.watch import watching
@@ -222,12 +222,13 @@ class PoolBackend(ABC):
         shares = self.divide(due)
         job = self._new_job(f"evaluation after round {state.round}", self.timeout_s)
         messages = {index: Evaluate(state.round, shares[index]) for index in self._hub_now.others}
-        personal = {index: by_name(examiner.personal(state, shares[index])) for index in messages}
-        job.dispatch(messages, {VECTOR: state.vector}, personal)
+        memory = {index: by_name(examiner.memory(state, shares[index])) for index in messages}
+        sent = examiner.variables(state, due)
+        job.dispatch(messages, {VECTOR: state.vector, **prefixed("variables", sent)}, memory)
         for own in set(shares) - set(messages):
             with watching(job.look, every_s=LOOK_EVERY_S):
-                kept = examiner.personal(state, shares[own])
-                job.parts.append(examiner.evaluate_share(state.vector, state.round, shares[own], kept))
+                kept = examiner.memory(state, shares[own])
+                job.parts.append(examiner.evaluate_share(state.vector, state.round, shares[own], kept, sent))
         job.finish()
         return examiner.combine(job.parts)
 

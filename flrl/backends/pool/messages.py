@@ -76,7 +76,7 @@ class Train:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Evaluate a share of what is due after a round. Sent with it: the vector to all, clients' personal parts to each.
+    """Evaluate a share of what is due after a round. Sent with it: what is broadcast to all, clients' memory to each.
 
     Attributes:
         round: the round that has ended.

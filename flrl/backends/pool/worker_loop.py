@@ -93,8 +93,9 @@ def _serve_one(link: Link, worker: Worker, collector: WarningCollector, home: Ho
             link.send(Restored(), {})
         elif isinstance(message, Evaluate):
             with terminable():
-                personal = by_client(own) if home is None else home.after(message.round)
-                part = worker.examiner.evaluate_share(common[VECTOR], message.round, message.share, personal)
+                memory = by_client(own) if home is None else home.after(message.round)
+                sent = with_prefix("variables", common)
+                part = worker.examiner.evaluate_share(common[VECTOR], message.round, message.share, memory, sent)
             link.send(Evaluated(part, collector.take()), {})
         else:
             raise TypeError(f"no worker knows what to do with {type(message).__name__}")
