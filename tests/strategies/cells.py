@@ -1,4 +1,4 @@
-"""Every strategy of conf/strategy/ under every engine on one backend: `python -m tests.strategies.cells BACKEND FOLDER`.
+"""Every strategy under every engine on one backend: `python -m tests.strategies.cells BACKEND FOLDER`.
 
 Each cell is a run of a tiny federation, made from its configuration as `flrl-train` makes it. FOLDER has a folder a
 cell for runs that `serial` begins and kills in the middle of a round, and that every backend resumes from a copy.
@@ -141,11 +141,11 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.comm, name)
 
-    def Bcast(self, buffer: Any) -> Any:  # noqa: N802
+    def Bcast(self, buffer: Any) -> Any:
         self.broadcast += buffer.nbytes
         return self.comm.Bcast(buffer)
 
-    def Reduce(self, place: Any, buffer: Any) -> Any:  # noqa: N802
+    def Reduce(self, place: Any, buffer: Any) -> Any:
         self.reduced += buffer.nbytes
         return self.comm.Reduce(place, buffer)
 
