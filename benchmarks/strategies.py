@@ -5,9 +5,9 @@
 
 Job C of `benchmarks.run`: the 2NN, 1,000 clients of 60 images of MNIST, 100 a round, batches of 10, one thread. A
 strategy and FedAvg take turns, a few rounds each, and every other repetition begins with the other one; a repetition's
-ratio is that of their medians over rounds, and the median of the repetitions' ratios is what counts: it hardly depends
-on what else the machine does. Seconds are of processor time, wall time beside it. Peers run in processes of their own
-and tell wall time; theirs is compared with flrl's wall time, both measured right after one another.
+ratio is that of their medians over rounds, and the median of the repetitions' ratios is what counts. Seconds and ratios
+are of processor time, on all sides, so that they hardly depend on what else the machine does; wall time beside it. A
+peer runs in a process of its own, right before flrl runs once more.
 
 `--peers` takes environments that `python -m benchmarks.peers.run` has made. A strategy that refuses the job, and a
 peer that fails or does not have the algorithm, is named in the table, and the others go on. The report is written after
@@ -102,9 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     torch.set_num_threads(1)
     date = f"{datetime.now(UTC):%Y-%m-%d}"
-    print(
-        f"{date}, {processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}, one thread; {options.rounds} rounds"
-    )
+    machine = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}, one thread"
+    print(f"{date}, {machine}; {options.rounds} rounds, {options.repetitions} repetitions")
     peers = "".join(f" {peer} / flrl |" for peer in options.peers)
     print(f"| strategy | s a round | (wall) | / FedAvg | min to max | accuracy |{peers}")
     print("|---|---:|---:|---:|---:|---:|" + "---:|" * len(options.peers))
@@ -152,7 +151,7 @@ def row_of(name: str, reference: Side, options: Namespace) -> dict[str, Any]:
                 if "error" in found:
                     peers[peer] = found["error"][-300:]
                 else:
-                    ratios.append(statistics.median(found["seconds"]) / side()[1])
+                    ratios.append(statistics.median(found["processor_seconds"]) / side()[0])
     ratios = [mine[0] / other[0] for mine, other in zip(own, beside, strict=True)]
     seconds, wall, accuracy = (statistics.median(column) for column in zip(*own, strict=True))
     found = {p: statistics.median(r) if isinstance(r, list) else f"failed: {r}" for p, r in peers.items()}

@@ -70,7 +70,7 @@ def section() -> str:
     lines = [
         TITLE,
         "",
-        "Without docstrings, comments and blank lines, imports included; `python -m tests.strategies.lines` writes this table.",
+        "Without docstrings, comments and blank lines; `python -m tests.strategies.lines` writes this table.",
         "",
         "| strategy | file | lines | lines of its yaml |",
         "|---|---|---:|---:|",
