@@ -6,6 +6,7 @@ Only torch, numpy and the standard library: this file is imported in every peer'
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 SEED = 0
+MU = 0.01
+"""Of proximal terms: FedProx's mu, Ditto's lambda."""
 MEAN, STD = 0.1307, 0.3081
 TEST_BATCH_SIZE = 1000
 Samples = tuple[Tensor, Tensor]
@@ -58,6 +61,7 @@ class Arguments:
         name: of the job.
         job: with the number of rounds asked for.
         workers: processes that train clients.
+        strategy: the algorithm, by flrl's name.
         data: folder with MNIST's idx files, or with `MNIST/raw` in it.
         output: the JSON file to write.
     """
@@ -65,6 +69,7 @@ class Arguments:
     name: str
     job: Job
     workers: int
+    strategy: str
     data: Path
     output: Path
 
@@ -83,32 +88,36 @@ class Data:
 
 
 class Clock:
-    """The seconds of each round: `start` before the first, `lap` after every one's evaluation."""
+    """The seconds of each round, of wall and of this process's time: `start` before the first, `lap` after each."""
 
     def __init__(self) -> None:
         self.laps: list[float] = []
-        self.last = 0.0
+        self.processor: list[float] = []
+        self.last = (0.0, 0.0)
 
     def start(self) -> None:
         """Begin the first round."""
-        self.last = time.perf_counter()
+        self.last = time.perf_counter(), time.process_time()
 
     def lap(self) -> None:
         """End a round and begin the next."""
-        now = time.perf_counter()
-        self.laps.append(now - self.last)
+        now = time.perf_counter(), time.process_time()
+        self.laps.append(now[0] - self.last[0])
+        self.processor.append(now[1] - self.last[1])
         self.last = now
 
 
-def parse_arguments(*, max_workers: int = 1) -> Arguments:
+def parse_arguments(*, max_workers: int = 1, strategies: Sequence[str] = ("fedavg",)) -> Arguments:
     """The arguments every peer takes; one thread per process is set here too.
 
     Args:
         max_workers: how many processes the peer can use, as it is run here.
+        strategies: the algorithms that the peer's script can run.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--job", choices=JOBS, required=True)
     parser.add_argument("--workers", type=int, default=1, help="processes that train clients")
+    parser.add_argument("--strategy", choices=strategies, default="fedavg")
     parser.add_argument("--rounds", type=int, help="as the job has it by default")
     parser.add_argument("--data", type=Path, required=True, help="folder with MNIST's idx files")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
@@ -121,7 +130,7 @@ def parse_arguments(*, max_workers: int = 1) -> Arguments:
     if job.rounds < 1:
         parser.error(f"--rounds={job.rounds}: must be at least 1")
     torch.set_num_threads(1)
-    return Arguments(found.job, job, found.workers, found.data.resolve(), found.output.resolve())
+    return Arguments(found.job, job, found.workers, found.strategy, found.data.resolve(), found.output.resolve())
 
 
 def load(folder: Path, job: Job) -> Data:
@@ -200,18 +209,21 @@ def accuracy(model: nn.Module, test: Samples) -> float:
     return right / len(test[1])
 
 
-def write(arguments: Arguments, framework: str, package: str, seconds: list[float], accuracy: float) -> None:
+def write(arguments: Arguments, framework: str, package: str, clock: Clock | list[float], accuracy: float) -> None:
     """Write what was measured; a peer that trained another number of rounds than asked for is an error."""
+    seconds, processor = (clock.laps, clock.processor) if isinstance(clock, Clock) else (clock, [])
     if len(seconds) != arguments.job.rounds:
         raise RuntimeError(f"{framework} trained {len(seconds)} rounds instead of {arguments.job.rounds}")
     report = {
         "framework": framework,
         "version": version(package),
         "job": arguments.name,
+        "strategy": arguments.strategy,
         "settings": asdict(arguments.job),
         "workers": arguments.workers,
         "threads": torch.get_num_threads(),
         "seconds": seconds,
+        "processor_seconds": processor,
         "accuracy": accuracy,
         "torch": torch.__version__,
     }

@@ -33,11 +33,12 @@ PEERS = {"pfl": 2, "flsim": 2, "fluke": 1, "fedlab": 1, "aijack": 1, "flower": 2
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training: a peer, a job, a number of workers."""
+    """One training: a peer, a job, a number of workers, an algorithm."""
 
     peer: str
     job: str
     workers: int
+    strategy: str = "fedavg"
 
 
 def main() -> None:
@@ -127,6 +128,8 @@ def measured(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
             run.job,
             "--workers",
             str(run.workers),
+            "--strategy",
+            run.strategy,
             "--data",
             arguments.data.resolve(),
             "--output",

@@ -1,7 +1,7 @@
-"""pfl-research: `FederatedAveraging` on its `SimulatedBackend`.
+"""pfl-research: `FederatedAveraging`, `FedProx` and `SCAFFOLD` on its `SimulatedBackend`.
 
 Users' datasets are made once and kept, so that pfl keeps their batches; users come in turn (its "minimize_reuse"). Its
-own central evaluation runs after every round; without the change in `Averaging`, pfl would also evaluate every user
+own central evaluation runs after every round; without the change in `Algorithm`, pfl would also evaluate every user
 before and after training in the first round. With two workers, two processes reduce through gloo, as pfl's
 documentation has it.
 """
@@ -13,19 +13,19 @@ import sys
 from dataclasses import replace
 
 import torch
-from common import SEED, TEST_BATCH_SIZE, Arguments, Clock, initial_model, load, parse_arguments, write
+from common import MU, SEED, TEST_BATCH_SIZE, Arguments, Clock, initial_model, load, parse_arguments, write
 from torch import nn
 
 ADDRESSES, RANK = "PFL_WORKER_ADDRESSES", "PFL_WORKER_RANK"
 
 
 def main() -> None:
-    arguments = parse_arguments(max_workers=2)
+    arguments = parse_arguments(max_workers=2, strategies=("fedavg", "fedprox", "scaffold"))
     if arguments.workers > 1 and RANK not in os.environ:
         sys.exit(start_workers(arguments.workers))
-    seconds, accuracy = train(arguments)
+    clock, accuracy = train(arguments)
     if os.environ.get(RANK, "0") == "0":
-        write(arguments, "pfl-research", "pfl", seconds, accuracy)
+        write(arguments, "pfl-research", "pfl", clock, accuracy)
 
 
 def start_workers(workers: int) -> int:
@@ -44,16 +44,19 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def train(arguments: Arguments) -> tuple[list[float], float]:
-    """All rounds: the seconds of each and the last one's test accuracy."""
+def train(arguments: Arguments) -> tuple[Clock, float]:
+    """All rounds: the clock with the seconds of each, and the last one's test accuracy."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.aggregate.weighting import WeightByDatapoints
     from pfl.algorithm.base import NNAlgorithmParams
     from pfl.algorithm.federated_averaging import FederatedAveraging
+    from pfl.algorithm.fedprox import FedProx, FedProxParams
+    from pfl.algorithm.scaffold import SCAFFOLD, SCAFFOLDParams
     from pfl.callback.central_evaluation import CentralEvaluationCallback
     from pfl.data.federated_dataset import FederatedDataset
     from pfl.data.pytorch import PyTorchTensorDataset
     from pfl.data.sampling import get_user_sampler
+    from pfl.data.user_state import InMemoryUserStateStorage
     from pfl.hyperparam.base import NNEvalHyperParams, NNTrainHyperParams
     from pfl.metrics import Metrics, Weighted
     from pfl.model.pytorch import PyTorchModel
@@ -73,8 +76,10 @@ def train(arguments: Arguments) -> tuple[list[float], float]:
             right = (self.layers(images).argmax(1) == labels).sum().item()
             return {"accuracy": Weighted(right, len(labels))}
 
-    class Averaging(FederatedAveraging):
-        """Federated averaging without an evaluation on the users' data."""
+    kinds = {"fedavg": FederatedAveraging, "fedprox": FedProx, "scaffold": SCAFFOLD}
+
+    class Algorithm(kinds[arguments.strategy]):
+        """The algorithm without an evaluation on the users' data."""
 
         def get_next_central_contexts(self, *args, **kwargs):
             contexts, model, metrics = super().get_next_central_contexts(*args, **kwargs)
@@ -102,14 +107,23 @@ def train(arguments: Arguments) -> tuple[list[float], float]:
     federation = FederatedDataset(users.__getitem__, sampler)
     torch.manual_seed(SEED)
     net = Net()
-    Averaging().run(
-        algorithm_params=NNAlgorithmParams(
+    make_params, options = NNAlgorithmParams, {}
+    if arguments.strategy == "fedprox":
+        make_params, options = FedProxParams, {"mu": MU}
+    if arguments.strategy == "scaffold":
+        make_params = SCAFFOLDParams
+        options = {"population": job.clients, "use_gradient_as_control_variate": False}
+        options["user_state_storage"] = InMemoryUserStateStorage()
+    weighting = [] if arguments.strategy == "scaffold" else [WeightByDatapoints()]  # SCAFFOLD's statistics have none
+    Algorithm().run(
+        algorithm_params=make_params(
             central_num_iterations=job.rounds,
             evaluation_frequency=job.rounds,
             train_cohort_size=job.cohort,
             val_cohort_size=None,
+            **options,
         ),
-        backend=SimulatedBackend(training_data=federation, val_data=federation, postprocessors=[WeightByDatapoints()]),
+        backend=SimulatedBackend(training_data=federation, val_data=federation, postprocessors=weighting),
         model=PyTorchModel(net, torch.optim.SGD, torch.optim.SGD(net.parameters(), lr=1.0)),
         model_train_params=NNTrainHyperParams(
             local_num_epochs=job.epochs, local_learning_rate=job.lr, local_batch_size=job.batch_size
@@ -122,7 +136,7 @@ def train(arguments: Arguments) -> tuple[list[float], float]:
         ],
         send_metrics_to_platform=False,
     )
-    return clock.laps, accuracies[-1]
+    return clock, accuracies[-1]
 
 
 if __name__ == "__main__":
