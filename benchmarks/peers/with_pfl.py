@@ -102,7 +102,7 @@ def train(arguments: Arguments) -> tuple[Clock, float]:
 
     job, clock, accuracies = arguments.job, Clock(), []
     data = load(arguments.data, job)
-    users = [PyTorchTensorDataset(samples) for samples in data.clients]
+    users = [PyTorchTensorDataset(samples, user_id=str(index)) for index, samples in enumerate(data.clients)]
     sampler = get_user_sampler("minimize_reuse", range(job.clients))
     federation = FederatedDataset(users.__getitem__, sampler)
     torch.manual_seed(SEED)
