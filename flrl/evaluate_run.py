@@ -41,7 +41,13 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     config = saved_config(folder, cfg.data_dir)
     recipe = Recipe(config)
     strategy = recipe.strategy()
-    model = prepare(recipe.module(), threads=cfg.threads, device=cfg.device, personal=strategy.personal)
+    model = prepare(
+        recipe.module(),
+        threads=cfg.threads,
+        device=cfg.device,
+        personal=strategy.personal,
+        batchnorm=strategy.batchnorm,
+    )
     check_files(folder, model.layout)
     data = recipe.data()
     check_partition(folder, data)

@@ -16,11 +16,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 
 from flrl.kernels import VectorStats, vector_stats
 
 Kind = Literal["trainable", "buffer"]
+BATCHNORM = "<BatchNorm>"
+"""Among the patterns of personal parameters: the parameters and statistics of all BatchNorm layers of the module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +62,32 @@ def tensors_of(module: nn.Module, personal: Sequence[str] = ()) -> list[tuple[st
         ValueError: a pattern matches nothing, or a parameter is not initialised.
     """
     found = list(_sendable(module))
-    kept = [any(fnmatchcase(name, pattern) for pattern in personal) for name, _, _ in found]
-    unused = [pattern for pattern in personal if not any(fnmatchcase(name, pattern) for name, _, _ in found)]
-    if unused:
-        names = ", ".join(name for name, _, _ in found[:8])
-        raise ValueError(f"strategy.personal={list(personal)}: {unused[0]!r} names nothing of the model ({names}, ...)")
-    ordered = [item for item, own in zip(found, kept, strict=True) if not own]
-    return ordered + [item for item, own in zip(found, kept, strict=True) if own]
+    own = _own(module, [name for name, _, _ in found], personal)
+    return [item for item in found if item[0] not in own] + [item for item in found if item[0] in own]
+
+
+def batchnorm_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """The BatchNorm layers of a module, by name."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
+
+
+def _own(module: nn.Module, names: Sequence[str], personal: Sequence[str]) -> set[str]:
+    """The names that any of the patterns of personal parameters matches."""
+    own: set[str] = set()
+    for pattern in personal:
+        if pattern == BATCHNORM:
+            layers = batchnorm_layers(module)
+            matched = {name for name in names if name.rpartition(".")[0] in layers}
+            if not matched:
+                raise ValueError(f"strategy.batchnorm=personal: {type(module).__name__} has no BatchNorm layer")
+        else:
+            matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            some = ", ".join(names[:8])
+            given = [pattern for pattern in personal if pattern != BATCHNORM]
+            raise ValueError(f"strategy.personal={given}: {pattern!r} names nothing of the model ({some}, ...)")
+        own |= matched
+    return own
 
 
 def _sendable(module: nn.Module) -> Iterator[tuple[str, Kind, Tensor]]:
@@ -115,7 +137,7 @@ class ParameterLayout:
             entries.append(Entry(name, kind, start, tuple(tensor.shape), dtype))
             start += tensor.numel()
             dtypes.append(tensor.dtype)
-        own = {entry.name for entry in entries if any(fnmatchcase(entry.name, pattern) for pattern in personal)}
+        own = _own(module, [entry.name for entry in entries], personal)
         self.entries = tuple(entry for entry in entries if entry.name not in own)
         self.personal = tuple(entry for entry in entries if entry.name in own)
         self.local_size = start

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from flrl.bound_model import BoundModel
+from flrl.layout import batchnorm_layers
 
 
 def check_settings(threads: int, device: str, key: str = "backend.device") -> None:
@@ -26,7 +27,9 @@ def _check_device(key: str, device: str) -> None:
         raise ValueError(f"{key}={device}: torch finds no CUDA device here")
 
 
-def prepare(model: Any, *, threads: int, device: str, personal: Sequence[str] = ()) -> BoundModel:
+def prepare(
+    model: Any, *, threads: int, device: str, personal: Sequence[str] = (), batchnorm: str = "average"
+) -> BoundModel:
     """Set this process's threads, move a LightningModule to its device and bind it to a vector.
 
     Args:
@@ -34,6 +37,7 @@ def prepare(model: Any, *, threads: int, device: str, personal: Sequence[str] = 
         threads: intra-op threads; the bits of a run depend on their number.
         device: "cpu", "cuda", "cuda:1", ...
         personal: patterns of the names of parameters and buffers that stay with their client.
+        batchnorm: `Strategy.batchnorm`; "frozen" sets BatchNorm layers to evaluation mode, for good.
 
     Raises:
         ValueError: a setting is invalid, or as for `BoundModel`.
@@ -43,6 +47,9 @@ def prepare(model: Any, *, threads: int, device: str, personal: Sequence[str] = 
     _check_device("device", device)
     torch.set_num_threads(threads)
     _keep_freed_memory()
+    if batchnorm == "frozen":
+        for layer in batchnorm_layers(model).values():
+            layer.eval()
     return BoundModel(model.to(device), personal)
 
 

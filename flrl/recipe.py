@@ -101,7 +101,9 @@ class Recipe:
         """
         trainer, strategy, evaluator = make(self.config, "trainer"), self.strategy(), make(self.config, "evaluation")
         adversary = self.adversary()
-        model = prepare(self.module(), threads=threads, device=device, personal=strategy.personal)
+        model = prepare(
+            self.module(), threads=threads, device=device, personal=strategy.personal, batchnorm=strategy.batchnorm
+        )
         if not model.layout.num_trainable:
             raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters that are sent")
         numbers = {"num_holding_out": len(data.holding_out()), "num_root_samples": data.num_root_samples}

@@ -15,6 +15,8 @@ import torch
 
 SERVER = -1
 """The client id of choices that belong to no client: the cohort, the partition, the initial model."""
+EVERYBODY = -2
+"""The client id of all clients that take part, as one that has the training samples of all of them."""
 
 
 def seed_for(run_seed: int, round: int, client_id: int, purpose: str) -> int:

@@ -160,7 +160,7 @@ OTHER_VALUES = {
     "trainer/traced.yaml": {"fuse: false": "fuse: true", "compile: false": "compile: true"},
     "dataset/mnist.yaml": {"0.1307": "0.5", "0.3081": "0.5"},
     "model/optimizer/sgd.yaml": {"lr: 0.1": "lr: 0.5", "momentum: 0.0": "momentum: 0.9", "decay: 0.0": "decay: 0.1"},
-    "strategy/fedavg.yaml": {"rounds: 10": "rounds: 99", "min_clients: 1": "min_clients: 2"},
+    "strategy/fedavg.yaml": {"rounds: 10": "rounds: 99", "min_clients: 1": "min_clients: 2", "average #": "frozen #"},
     "strategy/sampler/uniform.yaml": {"num: null": "num: 1", "fraction: null": "fraction: 0.5"},
     "evaluation/default.yaml": {"every: 1": "every: 3"},
 }  # fmt: skip

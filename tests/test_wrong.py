@@ -61,9 +61,9 @@ TRAIN = {
     "+strategy=fedprox": "strategy has a choice already: write strategy=fedprox, without +",
     "strategy@foo=fedavg": "Could not override 'strategy@foo'. Did you mean to override strategy?",
     "strategy=fedavgg": (
-        "In 'train': Could not find 'strategy/fedavgg'; Available options in 'strategy': fedadagrad; "
-        "fedadam; fedavg; fedavgm; fedbn; feddc; feddyn; fedexp; fedlin; fednova; fedper; fedprox; fedsgd; fedyogi; "
-        "scaffold; did you mean 'fedavg'?"
+        "In 'train': Could not find 'strategy/fedavgg'; Available options in 'strategy': centralized; ditto; "
+        "fedadagrad; fedadam; fedavg; fedavgm; fedbabu; fedbn; feddc; feddyn; fedexp; fedlin; fednova; fedper; "
+        "fedprox; fedrep; fedsgd; fedyogi; lgfedavg; local; scaffold; did you mean 'fedavg'?"
     ),
     "model=softmax": (
         "In 'train': Could not find 'model/softmax'; Available options in 'model': dlg_lenet; mcmahan_cnn; "

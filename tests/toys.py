@@ -149,7 +149,7 @@ def make_worker(
         torch.manual_seed(seed)
         module = Linear()
     trainer = EagerTrainer(batch_size=8) if trainer is None else trainer
-    model = prepare(module, threads=1, device=device, personal=strategy.personal)
+    model = prepare(module, threads=1, device=device, personal=strategy.personal, batchnorm=strategy.batchnorm)
     if model.local.device.type != "cpu":
         source.move_to(model.local.device)
     trainer.check(Setup.of(module, strategy, trainer, data.sizes, num_root_samples=root_samples))

@@ -9,6 +9,7 @@ from torch import Tensor
 from flrl.clients.cache import Cache, Entry
 from flrl.clients.folder import SegmentFolder
 from flrl.clients.index import ClientIndex
+from flrl.seeding import EVERYBODY
 
 FOLDER = "clients"
 """The folder of segments in a run's folder."""
@@ -95,7 +96,7 @@ class ClientMemory(VersionedMemory):
         """
         entries = dict(self.entries)
         for client_id, tensors in changes.items():
-            if client_id < 0:
+            if client_id < 0 and client_id != EVERYBODY:
                 raise ValueError(f"client {client_id}: must be at least 0")
             if tensors:
                 entries[int(client_id)] = self._cache.entry(int(client_id), tensors)

@@ -10,7 +10,7 @@ import numpy as np
 
 from flrl.data.grouping import by_owner, spans
 from flrl.data.sources import Splits
-from flrl.seeding import SERVER, generator_for
+from flrl.seeding import EVERYBODY, SERVER, generator_for
 
 Partition = Callable[[int, np.ndarray | None, np.random.Generator], np.ndarray]
 
@@ -100,13 +100,17 @@ class FederatedData:
         self.hash = partition_hash(ends=self._ends, sizes=self._kept, indices=self._indices)
 
     def train_indices(self, client_id: int) -> np.ndarray:
-        """The client's training samples, or the server's: indices into `splits.train`, int64 `[n]`."""
+        """The client's training samples, the server's, or everybody's: indices into `splits.train`, int64 `[n]`."""
         if client_id == SERVER:
             return self._placed(SERVER)
+        if client_id == EVERYBODY:
+            return np.concatenate([self.train_indices(client) for client in range(self.num_clients)])
         return self._placed(client_id)[: self._kept[client_id]]
 
     def dataset_indices(self, client_id: int) -> np.ndarray:
         """`train_indices` as indices into the training samples of the whole dataset, of which a part may be held."""
+        if client_id == EVERYBODY:
+            return np.concatenate([self.dataset_indices(client) for client in range(self.num_clients)])
         return self._owned(client_id)[: self._kept[client_id]]
 
     def holdout_indices(self, client_id: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from flrl.adversaries import Threat
 from flrl.aggregation import Aggregator, Mean
 from flrl.callbacks.base import Callbacks
-from flrl.layout import ParameterLayout
+from flrl.layout import BATCHNORM, ParameterLayout, batchnorm_layers
 from flrl.lightning.local_step import LocalStep, layer_of
 from flrl.rounds import Rounds
 from flrl.sampling import Sampler
@@ -44,6 +44,9 @@ class Strategy(ABC):
         aggregator: the rule that aggregates updates; the exact weighted mean by default.
         transforms: applied to updates between clients and server, by name, in order.
         personal: patterns of the names of parameters and buffers that stay with their client.
+        batchnorm: "average": parameters and statistics of BatchNorm layers are averaged as all others are; "personal":
+            they stay with their client; "frozen": the statistics stay what they are in the initial model, and layers
+            normalise by them while they train, too.
         min_clients: smallest number of accepted updates that a round with a cohort is aggregated from.
 
     Raises:
@@ -63,6 +66,7 @@ class Strategy(ABC):
         aggregator: Aggregator | None = None,
         transforms: Mapping[str, Transform] | None = None,
         personal: Sequence[str] = (),
+        batchnorm: Literal["average", "personal", "frozen"] = "average",
         min_clients: int = 1,
     ) -> None:
         if rounds < 1:
@@ -75,7 +79,10 @@ class Strategy(ABC):
         self.sampler = sampler
         self.aggregator = Mean() if aggregator is None else aggregator
         self.transforms = checked(transforms)
-        self.personal = tuple(personal)
+        if batchnorm not in ("average", "personal", "frozen"):
+            raise ValueError(f"strategy.batchnorm={batchnorm!r}: must be 'average', 'personal' or 'frozen'")
+        self.personal = (*personal, *([BATCHNORM] if batchnorm == "personal" else []))
+        self.batchnorm = batchnorm
         self.min_clients = min_clients
 
     def check(self, setup: Setup) -> None:
@@ -85,6 +92,8 @@ class Strategy(ABC):
             raise ValueError(f"strategy.min_clients={self.min_clients}: only {most} clients take part in a round")
         for name in self.observes:
             layer_of(setup.module, name)
+        if self.batchnorm == "frozen" and not batchnorm_layers(setup.module):
+            raise ValueError(f"strategy.batchnorm=frozen: {type(setup.module).__name__} has no BatchNorm layer")
 
     def fit(
         self,
