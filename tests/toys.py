@@ -15,6 +15,7 @@ from flrl.callbacks import Callback, Callbacks
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.evaluation import Evaluator
 from flrl.process_setup import prepare
+from flrl.rounds import initial_state
 from flrl.sampling import AllClients
 from flrl.setup import Setup
 from flrl.strategies import FedAvg, Strategy
@@ -32,7 +33,7 @@ class Linear(pl.LightningModule):
         self.lr, self.sgd = lr, sgd
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return nn.functional.cross_entropy(self.net(batch[0].to(self.net.weight.dtype)), batch[1])
+        return nn.functional.cross_entropy(self.net(batch[0].to(next(self.net.parameters()).dtype)), batch[1])
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.log("test/loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
@@ -199,7 +200,8 @@ def fit(
     backend = SerialBackend(device=worker.model.local.device.type)
     backend.start(worker)
     layout = worker.model.layout
-    state = worker.strategy.initialize(worker.model.vector.cpu().clone(), layout) if state is None else state
+    if state is None:
+        state = initial_state(worker.strategy, worker.model.vector.cpu().clone(), layout, worker.seed)
     return worker.strategy.fit(
         state,
         backend=backend,

@@ -6,6 +6,7 @@ from flrl.aggregation.before import ARC, NNM, Bucketing, Clip
 from flrl.aggregation.bulyan import Bulyan
 from flrl.aggregation.centered_clipping import CenteredClipping
 from flrl.aggregation.dnc import DnC
+from flrl.aggregation.every_update import EveryUpdate
 from flrl.aggregation.exact_sum import ExactSum
 from flrl.aggregation.flame import FLAME
 from flrl.aggregation.fltrust import FLTrust
@@ -35,6 +36,7 @@ __all__ = [
     "Clip",
     "Combined",
     "DnC",
+    "EveryUpdate",
     "ExactSum",
     "FLTrust",
     "FoolsGold",

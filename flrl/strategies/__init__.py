@@ -1,8 +1,12 @@
 """Federated algorithms: one class each, with the server's part and the client's part. A new one is a file here."""
 
+from flrl.strategies.apfl import APFL
 from flrl.strategies.base import Strategy
 from flrl.strategies.centralized import Centralized
+from flrl.strategies.cfl import CFL
 from flrl.strategies.ditto import Ditto
+from flrl.strategies.fedala import FedALA
+from flrl.strategies.fedamp import FedAMP
 from flrl.strategies.fedavg import FedAvg
 from flrl.strategies.fedbabu import FedBABU
 from flrl.strategies.feddc import FedDC
@@ -12,13 +16,21 @@ from flrl.strategies.fedlin import FedLin
 from flrl.strategies.fednova import FedNova
 from flrl.strategies.fedprox import FedProx
 from flrl.strategies.fedrep import FedRep
+from flrl.strategies.fedrod import FedRoD
 from flrl.strategies.fedsgd import FedSGD
+from flrl.strategies.ifca import IFCA
 from flrl.strategies.local_only import LocalOnly
+from flrl.strategies.perfedavg import PerFedAvg
+from flrl.strategies.pfedme import PFedMe
 from flrl.strategies.scaffold import Scaffold
 
 __all__ = [
+    "APFL",
+    "CFL",
     "Centralized",
     "Ditto",
+    "FedALA",
+    "FedAMP",
     "FedAvg",
     "FedBABU",
     "FedDC",
@@ -28,8 +40,12 @@ __all__ = [
     "FedNova",
     "FedProx",
     "FedRep",
+    "FedRoD",
     "FedSGD",
+    "IFCA",
     "LocalOnly",
+    "PFedMe",
+    "PerFedAvg",
     "Scaffold",
     "Strategy",
 ]

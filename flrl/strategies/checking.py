@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from flrl.aggregation import Aggregator, Mean
+from flrl.aggregation import Aggregator, EveryUpdate, Mean
+from flrl.setup import Setup
 from flrl.trainers import LocalProblem
+from flrl.transforms import Transform
 from flrl.types import ClientUpdate
 
 if TYPE_CHECKING:
@@ -54,6 +56,21 @@ def check_cohort(sampler: Any, cohort: np.ndarray, num_clients: int) -> Sequence
         )
     found: Sequence[int] = ids.tolist()
     return found
+
+
+def check_every_update(setup: Setup, name: str) -> None:
+    """Raise ValueError unless a strategy that compares clients gets their updates, and nothing changes the mean alone.
+
+    Args:
+        setup: the parts of the run.
+        name: of the algorithm.
+    """
+    if not isinstance(setup.aggregator, EveryUpdate):
+        found = type(setup.aggregator).__name__
+        raise ValueError(f"strategy.aggregator={found}: {name} needs strategy/aggregator=every_update")
+    changing = [key for key, transform in setup.transforms.items() if type(transform).server is not Transform.server]
+    if changing:
+        raise ValueError(f"strategy.transforms={changing}: must be none on the server, {name} takes each update")
 
 
 def _check_tensors(what: str, tensors: Any) -> None:

@@ -34,7 +34,8 @@ def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer:
         ValueError: it asks for what cannot be trained, or changes in place what the server sent.
     """
     own = not type(strategy).local.__module__.startswith("flrl.")
-    parts = [_Part(strategy, problem, own) for problem in problems]
+    steps = [trainer.num_epochs(problem) * trainer.num_batches(problem) for problem in problems]
+    parts = [_Part(strategy, replace(p, num_steps=taken), own) for p, taken in zip(problems, steps, strict=True)]
     for part in parts:
         part.go_on(None)
     while asked := [part for part in parts if part.asked is not None]:

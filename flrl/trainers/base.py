@@ -150,8 +150,7 @@ class Trainer(ABC):
     def _batches_of_steps(self, problem: LocalProblem, steps: int) -> Iterator[tuple[Any, int]]:
         if not len(problem.indices):
             return
-        start = 0 if self.shuffle else problem.position
-        epoch, first = divmod(start, ceil(len(problem.indices) / self.batch_size))
+        epoch, first = divmod(problem.position, ceil(len(problem.indices) / self.batch_size))
         while steps > 0:
             indices = self.epoch_indices(problem, epoch)[first * self.batch_size :][: steps * self.batch_size]
             yield from self._batches_of(problem, indices, reuse=False)

@@ -40,7 +40,8 @@ class LocalProblem:
         steps: steps instead of epochs.
         values: tensors for `adjust_loss` and `adjust_gradient`, by name.
         only_gradient: take no steps; the difference is minus the gradient of the mean loss over all samples.
-        position: index of the batch in the fixed order to begin with; used for steps instead of epochs.
+        position: index of the batch to begin with, counted over epochs; used for steps instead of epochs.
+        num_steps: steps of a round by the trainer's settings, for strategies that take them one by one.
     """
 
     model: BoundModel
@@ -56,6 +57,7 @@ class LocalProblem:
     values: Tensors = field(default_factory=dict)
     only_gradient: bool = False
     position: int = 0
+    num_steps: int = 1
 
     @classmethod
     def of(

@@ -35,6 +35,8 @@ from flrl.cli.from_data import filled
 from flrl.clients import ClientStore
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.layout import digest
+from flrl.models.nets import mlp_2nn
+from flrl.models.two_heads import TwoHeads
 from flrl.recipe import Recipe
 from flrl.rounds import initial_state
 from flrl.runs.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
@@ -51,10 +53,16 @@ COMMON = (
     "strategy.rounds=4", "paths.output_dir=.",
 )  # fmt: skip
 SETTINGS: dict[str, tuple[str, ...]] = {
+    "cfl": ("strategy/sampler=uniform", "strategy.sampler.num=5", "strategy.eps1=100", "strategy.eps2=0"),
+    "fedrod": ("model.net._target_=tests.strategies.cells.headed",),
     "fedbn": ("model.net._target_=tests.strategies.cells.normed", "strategy.personal=[net.2.*]"),
 }
 """What a strategy needs besides: a net with the layers that it is about, public samples, settings without a default."""
-SENT_OTHERWISE: dict[str, str] = {}
+SENT_OTHERWISE: dict[str, str] = {
+    "ifca": "a client sends its cluster's update alone, the sum has places for all",
+    "cfl": "a client is sent its cluster's model alone, a simulation has all of them",
+    "fedamp": "a client is sent its cloud model, which comes with its task",
+}
 """Strategies whose payload is not what a simulation broadcasts to all, and why."""
 ROUNDS, SAVED = 4, 2
 """Of a run, and those of which the last checkpoint has been written when it is killed."""
@@ -65,6 +73,11 @@ def normed(*, input_shape: Sequence[int], num_classes: int, hidden: int) -> torc
     first = torch.nn.Linear(*input_shape, hidden)
     norm = torch.nn.BatchNorm1d(hidden)
     return torch.nn.Sequential(torch.nn.Flatten(), first, norm, torch.nn.ReLU(), torch.nn.Linear(hidden, num_classes))
+
+
+def headed(*, input_shape: Sequence[int], num_classes: int, hidden: int) -> torch.nn.Module:
+    """A net with two heads."""
+    return TwoHeads(net=mlp_2nn(input_shape=input_shape, num_classes=num_classes, hidden=hidden))
 
 
 @cache

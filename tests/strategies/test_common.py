@@ -7,11 +7,17 @@ import pytest
 import torch
 
 from flrl.layout import digest
+from flrl.models.two_heads import TwoHeads
 from flrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from flrl.sampling import AllClients, UniformSampler
 from flrl.strategies import (
+    APFL,
+    CFL,
+    IFCA,
     Centralized,
     Ditto,
+    FedALA,
+    FedAMP,
     FedAvg,
     FedBABU,
     FedDC,
@@ -21,15 +27,19 @@ from flrl.strategies import (
     FedNova,
     FedProx,
     FedRep,
+    FedRoD,
     FedSGD,
     LocalOnly,
+    PerFedAvg,
+    PFedMe,
     Scaffold,
     Strategy,
 )
 from flrl.strategies.server_optimizers import UncorrectedAdam, Yogi
 from flrl.trainers import EagerTrainer
 from flrl.types import Aggregate, ServerState
-from tests.toys import Linear, Rich, fit, make_worker, setup_of
+from tests import toys
+from tests.toys import Linear, Rich, fit, setup_of
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 STRATEGIES = {
@@ -55,16 +65,32 @@ STRATEGIES = {
     "ditto": partial(Ditto, lam=0.1, server_optimizer=SGD),
     "centralized": partial(Centralized, server_optimizer=SGD),
     "local": LocalOnly,
+    "apfl": partial(APFL, adaptive=True, server_optimizer=SGD),
+    "pfedme": partial(PFedMe, lam=1.0, lr=0.5, inner_steps=2, server_optimizer=SGD),
+    "perfedavg": partial(PerFedAvg, beta=0.2, server_optimizer=SGD),
+    "ifca": partial(IFCA, clusters=2, server_optimizer=SGD),
+    "cfl": partial(CFL, eps1=0.1, eps2=0.05, server_optimizer=SGD),
+    "fedala": partial(FedALA, share=1.0, server_optimizer=SGD),  # a smaller share is drawn for each client
+    "fedamp": partial(FedAMP, lam=0.01, server_optimizer=SGD),
+    "fedrod": partial(FedRoD, server_optimizer=SGD),
 }
-PLAIN_SGD = [
-    make for make in STRATEGIES.values() if getattr(make, "func", make) in (Scaffold, FedNova, FedDC)
-]  # refuse momentum, by name
+# These refuse momentum, by name.
+STEPPING = (Scaffold, FedNova, FedDC, APFL, PFedMe, PerFedAvg)
+PLAIN_SGD = [make for make in STRATEGIES.values() if getattr(make, "func", make) in STEPPING]
 every = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
 Make = Any
 
 
 def strategy(make: Make, rounds: int = 3, **options: Any) -> Strategy:
     return make(rounds=rounds, **({"sampler": AllClients()} | options))
+
+
+def make_worker(strategy: Strategy, *, module: Any = None, **options: Any) -> Any:
+    """A worker; for FedRoD the module gets a second head."""
+    if isinstance(strategy, FedRoD):
+        module = _seeded(Linear) if module is None else module
+        module.net = TwoHeads(net=torch.nn.Sequential(module.net))
+    return toys.make_worker(strategy, module=module, **options)
 
 
 def start(worker: Any) -> ServerState:

@@ -233,7 +233,7 @@ class Workers:
             reports += found
         parcels = [reducer.parcel() for reducer in reducers[1:]]
         total = reducers[0].merge(parcels)
-        for parcel in parcels:
+        for parcel in parcels if total is not None else []:  # rules on rows have no sum
             total.add_(parcel.summand)
         return Received(reducers[0], tuple(sorted(reports, key=lambda report: report.client_id)))
 
