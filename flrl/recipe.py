@@ -12,6 +12,7 @@ from flrl.clients import ClientStore
 from flrl.config import CLIENT_STORE, NOBODY
 from flrl.data import FederatedData, TensorSource
 from flrl.data.federated import Partition
+from flrl.models import Kinds
 from flrl.process_setup import prepare
 from flrl.seeding import Seeds
 from flrl.setup import Setup
@@ -56,6 +57,7 @@ class Recipe:
             holdout=self.config["holdout"],
             root_samples=self.config.get("root_samples", 0),  # configurations of earlier versions have no such keys
             held_out_clients=self.config.get("held_out_clients", 0),
+            public_samples=self.config.get("public_samples", 0),
         )
 
     def partition(self) -> Partition:
@@ -64,14 +66,19 @@ class Recipe:
         return partition
 
     def module(self) -> Any:
-        """The LightningModule, initialised from its seed alone."""
+        """The LightningModule of the global model, initialised from its seed alone."""
+        return self.modules()[0]
+
+    def modules(self) -> tuple[Any, list[Any]]:
+        """The LightningModule of the global model, and those of `model.kinds`, each initialised from the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seeds.model)
-            module = make(self.config, "model")
+            made: Any = make(self.config, "model")
+            module, kinds = (made.server, made.kinds) if isinstance(made, Kinds) else (made, [])
             if not isinstance(getattr(module, "automatic_optimization", None), bool):
                 raise ValueError(f"model: {type(module).__name__} is not a LightningModule")
             module.configure_model()
-            return module
+            return module, kinds
 
     def strategy(self) -> Strategy:
         """The federated algorithm."""
@@ -101,20 +108,28 @@ class Recipe:
         """
         trainer, strategy, evaluator = make(self.config, "trainer"), self.strategy(), make(self.config, "evaluation")
         adversary = self.adversary()
-        model = prepare(self.module(), threads=threads, device=device, personal=strategy.personal)
-        if not model.layout.num_trainable:
+        module, kinds = self.modules()
+        if strategy.sends_model and kinds:
+            name = type(strategy).__name__
+            raise ValueError(f"model.kinds: clients of {name} exchange parameters, so that all must have one model")
+        model = prepare(module, threads=threads, device=device, personal=strategy.personal)
+        if strategy.sends_model and not model.layout.num_trainable:
             raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters that are sent")
+        if not strategy.sends_model:
+            own = kinds or ([self.module()] if model.layout.size else [])
+            kinds = [prepare(each, threads=threads, device=device, personal=["*"]) for each in own]
         numbers = {"num_holding_out": len(data.holding_out()), "num_root_samples": data.num_root_samples}
-        module: Any = model.module
-        setup = Setup.of(module, strategy, trainer, data.sizes, adversary=adversary, **numbers)
-        setup.check()
+        public = data.splits.public
+        for each in (module, *(kind.module for kind in kinds)):
+            setup = Setup.of(each, strategy, trainer, data.sizes, adversary=adversary, public=public, **numbers)
+            setup.check()
         if len(data.splits.train):
             adversary.check_samples(data.splits.train, data.num_dataset_samples)
         evaluator.check(setup)
         if model.local.device.type == "cuda":
-            for source in (data.splits.train, data.splits.test):
+            for source in (data.splits.train, data.splits.test, public):
                 if isinstance(source, TensorSource):
                     source.move_to(model.local.device)
         drop, seed = self._on_client_failure == "drop", self.seeds.run
         threat = Threat.of(adversary, data.num_clients, seed, data.splits.test)
-        return Worker(model, data, trainer, strategy, evaluator, seed, drop_failures=drop, threat=threat)
+        return Worker(model, data, trainer, strategy, evaluator, seed, drop_failures=drop, threat=threat, kinds=kinds)

@@ -41,6 +41,7 @@ class LocalProblem:
         values: tensors for `adjust_loss` and `adjust_gradient`, by name.
         only_gradient: take no steps; the difference is minus the gradient of the mean loss over all samples.
         position: index of the batch in the fixed order to begin with; used for steps instead of epochs.
+        public: the samples that the server and all clients have; None if there are none.
     """
 
     model: BoundModel
@@ -56,10 +57,18 @@ class LocalProblem:
     values: Tensors = field(default_factory=dict)
     only_gradient: bool = False
     position: int = 0
+    public: Source | None = None
 
     @classmethod
     def of(
-        cls, model: BoundModel, source: Source, indices: np.ndarray, task: ClientTask, broadcast: Broadcast, seed: int
+        cls,
+        model: BoundModel,
+        source: Source,
+        indices: np.ndarray,
+        task: ClientTask,
+        broadcast: Broadcast,
+        seed: int,
+        public: Source | None = None,
     ) -> "LocalProblem":
         """The problem without changes: all parameters are trained from the broadcast and the client's personal part.
 
@@ -69,7 +78,7 @@ class LocalProblem:
             task = replace(task, memory=_on_device(task.memory, model.local.device))
         start = model.local_vector(broadcast.vector, task.memory.get(PERSONAL))
         position = int(task.memory[POSITION]) if POSITION in task.memory else 0
-        return cls(model, source, indices, task, broadcast, seed, start, position=position)
+        return cls(model, source, indices, task, broadcast, seed, start, position=position, public=public)
 
     @property
     def module(self) -> pl.LightningModule:

@@ -9,7 +9,23 @@ import torch
 from flrl.layout import digest
 from flrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from flrl.sampling import AllClients, UniformSampler
-from flrl.strategies import FedAvg, FedDC, FedDyn, FedExP, FedLin, FedNova, FedProx, FedSGD, Scaffold, Strategy
+from flrl.strategies import (
+    DSFL,
+    FedAvg,
+    FedDC,
+    FedDF,
+    FedDistill,
+    FedDyn,
+    FedExP,
+    FedGEMS,
+    FedLin,
+    FedMD,
+    FedNova,
+    FedProx,
+    FedSGD,
+    Scaffold,
+    Strategy,
+)
 from flrl.strategies.server_optimizers import UncorrectedAdam, Yogi
 from flrl.trainers import EagerTrainer
 from flrl.types import Aggregate, ServerState
@@ -32,6 +48,11 @@ STRATEGIES = {
     "fedexp": partial(FedExP, server_optimizer=SGD),
     "fedlin": partial(FedLin, server_optimizer=SGD),
     "feddc": partial(FedDC, alpha=0.1, server_optimizer=SGD),
+    "fedmd": partial(FedMD, public_samples=12, num_classes=3),
+    "dsfl": partial(DSFL, public_samples=12, num_classes=3),
+    "feddf": partial(FedDF, public_samples=12, num_classes=3, server_optimizer=SGD),
+    "feddistill": partial(FedDistill, num_classes=3),
+    "fedgems": partial(FedGEMS, public_samples=12, num_classes=3),
 }
 PLAIN_SGD = [
     make for make in STRATEGIES.values() if make.func in (Scaffold, FedNova, FedDC)
