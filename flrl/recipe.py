@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from flrl.adversaries import Adversary, Threat
+from flrl.bound_model import BoundModel
 from flrl.cli.instantiation import make, without_seed
 from flrl.clients import ClientStore
 from flrl.config import CLIENT_STORE, NOBODY
@@ -95,6 +96,29 @@ class Recipe:
         store: ClientStore = make({"client_store": self.config.get("client_store") or CLIENT_STORE}, "client_store")
         return store
 
+    def models(self, strategy: Strategy, *, threads: int, device: str) -> tuple[BoundModel, list[BoundModel]]:
+        """The global model, and those of clients that have their own: see `Worker`.
+
+        Args:
+            strategy: says what is sent.
+            threads: intra-op threads.
+            device: where the models train.
+
+        Raises:
+            ValueError: clients have networks of several kinds and exchange parameters, or there are none to train.
+        """
+        module, kinds = self.modules()
+        if strategy.sends_model and kinds:
+            name = type(strategy).__name__
+            raise ValueError(f"model.kinds: clients of {name} exchange parameters, so that all must have one model")
+        model = prepare(module, threads=threads, device=device, personal=strategy.personal)
+        if strategy.sends_model:
+            if not model.layout.num_trainable:
+                raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters that are sent")
+            return model, []
+        own = kinds or ([self.module()] if model.layout.size else [])
+        return model, [prepare(each, threads=threads, device=device, personal=["*"]) for each in own]
+
     def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
         """A worker, after checks of its parts against each other.
 
@@ -108,20 +132,12 @@ class Recipe:
         """
         trainer, strategy, evaluator = make(self.config, "trainer"), self.strategy(), make(self.config, "evaluation")
         adversary = self.adversary()
-        module, kinds = self.modules()
-        if strategy.sends_model and kinds:
-            name = type(strategy).__name__
-            raise ValueError(f"model.kinds: clients of {name} exchange parameters, so that all must have one model")
-        model = prepare(module, threads=threads, device=device, personal=strategy.personal)
-        if strategy.sends_model and not model.layout.num_trainable:
-            raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters that are sent")
-        if not strategy.sends_model:
-            own = kinds or ([self.module()] if model.layout.size else [])
-            kinds = [prepare(each, threads=threads, device=device, personal=["*"]) for each in own]
+        model, kinds = self.models(strategy, threads=threads, device=device)
         numbers = {"num_holding_out": len(data.holding_out()), "num_root_samples": data.num_root_samples}
         public = data.splits.public
-        for each in (module, *(kind.module for kind in kinds)):
-            setup = Setup.of(each, strategy, trainer, data.sizes, adversary=adversary, public=public, **numbers)
+        modules: list[Any] = [each.module for each in (model, *kinds)]
+        for module in modules:
+            setup = Setup.of(module, strategy, trainer, data.sizes, adversary=adversary, public=public, **numbers)
             setup.check()
         if len(data.splits.train):
             adversary.check_samples(data.splits.train, data.num_dataset_samples)

@@ -210,7 +210,14 @@ class Worker:
     def examiner(self) -> Examiner:
         """Evaluates with this worker's model."""
         return Examiner(
-            self.model, self.data, self.evaluator, self.seed, self.strategy, self.trainer, self.threat.probes
+            self.model,
+            self.data,
+            self.evaluator,
+            self.seed,
+            self.strategy,
+            self.trainer,
+            self.threat.probes,
+            self.kinds,
         )
 
 
