@@ -11,7 +11,7 @@ from flrl.data.retargeted import retargeted
 from flrl.data.sources import Source
 from flrl.lightning.hooks import overridden
 from flrl.lightning.modes import evaluating
-from flrl.lightning.stand_in import TrainerStandIn, attached
+from flrl.lightning.stand_in import TrainerStandIn, attached, configure
 from flrl.lightning.steps import loss_of, replaced, step_caller
 from flrl.lightning.transfer import to_device
 from flrl.seeding import isolated_randomness, seed_for, seeded_for_client
@@ -76,11 +76,14 @@ def check_distillable(module: pl.LightningModule, source: Source, num_classes: i
     indices = np.arange(min(2, len(source)))
     soft = retargeted(source, torch.full((len(source), num_classes), 1 / num_classes))
     batch, softened = (to_device(module, next(iter(s.batches(indices, 2))), device) for s in (source, soft))
-    tried = "predictions"
+    tried, stand_in = "predictions", TrainerStandIn(1, 1)
     quiet = replaced(module, log=_nothing, log_dict=_nothing)
-    with isolated_randomness(0, device), torch.no_grad(), evaluating(module), quiet, attached(module, _STAND_IN):
+    with isolated_randomness(0, device), torch.no_grad(), evaluating(module), quiet, attached(module, stand_in):
+        configure(module, stand_in)  # only for modules that read their learning rate while they train
         try:
             shape = tuple(_outputs(module, batch).shape)
+            if shape != (len(indices), num_classes):
+                raise ValueError(f"it gives {list(shape)} for {len(indices)} samples of {num_classes} classes")
             tried = "loss"
             loss = loss_of(step_caller(module.training_step)(softened, 0))
         except Exception as error:
@@ -88,13 +91,8 @@ def check_distillable(module: pl.LightningModule, source: Source, num_classes: i
             if tried == "loss":
                 needs = "training_step must take class probabilities for classes, as cross-entropy does"
             raise ValueError(f"model: {name}'s {needs}; {type(error).__name__}: {error}") from error
-    if shape != (len(indices), num_classes):
-        raise ValueError(f"model: {name} gives {list(shape)} for {len(indices)} samples of {num_classes} classes")
     if loss is None or loss.ndim:
         raise ValueError(f"model: {name}.training_step gives no loss on class probabilities")
-
-
-_STAND_IN = TrainerStandIn(1, 1)
 
 
 def _nothing(*args: Any, **options: Any) -> None:
