@@ -11,7 +11,9 @@ CLIENT_STORE = {"_target_": "flrl.clients.ClientStore", "budget_bytes": 2**30}
 NOBODY = {"_target_": "flrl.adversaries.Nobody", "clients": 0, "start": 1, "stop": None}
 """The default adversary; likewise."""
 FROM_DATA = ("input_shape", "num_classes")
-"""Arguments of models and adversaries that are read from the dataset if their yaml has null for them."""
+"""Arguments of models, adversaries and strategies that are read from the dataset if their yaml has null for them."""
+FILLED = ("model", "adversary", "strategy")
+"""The groups that have such arguments."""
 _PACKAGE = Path(__file__).parent
 # In a wheel conf/ is inside of the package, in a clone beside it.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -32,6 +34,7 @@ class TrainConfig:
     holdout: float = 0.0
     root_samples: int = 0
     held_out_clients: Any = 0
+    public_samples: int = 0
     on_client_failure: str = "stop"
     dataset: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)

@@ -17,7 +17,6 @@ from flrl.cli.instantiation import make
 from flrl.data import FederatedData
 from flrl.evaluation import Evaluator, short_name
 from flrl.examiner import EvaluationShare, Examiner, Rows
-from flrl.process_setup import prepare
 from flrl.recipe import Recipe
 from flrl.rounds import initial_state
 from flrl.runs.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
@@ -41,25 +40,20 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     config = saved_config(folder, cfg.data_dir)
     recipe = Recipe(config)
     strategy = recipe.strategy()
-    model = prepare(
-        recipe.module(),
-        threads=cfg.threads,
-        device=cfg.device,
-        personal=strategy.personal,
-        batchnorm=strategy.batchnorm,
-    )
+    model, kinds = recipe.models(strategy, threads=cfg.threads, device=cfg.device)
     check_files(folder, model.layout)
     data = recipe.data()
     check_partition(folder, data)
     source = _load(model, folder, cfg.round)
     steps = config["evaluation"].get("finetune_steps", 0) if cfg.finetune_steps is None else cfg.finetune_steps
     evaluator = Evaluator(batch_size=cfg.batch_size, finetune_steps=steps)
-    result: dict[str, Any] = {"model": source, "central": evaluator.central(model, data)}
+    central = evaluator.central(model, data) if model.layout.size else {}
+    result: dict[str, Any] = {"model": source, "central": central}
     if cfg.clients:
         chosen = data.holding_out().tolist()
         held_out = bool(chosen)
         chosen = chosen or list(range(data.num_clients))
-        examiner = Examiner(model, data, evaluator, recipe.seeds.run, strategy, make(config, "trainer"))
+        examiner = Examiner(model, data, evaluator, recipe.seeds.run, strategy, make(config, "trainer"), kinds=kinds)
         state = _state(model, strategy, folder, cfg.round, recipe.seeds.run)
         share = EvaluationShare(range(0), chosen)
         broadcast = examiner.broadcast(state.vector, state.round, examiner.variables(state, share))
@@ -67,7 +61,7 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
         rows = {c: examiner.client(c, broadcast, memory.get(c, {}), train=not held_out) for c in chosen}
         result["samples"] = "held out" if held_out else "training"
         result["clients"] = examiner.summary(rows)
-        result["per_client"] = [_row(client_id, models) for client_id, models in rows.items()]
+        result["per_client"] = [_row(client_id, models) for client_id, models in rows.items() if models]
     (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
     _show(result, folder)
     return result
@@ -75,7 +69,7 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
 
 def _row(client_id: int, models: Rows) -> dict[str, Any]:
     """A client's row: `<model>/<metric>` of each of its models."""
-    found: dict[str, Any] = {"client_id": client_id, "num_samples": int(models["global"]["num_samples"])}
+    found: dict[str, Any] = {"client_id": client_id, "num_samples": int(next(iter(models.values()))["num_samples"])}
     for model, metrics in models.items():
         found |= {f"{model}/{short_name(name)}": value for name, value in metrics.items() if name != "num_samples"}
     return found
@@ -95,7 +89,8 @@ def _state(model: BoundModel, strategy: Strategy, folder: Path, round: int | Non
     path = checkpoint_path(folder, round)
     if path.exists():
         return replace(load_checkpoint(path, {"model": model.layout.fingerprint}), vector=vector)
-    if model.layout.personal or type(strategy).personal_model is not Strategy.personal_model:
+    own = model.layout.personal or not strategy.sends_model
+    if own or type(strategy).personal_model is not Strategy.personal_model:
         raise FileNotFoundError(f"clients=true: {path} is missing, in which what clients keep for themselves is")
     return replace(initial_state(strategy, vector, model.layout, seed), round=round)
 

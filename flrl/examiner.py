@@ -69,13 +69,14 @@ class Examiner:
     """Evaluates with a worker's model.
 
     Attributes:
-        model: the worker's.
+        model: the global model's; nothing is evaluated centrally if all of it is personal.
         data: the clients' samples, and the central test samples.
         evaluator: evaluates, and decides after which rounds.
         seed: the run's seed.
         strategy: says which model is a client's own.
         trainer: takes the local steps before a finetuned model is evaluated.
         probes: samples to evaluate besides the central test set, whenever that is due.
+        kinds: the models of clients that have their own, as for `Worker`.
     """
 
     model: BoundModel
@@ -85,6 +86,11 @@ class Examiner:
     strategy: "Strategy"
     trainer: Trainer
     probes: Sequence[Probe] = ()
+    kinds: Sequence[BoundModel] = ()
+
+    def model_of(self, client_id: int) -> BoundModel:
+        """The model that a client trains, as `Worker.model_of`."""
+        return self.kinds[client_id % len(self.kinds)] if self.kinds else self.model
 
     def try_out(self) -> None:
         """Evaluate a small batch of everything central, so that errors are raised before any round.
@@ -117,6 +123,7 @@ class Examiner:
     def due(self, round: int, rounds: int) -> EvaluationShare | None:
         """All that is to be evaluated after a round; None if nothing is."""
         central, clients = self.evaluator.due(round, rounds)
+        central = central and self.model.layout.size > 0
         batches = range(self.evaluator.num_batches(self.data) if central else 0)
         held = self.data.holding_out().tolist() if clients else []
         probes = [range(ceil(len(probe.indices) / self.evaluator.batch_size)) for probe in self.probes if central]
@@ -140,7 +147,7 @@ class Examiner:
 
     @property
     def _needed(self) -> list[str]:
-        return [*self.strategy.evaluates, *([PERSONAL] if self.model.layout.personal else [])]
+        return [*self.strategy.evaluates, *([PERSONAL] if self.model_of(0).layout.personal else [])]
 
     def _reduced(self, memory: Tensors) -> Tensors:
         return {name: memory[name] for name in self._needed if name in memory}
@@ -213,8 +220,9 @@ class Examiner:
             raise ClientError(message, client_id=client_id, traceback=traceback.format_exc()) from error
         seed, rows = seed_for(self.seed, broadcast.round - 1, SERVER, "evaluation"), {}
         for name, local in models.items():
-            self.model.load(local)
-            rows[name] = self.evaluator.client(self.model, self.data, client_id, train=train, seed=seed)
+            model = self.model if name == "global" else self.model_of(client_id)
+            model.load(local)
+            rows[name] = self.evaluator.client(model, self.data, client_id, train=train, seed=seed)
         return rows
 
     def _models(self, client_id: int, broadcast: Broadcast, memory: Tensors) -> dict[str, Tensor]:
@@ -223,24 +231,27 @@ class Examiner:
         weight = self.strategy.weight(len(indices))
         task = ClientTask(broadcast.round, client_id, len(indices), weight, memory)
         seed = seed_for(self.seed, broadcast.round - 1, client_id, "evaluation/models")
-        with isolated_randomness(seed, self.model.local.device):
-            problem = LocalProblem.of(self.model, source, indices, task, broadcast, seed)
-            models = {"global": self.model.local_vector(broadcast.vector)}
+        model, public = self.model_of(client_id), self.data.splits.public
+        models = {"global": self.model.local_vector(broadcast.vector)} if self.model.layout.size else {}
+        if not self.strategy.sends_model:
+            broadcast = replace(broadcast, vector=broadcast.vector[:0])
+        with isolated_randomness(seed, model.local.device):
+            problem = LocalProblem.of(model, source, indices, task, broadcast, seed, public)
             own = self.strategy.personal_model(problem)
             if own is not None and client_id not in self.data.held_out_clients:
-                models["personal"] = self._checked(own)
+                models["personal"] = self._checked(own, model)
             if self.evaluator.finetune_steps:
                 asked = self.strategy.finetuning(replace(problem, steps=self.evaluator.finetune_steps))
                 models["finetuned"] = self.trainer.fit_batch([asked], NoHooks())[0].vector
         return models
 
-    def _checked(self, own: Tensor) -> Tensor:
-        if own.shape != self.model.local.shape:
+    def _checked(self, own: Tensor, model: BoundModel) -> Tensor:
+        if own.shape != model.local.shape:
             raise ValueError(
                 f"strategy: {type(self.strategy).__name__}.personal_model gives shape {list(own.shape)}, must be "
-                f"{list(self.model.local.shape)}"
+                f"{list(model.local.shape)}"
             )
-        return own.to(self.model.local)
+        return own.to(model.local)
 
     def combine(self, parts: Sequence[EvaluationPart]) -> dict[str, float]:
         """The metrics of a round from the parts of its evaluation, which may come in any order."""

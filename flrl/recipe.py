@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from flrl.adversaries import Adversary, Threat
+from flrl.bound_model import BoundModel
 from flrl.cli.instantiation import make, without_seed
 from flrl.clients import ClientStore
 from flrl.config import CLIENT_STORE, NOBODY
 from flrl.data import FederatedData, TensorSource
 from flrl.data.federated import Partition
+from flrl.models import Kinds
 from flrl.process_setup import prepare
 from flrl.seeding import Seeds
 from flrl.setup import Setup
@@ -56,6 +58,7 @@ class Recipe:
             holdout=self.config["holdout"],
             root_samples=self.config.get("root_samples", 0),  # configurations of earlier versions have no such keys
             held_out_clients=self.config.get("held_out_clients", 0),
+            public_samples=self.config.get("public_samples", 0),
         )
 
     def partition(self) -> Partition:
@@ -64,14 +67,19 @@ class Recipe:
         return partition
 
     def module(self) -> Any:
-        """The LightningModule, initialised from its seed alone."""
+        """The LightningModule of the global model, initialised from its seed alone."""
+        return self.modules()[0]
+
+    def modules(self) -> tuple[Any, list[Any]]:
+        """The LightningModule of the global model, and those of `model.kinds`, each initialised from the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seeds.model)
-            module = make(self.config, "model")
+            made: Any = make(self.config, "model")
+            module, kinds = (made.server, made.kinds) if isinstance(made, Kinds) else (made, [])
             if not isinstance(getattr(module, "automatic_optimization", None), bool):
                 raise ValueError(f"model: {type(module).__name__} is not a LightningModule")
             module.configure_model()
-            return module
+            return module, kinds
 
     def strategy(self) -> Strategy:
         """The federated algorithm."""
@@ -88,6 +96,30 @@ class Recipe:
         store: ClientStore = make({"client_store": self.config.get("client_store") or CLIENT_STORE}, "client_store")
         return store
 
+    def models(self, strategy: Strategy, *, threads: int, device: str) -> tuple[BoundModel, list[BoundModel]]:
+        """The global model, and those of clients that have their own: see `Worker`.
+
+        Args:
+            strategy: says what is sent.
+            threads: intra-op threads.
+            device: where the models train.
+
+        Raises:
+            ValueError: clients have networks of several kinds and exchange parameters, or there are none to train.
+        """
+        module, kinds = self.modules()
+        if strategy.sends_model and kinds:
+            name = type(strategy).__name__
+            raise ValueError(f"model.kinds: clients of {name} exchange parameters, so that all must have one model")
+        stays = strategy.personal
+        model = prepare(module, threads=threads, device=device, personal=stays, batchnorm=strategy.batchnorm)
+        if strategy.sends_model:
+            if not model.layout.num_trainable:
+                raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters that are sent")
+            return model, []
+        own = kinds or ([self.module()] if model.layout.size else [])
+        return model, [prepare(each, threads=threads, device=device, personal=["*"]) for each in own]
+
     def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
         """A worker, after checks of its parts against each other.
 
@@ -101,22 +133,20 @@ class Recipe:
         """
         trainer, strategy, evaluator = make(self.config, "trainer"), self.strategy(), make(self.config, "evaluation")
         adversary = self.adversary()
-        model = prepare(
-            self.module(), threads=threads, device=device, personal=strategy.personal, batchnorm=strategy.batchnorm
-        )
-        if not model.layout.num_trainable:
-            raise ValueError(f"model: {type(model.module).__name__} has no trainable parameters that are sent")
+        model, kinds = self.models(strategy, threads=threads, device=device)
         numbers = {"num_holding_out": len(data.holding_out()), "num_root_samples": data.num_root_samples}
-        module: Any = model.module
-        setup = Setup.of(module, strategy, trainer, data.sizes, adversary=adversary, **numbers)
-        setup.check()
+        public = data.splits.public
+        modules: list[Any] = [each.module for each in (model, *kinds)]
+        for module in modules:
+            setup = Setup.of(module, strategy, trainer, data.sizes, adversary=adversary, public=public, **numbers)
+            setup.check()
         if len(data.splits.train):
             adversary.check_samples(data.splits.train, data.num_dataset_samples)
         evaluator.check(setup)
         if model.local.device.type == "cuda":
-            for source in (data.splits.train, data.splits.test):
+            for source in (data.splits.train, data.splits.test, public):
                 if isinstance(source, TensorSource):
                     source.move_to(model.local.device)
         drop, seed = self._on_client_failure == "drop", self.seeds.run
         threat = Threat.of(adversary, data.num_clients, seed, data.splits.test)
-        return Worker(model, data, trainer, strategy, evaluator, seed, drop_failures=drop, threat=threat)
+        return Worker(model, data, trainer, strategy, evaluator, seed, drop_failures=drop, threat=threat, kinds=kinds)

@@ -99,6 +99,8 @@ class Rounds:
             result = replace(result, share=result.total_weight / weight_of_all)
             after = self.strategy.aggregate(state, result, self.layout)
         after = replace(after, vector=after.vector.to(self.layout.dtype))
+        if self.strategy.trains_on_server:
+            after = self.backend.server_update(replace(after, round=broadcast.round))
         memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})
         result = replace(result, reports=tuple(map(_forgotten, result.reports)))
         after = replace(after, round=broadcast.round, variables={**after.variables, **kept}, memory=memory)

@@ -145,15 +145,19 @@ def _chosen_engine(config: dict[str, Any], data: FederatedData, backend: Backend
     model, strategy = worker.model, worker.strategy
     state = initial_state(strategy, model.vector.detach().cpu().clone(), model.layout, worker.seed)
     cohort = len(strategy.sampler(data.num_clients, seed=recipe.seeds.sampling, round=1))
+    sent, public = strategy.broadcast(state, 1, 1.0), data.splits.public
+    if not strategy.sends_model:
+        sent = replace(sent, vector=sent.vector[:0])
     trial = auto.Trial(
-        model=model,
+        model=worker.model_of(0),
         source=data.splits.train
         if len(data.splits.train)
         else data.splits.test,  # a dedicated server has no training samples
-        setup=Setup.of(model.module, strategy, worker.trainer, data.sizes),  # type: ignore[arg-type]
+        setup=Setup.of(model.module, strategy, worker.trainer, data.sizes, public=public),  # type: ignore[arg-type]
         train=functools.partial(train_clients, strategy),
-        broadcast=worker.on_device(strategy.broadcast(state, 1, 1.0)),
+        broadcast=worker.on_device(sent),
         cohort=max(1, cohort),
+        public=public,
     )
     chosen: dict[str, Any] = choose(trial)
     return chosen

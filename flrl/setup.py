@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the parts import this
 
     from flrl.adversaries import Adversary
     from flrl.aggregation import Aggregator
+    from flrl.data import Source
     from flrl.sampling import Sampler
     from flrl.strategies import Strategy
     from flrl.trainers import Trainer
@@ -35,6 +36,7 @@ class Setup:
         num_holding_out: number of clients that hold samples out for evaluation.
         num_root_samples: number of samples that the server has itself.
         adversary: which clients are malicious, and what they do; None for nobody.
+        public: the samples that the server and all clients have; None if there are none.
     """
 
     module: "pl.LightningModule"
@@ -48,6 +50,7 @@ class Setup:
     num_holding_out: int = 0
     num_root_samples: int = 0
     adversary: "Adversary | None" = None
+    public: "Source | None" = None
 
     @classmethod
     def of(
@@ -60,6 +63,7 @@ class Setup:
         num_holding_out: int = 0,
         num_root_samples: int = 0,
         adversary: "Adversary | None" = None,
+        public: "Source | None" = None,
     ) -> "Setup":
         """The setup of a strategy and its parts; arguments as the attributes."""
         layout = ParameterLayout(module, strategy.personal)
@@ -75,6 +79,7 @@ class Setup:
             num_holding_out=num_holding_out,
             num_root_samples=num_root_samples,
             adversary=adversary,
+            public=public,
         )
 
     @property

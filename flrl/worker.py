@@ -32,7 +32,7 @@ class Worker:
     """One model, and all that is needed to train any client with it. Keeps no state from one client to the next.
 
     Attributes:
-        model: reused for every client.
+        model: the global model's; reused for every client, unless they have models of their own.
         data: the clients' samples.
         trainer: trains one client, or a client batch at once.
         strategy: the algorithm that clients and server follow.
@@ -40,6 +40,7 @@ class Worker:
         seed: the run's seed.
         drop_failures: a client whose training raises is reported as rejected, instead of ending the run.
         threat: which clients are malicious, and what they do.
+        kinds: the models of clients that have their own, one for each kind; empty where all have `model`.
     """
 
     model: BoundModel
@@ -50,6 +51,11 @@ class Worker:
     seed: int
     drop_failures: bool = False
     threat: Threat = field(default_factory=Threat)
+    kinds: Sequence[BoundModel] = ()
+
+    def model_of(self, client_id: int) -> BoundModel:
+        """The model that a client trains: of kind `client_id` modulo their number, where there are kinds."""
+        return self.kinds[client_id % len(self.kinds)] if self.kinds else self.model
 
     def train(
         self,
@@ -113,7 +119,8 @@ class Worker:
                     raise error.__cause__ from None
                 raise
             finally:
-                self.model.load(broadcast.vector)
+                if self.strategy.sends_model:
+                    self.model.load(broadcast.vector)
         self._refuse_changes(before, "while a client trains")
 
     def batched(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
@@ -122,7 +129,8 @@ class Worker:
         Which clients form a batch may change the last bits, so it must not depend on the number of workers. Tasks that
         have an index already stay as they are.
         """
-        width = self.trainer.clients_at_once(self.model, len(tasks))
+        largest = max(self.kinds or [self.model], key=lambda model: model.layout.local_size)
+        width = self.trainer.clients_at_once(largest, len(tasks))
         if width == 1 or any(task.batch is not None for task in tasks):
             return list(tasks)
         order = sorted(range(len(tasks)), key=lambda index: (-tasks[index].num_samples, index))
@@ -170,17 +178,19 @@ class Worker:
 
     def _trained(self, batch: Sequence[ClientTask], broadcast: Broadcast, most: int | None) -> list[ClientUpdate]:
         problems = [self._problem(task, broadcast, most) for task in batch]
-        layout, transforms, found = self.model.layout, self.strategy.transforms, []
+        transforms, found = self.strategy.transforms, []
         for problem, update in zip(problems, train_clients(self.strategy, problems, self.trainer), strict=True):
-            memory = problem.task.memory
+            memory, layout = problem.task.memory, problem.model.layout
             sent = self.threat.on_client(update, memory, broadcast, layout)
             measured = measure(transforms, problem, self.trainer)
             found.append(on_client(transforms, sent, memory, broadcast, layout, self.seed, measured))
         return found
 
     def _problem(self, task: ClientTask, broadcast: Broadcast, most: int | None) -> LocalProblem:
-        source, indices = self.threat.samples(self.data, task, broadcast, self.model.layout, most)
-        return LocalProblem.of(self.model, source, indices, task, broadcast, self.seed)
+        model = self.model_of(task.client_id)
+        source, indices = self.threat.samples(self.data, task, broadcast, model.layout, most)
+        public = self.data.splits.public
+        return LocalProblem.of(model, source, indices, task, broadcast, self.seed, public)
 
     def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:
         clients = ", ".join(str(task.client_id) for task in batch)
@@ -200,7 +210,14 @@ class Worker:
     def examiner(self) -> Examiner:
         """Evaluates with this worker's model."""
         return Examiner(
-            self.model, self.data, self.evaluator, self.seed, self.strategy, self.trainer, self.threat.probes
+            self.model,
+            self.data,
+            self.evaluator,
+            self.seed,
+            self.strategy,
+            self.trainer,
+            self.threat.probes,
+            self.kinds,
         )
 
 

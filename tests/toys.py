@@ -1,6 +1,7 @@
 """Small modules, data and federations that tests share."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,9 @@ class Linear(pl.LightningModule):
         super().__init__()
         self.net = nn.Linear(features, classes)
         self.lr, self.sgd = lr, sgd
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.net(batch[0].to(next(self.net.parameters()).dtype)), batch[1])
@@ -142,19 +146,28 @@ def make_worker(
     evaluator: Evaluator | None = None,
     device: str = "cpu",
     root_samples: int = 0,
+    kinds: Sequence[pl.LightningModule] = (),
+    holdout: float = 0.0,
 ) -> Worker:
-    """A worker over blobs; the module is initialised from the seed."""
+    """A worker over blobs; the module is initialised from the seed. A strategy has its public samples besides."""
     source = blobs(sum(sizes)) if source is None else source
-    data = FederatedData(Splits(source, blobs(60, seed=8)), blocks(sizes), seed=seed, root_samples=root_samples)
+    public = getattr(strategy, "public_samples", 0)
+    splits = Splits(source, blobs(60, seed=8), blobs(public, seed=9) if public else None)
+    data = FederatedData(
+        splits, blocks(sizes), seed=seed, root_samples=root_samples, public_samples=public, holdout=holdout
+    )
     if module is None:
         torch.manual_seed(seed)
         module = Linear()
     trainer = EagerTrainer(batch_size=8) if trainer is None else trainer
+    if not strategy.sends_model and not kinds and not strategy.personal:
+        kinds = [deepcopy(module)]
+    own = [prepare(kind, threads=1, device=device, personal=["*"]) for kind in kinds]
     model = prepare(module, threads=1, device=device, personal=strategy.personal, batchnorm=strategy.batchnorm)
     if model.local.device.type != "cpu":
         source.move_to(model.local.device)
     trainer.check(Setup.of(module, strategy, trainer, data.sizes, num_root_samples=root_samples))
-    return Worker(model, data, trainer, strategy, evaluator or Evaluator(batch_size=50), seed)
+    return Worker(model, data, trainer, strategy, evaluator or Evaluator(batch_size=50), seed, kinds=own)
 
 
 def setup_of(
@@ -164,6 +177,7 @@ def setup_of(
     sizes: Sequence[int] = (20, 30, 40),
     num_holding_out: int = 0,
     num_root_samples: int = 0,
+    public: Any = None,
 ) -> Setup:
     """The setup of these parts, and ordinary ones beside them, to be checked."""
     average = FedAvg(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
@@ -174,6 +188,7 @@ def setup_of(
         sizes,
         num_holding_out=num_holding_out,
         num_root_samples=num_root_samples,
+        public=public,
     )
 
 

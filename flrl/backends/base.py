@@ -97,6 +97,9 @@ class Backend(Protocol):
     def root_update(self, broadcast: Broadcast) -> Tensors:
         """The update of the server's root samples, trained in the controller's process: see `flrl.root_update`."""
 
+    def server_update(self, state: ServerState) -> ServerState:
+        """The state after `Strategy.server`, which trains in the controller's process: see `flrl.root_update`."""
+
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round of a run of `rounds` rounds; may be empty."""
 

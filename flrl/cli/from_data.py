@@ -1,16 +1,16 @@
-"""Values of a model or an adversary that are read from the dataset: `input_shape: null` and `num_classes: null`."""
+"""What a model, an adversary or a strategy takes from the dataset: `input_shape: null` and `num_classes: null`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flrl.cli.signatures import shown
-from flrl.config import FROM_DATA
+from flrl.config import FILLED, FROM_DATA
 from flrl.data import Splits
 from flrl.data.facts import facts_of
 
 
 def filled(config: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
-    """The configuration with the dataset's shape and classes where its model or adversary has null for them.
+    """The configuration with the dataset's shape and classes where its model, adversary or strategy has null for them.
 
     Args:
         config: the resolved configuration.
@@ -19,7 +19,7 @@ def filled(config: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
     Raises:
         ValueError: a value cannot be read from the dataset, or one that is given contradicts it.
     """
-    groups = [name for name in ("model", "adversary") if any(_asked(config.get(name), name))]
+    groups = [name for name in FILLED if any(_asked(config.get(name), name))]
     if not groups:
         return dict(config)
     facts = facts_of(splits)

@@ -10,7 +10,7 @@ from flrl.cli.groups import options_with
 from flrl.cli.keys import either, meant
 from flrl.cli.signatures import expected, fits, hints_of, shown, taken_by
 from flrl.cli.tracebacks import culprit
-from flrl.config import CONF_DIR, FROM_DATA
+from flrl.config import CONF_DIR, FILLED, FROM_DATA
 
 _GROUPS = (
     "backend",
@@ -110,7 +110,7 @@ def _check_keys(node: Mapping[str, Any], target: str, path: str) -> None:
             continue
         if names is not None and key not in names:
             raise ValueError(f"{path}.{key}={shown(value)}: {short} takes no {key!r}; {_instead(path, key, names)}")
-        left_to_data = value is None and key in FROM_DATA and path.split(".")[0] in ("model", "adversary")
+        left_to_data = value is None and key in FROM_DATA and path.split(".")[0] in FILLED
         if key in hints and not left_to_data and not fits(value, hints[key]):
             raise ValueError(f"{path}.{key}={shown(value)}: {_wanted(f'{path}.{key}', value, hints[key])}")
 

@@ -50,10 +50,12 @@ class Splits:
     Attributes:
         train: training samples, which are divided among clients.
         test: central test samples.
+        public: samples that the server and all clients have; None for none.
     """
 
     train: Source
     test: Source
+    public: Source | None = None
 
 
 class TensorSource:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flrl.config import FROM_DATA, NOBODY
+from flrl.config import FILLED, FROM_DATA, NOBODY
 from flrl.runs.saved import read_config, saved_in
 from flrl.seeding import Seeds
 
@@ -87,11 +87,7 @@ def _is_free(key: str) -> bool:
 def _alike(key: str, old: Any, new: Any) -> bool:
     if key == "backend.device":
         old, new = (str(device).partition(":")[0] for device in (old, new))
-    if (
-        key.startswith(("model.", "adversary."))
-        and key.rpartition(".")[2] in FROM_DATA
-        and (old is None or new is None)
-    ):
+    if key.partition(".")[0] in FILLED and key.rpartition(".")[2] in FROM_DATA and (old is None or new is None):
         return True  # null stands for the data's own value
     # Engines and backends of other kinds or versions may lack an option: that is the same as an option that is off.
     if key.startswith(("trainer.", "backend.")):
@@ -112,7 +108,8 @@ def _with_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
     seeds = Seeds.of(config)
     partition = {**config["partition"], "seed": seeds.partition}
     given = {"model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition}
-    return {"root_samples": 0, "held_out_clients": 0, **config, **given, "adversary": config.get("adversary") or NOBODY}
+    lacking = {"root_samples": 0, "held_out_clients": 0, "public_samples": 0}
+    return {**lacking, **config, **given, "adversary": config.get("adversary") or NOBODY}
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,14 +5,20 @@ from flrl.strategies.base import Strategy
 from flrl.strategies.centralized import Centralized
 from flrl.strategies.cfl import CFL
 from flrl.strategies.ditto import Ditto
+from flrl.strategies.dsfl import DSFL
 from flrl.strategies.fedala import FedALA
 from flrl.strategies.fedamp import FedAMP
 from flrl.strategies.fedavg import FedAvg
 from flrl.strategies.fedbabu import FedBABU
 from flrl.strategies.feddc import FedDC
+from flrl.strategies.feddf import FedDF
+from flrl.strategies.feddistill import FedDistill
 from flrl.strategies.feddyn import FedDyn
 from flrl.strategies.fedexp import FedExP
+from flrl.strategies.fedgems import FedGEMS
+from flrl.strategies.fedkd import FedKD
 from flrl.strategies.fedlin import FedLin
+from flrl.strategies.fedmd import FedMD
 from flrl.strategies.fednova import FedNova
 from flrl.strategies.fedprox import FedProx
 from flrl.strategies.fedrep import FedRep
@@ -28,15 +34,21 @@ __all__ = [
     "APFL",
     "CFL",
     "Centralized",
+    "DSFL",
     "Ditto",
     "FedALA",
     "FedAMP",
     "FedAvg",
     "FedBABU",
     "FedDC",
+    "FedDF",
+    "FedDistill",
     "FedDyn",
     "FedExP",
+    "FedGEMS",
+    "FedKD",
     "FedLin",
+    "FedMD",
     "FedNova",
     "FedProx",
     "FedRep",

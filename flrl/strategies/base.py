@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Local = Generator[LocalProblem, Trained, ClientUpdate]
 """A client's part of a round: a generator that yields problems, is sent the trained results, returns the update."""
+OnServer = Generator[LocalProblem, Trained, ServerState]
+"""What the server trains itself at the end of a round: likewise a generator, which returns the next state."""
 
 
 class Strategy(ABC):
@@ -57,6 +59,10 @@ class Strategy(ABC):
     """Names of the module's layers whose outputs `adjust_loss` needs."""
     evaluates: Sequence[str] = ()
     """Names in client memory that `personal_model` and `finetuning` need, besides the personal part."""
+
+    sends_model = True
+    """Whether clients are sent the global model, and send updates of it. Where they are not, each has a model of its
+    own, all of it personal, and `model.kinds` may give clients different networks."""
 
     def __init__(
         self,
@@ -143,6 +149,21 @@ class Strategy(ABC):
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
         """The next state, from a round's aggregate; the round loop updates `round` and `memory`."""
 
+    def server(self, state: ServerState, problem: LocalProblem) -> OnServer:
+        """What the server trains itself after `aggregate`, in the controller's process: a generator like `local`.
+
+        Args:
+            state: from `aggregate`.
+            problem: starts from the global model, on all public samples; its task is that of the server.
+        """
+        yield problem
+        return state
+
+    @property
+    def trains_on_server(self) -> bool:
+        """Whether the class overrides `server`; if not, it is never called."""
+        return type(self).server is not Strategy.server
+
     def weight(self, num_samples: int) -> float:
         """A client's weight in the mean: its number of samples, as in McMahan et al."""
         return float(num_samples)
@@ -175,14 +196,19 @@ class Strategy(ABC):
             ClientTask(round, c, int(sizes[c]), self.weight(int(sizes[c])), state.memory.get(c, {})) for c in cohort
         ]
         sent = self.broadcast(state, round, sum(task.weight for task in tasks))
-        payload = {"vector": layout.nbytes, **{name: tensor.nbytes for name, tensor in sent.variables.items()}}
+        if not self.sends_model:
+            sent = replace(sent, vector=sent.vector[:0])
+        payload = {
+            "vector": layout.nbytes if self.sends_model else 0,
+            **{name: tensor.nbytes for name, tensor in sent.variables.items()},
+        }
         return replace(sent, cohort=tuple(sorted(cohort)), payload=payload | dict(sent.payload)), tasks
 
     # The client's part.
 
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
         """The vectors in every update: number of elements by name."""
-        return {"update": layout.size}
+        return {"update": layout.size if self.sends_model else 0}
 
     def local(self, problem: LocalProblem) -> Local:
         """One client's part of a round, a generator.

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from flrl.strategies.base import Strategy
 
 
-def check_problem(strategy: "Strategy", asked: Any) -> None:
-    """Raise TypeError or ValueError unless a value yielded by `Strategy.local` can be trained."""
-    name = f"strategy: {type(strategy).__name__}.local"
+def check_problem(strategy: "Strategy", asked: Any, method: str = "local") -> None:
+    """Raise TypeError or ValueError unless a value yielded by a strategy's generator can be trained."""
+    name = f"strategy: {type(strategy).__name__}.{method}"
     if not isinstance(asked, LocalProblem):
         raise TypeError(f"{name} yields {type(asked).__name__}, must be a LocalProblem: replace(problem, ...)")
     for field in ("epochs", "steps"):

@@ -12,7 +12,7 @@ from flrl.seeding import seed_for, seeded_for_client
 from flrl.strategies.base import Local, Strategy
 from flrl.strategies.checking import check_problem, check_update
 from flrl.trainers import LocalProblem, Trained, Trainer
-from flrl.types import ClientUpdate
+from flrl.types import ClientUpdate, ServerState
 
 
 def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer: Trainer) -> list[ClientUpdate]:
@@ -46,6 +46,27 @@ def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer:
     if own:
         problems[0].model.touched = True  # a user's own strategy may have changed the module
     return [part.update for part in parts if part.update is not None]
+
+
+def train_server(strategy: Strategy, state: ServerState, problem: LocalProblem, trainer: Trainer) -> ServerState:
+    """Run `Strategy.server`, and train the problems that it yields; returns the state that it returns.
+
+    Raises:
+        TypeError: it is no generator, or yields or returns something else than it should.
+        ValueError: it asks for what cannot be trained.
+    """
+    generator, trained = strategy.server(state, problem), None
+    if not hasattr(generator, "send"):
+        raise TypeError(f"strategy: {type(strategy).__name__}.server must be a generator, which yields problems")
+    while True:
+        try:
+            asked = generator.send(trained)  # type: ignore[arg-type]
+        except StopIteration as end:
+            if not isinstance(end.value, ServerState):
+                raise TypeError(f"strategy: {type(strategy).__name__}.server must return a ServerState") from None
+            return end.value
+        check_problem(strategy, asked, "server")
+        (trained,) = trainer.fit_batch([asked], strategy)
 
 
 @dataclass(slots=True, init=False)

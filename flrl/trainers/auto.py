@@ -41,6 +41,7 @@ class Trial:
         train: makes clients' updates, as `flrl.strategies.running.train_clients` does.
         broadcast: what the strategy sends in the first round.
         cohort: number of clients in a round, which limits the size of client batches.
+        public: the samples that the server and all clients have; None if there are none.
     """
 
     model: BoundModel
@@ -49,6 +50,7 @@ class Trial:
     train: Callable[[Sequence[LocalProblem], Trainer], Sequence[ClientUpdate]]
     broadcast: Broadcast
     cohort: int
+    public: Source | None = None
 
 
 def choose_engine(trial: Trial, **options: Any) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def choose_engine(trial: Trial, **options: Any) -> dict[str, Any]:
     Raises:
         ValueError: no engine but `LightningTrainer` can train the module.
     """
-    vector = trial.model.vector.clone()
+    vector = trial.model.local.clone()
     seconds: dict[str, float] = {}
     configs: dict[str, dict[str, Any]] = {}
     failure: Exception | None = None
@@ -128,7 +130,7 @@ def _seconds_a_step(trainer: Trainer, trial: Trial) -> float:
     for client in range(clients):
         indices = (np.arange(size * steps) + client * size) % len(source)
         task = ClientTask(1, client, len(indices), 1.0)
-        problems.append(LocalProblem.of(model, source, indices, task, trial.broadcast, seed=0))
+        problems.append(LocalProblem.of(model, source, indices, task, trial.broadcast, seed=0, public=trial.public))
     trial.train(problems, trainer)  # records, compiles, warms up
     taken = []
     for _ in range(_REPETITIONS):

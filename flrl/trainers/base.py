@@ -19,6 +19,9 @@ from flrl.trainers.problem import POSITION, ClientHooks, LocalProblem, Trained
 if TYPE_CHECKING:
     from flrl.setup import Setup
 
+MOST_MODELS = 16
+"""How many models an engine keeps recorded steps of, those of several kinds of clients."""
+
 
 class Trainer(ABC):
     """Trains one client after another; holds settings, and no state of any client.

@@ -42,6 +42,7 @@ class LocalProblem:
         only_gradient: take no steps; the difference is minus the gradient of the mean loss over all samples.
         position: index of the batch to begin with, counted over epochs; used for steps instead of epochs.
         num_steps: steps of a round by the trainer's settings, for strategies that take them one by one.
+        public: the samples that the server and all clients have; None if there are none.
     """
 
     model: BoundModel
@@ -58,10 +59,18 @@ class LocalProblem:
     only_gradient: bool = False
     position: int = 0
     num_steps: int = 1
+    public: Source | None = None
 
     @classmethod
     def of(
-        cls, model: BoundModel, source: Source, indices: np.ndarray, task: ClientTask, broadcast: Broadcast, seed: int
+        cls,
+        model: BoundModel,
+        source: Source,
+        indices: np.ndarray,
+        task: ClientTask,
+        broadcast: Broadcast,
+        seed: int,
+        public: Source | None = None,
     ) -> "LocalProblem":
         """The problem without changes: all parameters are trained from the broadcast and the client's personal part.
 
@@ -71,7 +80,7 @@ class LocalProblem:
             task = replace(task, memory=_on_device(task.memory, model.local.device))
         start = model.local_vector(broadcast.vector, task.memory.get(PERSONAL))
         position = int(task.memory[POSITION]) if POSITION in task.memory else 0
-        return cls(model, source, indices, task, broadcast, seed, start, position=position)
+        return cls(model, source, indices, task, broadcast, seed, start, position=position, public=public)
 
     @property
     def module(self) -> pl.LightningModule:

@@ -14,6 +14,7 @@ from flrl.lightning.hooks import overridden
 from flrl.lightning.optimizers import SchedulerStep
 from flrl.lightning.stand_in import TrainerStandIn
 from flrl.lightning.transfer import TRANSFER_HOOKS
+from flrl.trainers.base import MOST_MODELS
 from flrl.trainers.eager import EagerTrainer, Loop
 from flrl.trainers.problem import ClientHooks, LocalProblem
 from flrl.trainers.steps.record import Adjustment, Shape
@@ -43,7 +44,7 @@ class TracedTrainer(EagerTrainer):
         self.compile = compile
         # With bits of its own, which steps are replayed must not depend on what this process has trained before.
         self.own_bits = fuse or compile
-        self._recordings: Recordings | None = None
+        self._recordings: dict[BoundModel, Recordings] = {}  # of each kind of client
         self._logged: set[str] = set()
 
     def configured(self, problem: LocalProblem, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
@@ -69,9 +70,11 @@ class TracedTrainer(EagerTrainer):
 
     def recordings(self, model: BoundModel) -> Recordings:
         """The recorded steps of a model; they stay valid, since the module is restored before each client."""
-        if self._recordings is None or self._recordings.model is not model:
-            self._recordings = Recordings(self, model)
-        return self._recordings
+        if model not in self._recordings:
+            if len(self._recordings) >= MOST_MODELS:
+                self._recordings.clear()
+            self._recordings[model] = Recordings(self, model)
+        return self._recordings[model]
 
     def warn_once(self, module: pl.LightningModule, reason: str) -> None:
         """Log why a module is trained eagerly, each reason once."""

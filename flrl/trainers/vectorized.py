@@ -13,7 +13,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flrl.bound_model import BoundModel
-from flrl.data.sources import TensorSource
+from flrl.data.sources import Source, TensorSource
 from flrl.layout import ParameterLayout
 from flrl.lightning.hooks import overridden
 from flrl.lightning.optimizers import parse_optimizers
@@ -22,6 +22,7 @@ from flrl.lightning.transfer import TRANSFER_HOOKS
 from flrl.seeding import isolated_randomness
 from flrl.setup import Setup
 from flrl.snapshot import Snapshot
+from flrl.trainers.base import MOST_MODELS
 from flrl.trainers.client_batch import ClientBatch
 from flrl.trainers.eager import EagerTrainer
 from flrl.trainers.problem import ClientHooks, LocalProblem, Trained
@@ -59,7 +60,7 @@ class VectorizedTrainer(EagerTrainer):
         if self.memory_format != "contiguous":
             raise ValueError("trainer=vectorized has images of many clients at once: trainer.memory_format=contiguous")
         self.width = width
-        self._steps: tuple[pl.LightningModule, dict[Any, StackedStep]] | None = None
+        self._steps: dict[pl.LightningModule, dict[Any, StackedStep]] = {}  # of each kind of client
 
     def check(self, setup: Setup) -> None:
         """Refuse what the eager engine refuses, and modules and optimizers that cannot step many models as one.
@@ -128,27 +129,21 @@ class VectorizedTrainer(EagerTrainer):
             return super().fit_batch(problems, hooks)
         if not all(isinstance(problem.source, TensorSource) for problem in problems):
             raise ValueError("trainer=vectorized needs samples in memory (TensorSource): use trainer=traced")
-        if self._steps is None or self._steps[0] is not problems[0].module:
-            self._steps = problems[0].module, {}
         found = {problem.task.client_id: trained for problem, trained in ClientBatch(self, problems, hooks).train()}
         return [found[problem.task.client_id] for problem in problems]
 
     def groups(self, problems: Sequence[LocalProblem]) -> list[list[LocalProblem]]:
         """Divide the problems into groups that can share steps.
 
-        Those of a group train the same parameters; with schedulers, or an optimizer that reads the Trainer, they have
-        equally many batches.
+        Those of a group train the same parameters of one model, on samples of one form; with schedulers, or an
+        optimizer that reads the Trainer, they have equally many batches.
         """
-        module = problems[0].module
-        try:
-            with attached(module, Watched()):  # type: ignore[arg-type]
-                depends = bool(parse_optimizers(module.configure_optimizers())[1])
-        except NotCapturableError:
-            depends = True
+        depends = {module: _depends_on_batches(module) for module in {problem.module for problem in problems}}
         groups: dict[Any, list[LocalProblem]] = {}
         for problem in problems:
-            batches = (self.num_epochs(problem), self.num_batches(problem)) if depends else ()
-            key = (batches, problem.trainable, problem.only_gradient, tuple(problem.values))
+            batches = (self.num_epochs(problem), self.num_batches(problem)) if depends[problem.module] else ()
+            form = _form(problem.source)
+            key = (problem.model, form, batches, problem.trainable, problem.only_gradient, tuple(problem.values))
             groups.setdefault(key, []).append(problem)
         return list(groups.values())
 
@@ -160,10 +155,27 @@ class VectorizedTrainer(EagerTrainer):
         Raises:
             ValueError: it cannot be recorded.
         """
-        assert self._steps is not None
-        steps = self._steps[1]
+        if model.module not in self._steps and len(self._steps) >= MOST_MODELS:
+            self._steps.clear()
+        steps = self._steps.setdefault(model.module, {})  # type: ignore[arg-type]
         key = (rows, shape, None if adjustment is None else adjustment.key)
         if key not in steps:
             with isolated_randomness(0, model.local.device):
                 steps[key] = StackedStep.of(self, model, batch, adjustment)
         return steps[key]
+
+
+def _depends_on_batches(module: pl.LightningModule) -> bool:
+    """Whether a step may depend on how many batches a client has: there are schedulers, or the optimizer reads it."""
+    try:
+        with attached(module, Watched()):  # type: ignore[arg-type]
+            return bool(parse_optimizers(module.configure_optimizers())[1])
+    except NotCapturableError:
+        return True
+
+
+def _form(source: Source) -> Any:
+    """What batches have to agree in to be stacked, besides their number of samples."""
+    if not isinstance(source, TensorSource):
+        return ()
+    return (source.inputs.dtype, source.inputs.shape[1:], source.targets.dtype, source.targets.shape[1:])

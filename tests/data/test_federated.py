@@ -1,6 +1,7 @@
 """FederatedData: who owns what, what is held out, and the hash that stands for both."""
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,45 @@ def test_the_servers_samples_follow_the_seed_and_stay_with_the_test_set(tmp_path
     with np.load(tmp_path / "partition.npz") as saved:
         assert saved["root"].tolist() == data.train_indices(SERVER).tolist()
         assert len(saved["indices"]) == 90
+
+
+def test_public_samples_are_no_clients_and_everybody_has_them() -> None:
+    """Drawn from the clients' samples after the server's own, by seed; held-out clients keep theirs."""
+    make = partial(FederatedData, splits(100), blocks([40, 30, 30]), holdout=0.2)
+    data = make(seed=0, root_samples=10, public_samples=15, held_out_clients=1)
+    public = data.splits.public
+    assert isinstance(public, TensorSource)
+    taken, root = [int(x) for x in public.inputs], data.train_indices(SERVER).tolist()
+    owned = [index for c in range(3) for index in (*data.train_indices(c), *data.holdout_indices(c))]
+    assert sorted([*owned, *root, *taken]) == list(range(100))
+    assert (len(taken), len(root)) == (15, 10)
+    kept = len(data.train_indices(2)) + data.holdout_size(2)
+    assert kept in (30, 40)  # the held-out client's
+    again, other = (make(seed=seed, root_samples=10, public_samples=15, held_out_clients=1) for seed in (0, 1))
+    assert [int(x) for x in again.splits.public.inputs] == taken  # type: ignore[union-attr]
+    assert [int(x) for x in other.splits.public.inputs] != taken  # type: ignore[union-attr]
+    part = data.only([1], test=False)
+    assert part.splits.public is public
+    assert [int(x) for x in part.splits.train.inputs[part.train_indices(1)]] == data.train_indices(1).tolist()
+    assert make(seed=0).splits.public is None
+    assert make(seed=0).hash != data.hash
+    with pytest.raises(ValueError, match=r"public_samples=98: .* from 0 to 97; every client keeps"):
+        make(seed=0, public_samples=98)
+
+
+def test_a_datasets_own_public_samples_are_drawn_from(tmp_path: Path) -> None:
+    source = TensorSource(torch.arange(100.0, 120.0).view(-1, 1), torch.zeros(20))
+    own = replace(splits(30), public=source)
+    data = FederatedData(own, blocks([30]), seed=0, public_samples=5)
+    chosen = [int(x) for x in data.splits.public.inputs]  # type: ignore[union-attr]
+    assert chosen == sorted(set(chosen))
+    assert {*chosen} <= set(range(100, 120))
+    assert data.sizes.tolist() == [30]
+    assert FederatedData(own, blocks([30]), seed=0).splits.public is None
+    with pytest.raises(ValueError, match=r"public_samples=21: must be a whole number from 0 to 20, the dataset's"):
+        FederatedData(own, blocks([30]), seed=0, public_samples=21)
+    taken = FederatedData(splits(30), blocks([30]), seed=0, public_samples=5)
+    taken.save(tmp_path / "partition.npz")
+    with np.load(tmp_path / "partition.npz") as saved:
+        assert sorted([*saved["indices"], *saved["public"]]) == list(range(30))
+        assert "root" not in saved

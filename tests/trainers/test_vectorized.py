@@ -133,8 +133,8 @@ def test_a_cohort_is_divided_into_pairs_of_equal_client_batches(cohort: int, wid
 def test_steps_are_recorded_for_few_sizes_of_client_batches() -> None:
     trainer = VectorizedTrainer(batch_size=4, width=20)
     trained(FedAvg(**AVERAGE), lambda: Net(mlp()), trainer, sizes=tuple(range(4, 24)))
-    assert trainer._steps is not None
-    assert {rows for rows, *_ in trainer._steps[1]} <= {1, 2, 4, 8, 16, 20}
+    (steps,) = trainer._steps.values()
+    assert {rows for rows, *_ in steps} <= {1, 2, 4, 8, 16, 20}
 
 
 @pytest.mark.parametrize("index", [-1, 10])

@@ -26,7 +26,7 @@ from flrl.data import FederatedData
 from flrl.examiner import EvaluationShare
 from flrl.portable import check, check_trainer
 from flrl.process_setup import check_settings
-from flrl.root_update import root_update
+from flrl.root_update import root_update, server_update
 from flrl.seeding import SERVER, generator_for
 from flrl.types import Broadcast, ClientReport, ClientTask, ServerState, Tensors
 from flrl.worker import Worker, client_batches
@@ -208,6 +208,10 @@ class PoolBackend(ABC):
     def root_update(self, broadcast: Broadcast) -> Tensors:
         """The update of the server's root samples: see `flrl.root_update`."""
         return root_update(self._worker, broadcast)
+
+    def server_update(self, state: ServerState) -> ServerState:
+        """The state after what the server trains itself: see `flrl.root_update`."""
+        return server_update(self._worker, state)
 
     def evaluate(self, state: ServerState, *, rounds: int) -> dict[str, float]:
         """The metrics that are due after a round.

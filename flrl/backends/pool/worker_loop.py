@@ -165,7 +165,7 @@ def _train(
 
 def share_kept_samples(data: FederatedData, processes: int) -> None:
     """Divide the limit of prepared samples kept in memory by the number of processes on the machine."""
-    for source in (data.splits.train, data.splits.test):
+    for source in (data.splits.train, data.splits.test, data.splits.public):
         if isinstance(source, TensorSource):
             source.kept_limit //= processes
 
