@@ -39,7 +39,8 @@ class LocalProblem:
         epochs: passes over the samples; None: epochs or steps of the trainer's settings.
         steps: steps instead of epochs.
         values: tensors for `adjust_loss` and `adjust_gradient`, by name.
-        only_gradient: take no steps; the difference is minus the gradient of the mean loss over all samples.
+        only_gradient: take no steps; the difference is minus the gradient of the mean loss over all samples. If no
+            parameter is `trainable`, there is that loss alone, as `train/loss`, and no backward pass.
         position: index of the batch in the fixed order to begin with; used for steps instead of epochs.
     """
 

@@ -9,7 +9,7 @@ import torch
 from flrl.layout import digest
 from flrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from flrl.sampling import AllClients, UniformSampler
-from flrl.strategies import FedAvg, FedProx, FedSGD, Scaffold, Strategy
+from flrl.strategies import AFL, FedAvg, FedProx, FedSGD, Moon, QFedAvg, Scaffold, Strategy
 from flrl.strategies.server_optimizers import Yogi
 from flrl.trainers import EagerTrainer
 from flrl.types import Aggregate, ServerState
@@ -24,6 +24,9 @@ STRATEGIES = {
     "fedyogi": partial(FedAvg, server_optimizer=partial(Yogi, lr=0.05)),
     "fedprox": partial(FedProx, mu=0.1, server_optimizer=SGD),
     "fedsgd": partial(FedSGD, server_optimizer=partial(torch.optim.SGD, lr=0.5)),
+    "moon": partial(Moon, layer="net", mu=1.0, server_optimizer=SGD),
+    "qfedavg": partial(QFedAvg, q=1.0, server_optimizer=SGD),
+    "afl": partial(AFL, mixture_lr=0.1, server_optimizer=SGD),
     "scaffold": partial(Scaffold, server_optimizer=SGD),
     "scaffold-1": partial(Scaffold, option=1, server_optimizer=SGD),
 }
@@ -83,7 +86,8 @@ def test_the_order_of_clients_is_harmless(make: Make) -> None:
 
 @every
 def test_the_state_survives_a_checkpoint(make: Make, tmp_path: Any) -> None:
-    options = {"sampler": UniformSampler(num=2), "rounds": 4}
+    sampler = AllClients() if make.func is AFL else UniformSampler(num=2)  # AFL's mixture needs all losses
+    options = {"sampler": sampler, "rounds": 4}
     trainer = EagerTrainer(batch_size=8, keep_optimizer_state=True)
     module = partial(Linear, momentum=0.0 if make in PLAIN_SGD else 0.9)
     whole, history = fit(make_worker(strategy(make, **options), module=_seeded(module), trainer=trainer))

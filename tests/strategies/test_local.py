@@ -9,9 +9,9 @@ from torch import nn
 
 from flrl.layout import digest
 from flrl.sampling import AllClients
-from flrl.strategies import FedAvg, FedSGD, Scaffold
+from flrl.strategies import FedAvg, FedSGD, Moon, Scaffold
 from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, VectorizedTrainer
-from tests.strategies.six import Ditto, FedRep, Moon
+from tests.strategies.six import Ditto, FedRep
 from tests.toys import Linear, fit, make_worker
 
 OPTIONS: dict[str, Any] = {"sampler": AllClients(), "server_optimizer": partial(torch.optim.SGD, lr=1.0), "rounds": 3}
