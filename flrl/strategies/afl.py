@@ -83,11 +83,12 @@ class AFL(FedAvg):
 
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
         """FedAvg's step; the mixture goes up along the losses, of which a client that was left out has none."""
-        after, reports = super().aggregate(state, aggregate, layout), aggregate.reports
+        after = super().aggregate(state, aggregate, layout)
+        reports = sorted(aggregate.reports, key=lambda report: report.client_id)
         samples = torch.tensor([report.num_samples for report in reports], dtype=torch.float64)
         losses = [report.metrics.get(_LOSS, 0.0) if report.rejected is None else 0.0 for report in reports]
         mixture = state.variables.get("mixture", samples)
-        if not len(reports):
+        if not reports:
             return after
         total = float(samples.sum())
         mixture = mixture + self.mixture_lr * total * torch.tensor(losses, dtype=torch.float64)

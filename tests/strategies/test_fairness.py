@@ -11,10 +11,12 @@ from torch import Tensor
 
 from flrl.aggregation import Median
 from flrl.data import TensorSource
+from flrl.errors import ClientError
 from flrl.evaluation import Evaluator
 from flrl.layout import digest
 from flrl.sampling import UniformSampler
 from flrl.strategies import AFL, FedAvg, QFedAvg
+from flrl.strategies.afl import projected
 from flrl.trainers import EagerTrainer
 from flrl.types import Aggregate, ServerState
 from tests.strategies.test_scaffold import OPTIMUM, A, B, Double, N, Quadratic, averaging, gradient, seeded, states
@@ -109,7 +111,7 @@ def test_qfedavg_ends_at_the_minimum_of_its_objective(q: float) -> None:
     losses = A / 2 * (w - B) ** 2
     assert float((N * losses**q * A * (w - B)).sum()) == pytest.approx(0, abs=1e-4)
     elsewhere = A / 2 * (OPTIMUM - B) ** 2
-    assert (N * losses ** (q + 1)).sum() < 0.99 * (N * elsewhere ** (q + 1)).sum()
+    assert (N * losses ** (q + 1)).sum() < (N * elsewhere ** (q + 1)).sum()
 
 
 def test_negative_losses_are_refused_by_name() -> None:
