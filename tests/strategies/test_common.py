@@ -9,7 +9,7 @@ import torch
 from flrl.layout import digest
 from flrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from flrl.sampling import AllClients, UniformSampler
-from flrl.strategies import AFL, FedAvg, FedProx, FedSGD, Moon, QFedAvg, Scaffold, Strategy
+from flrl.strategies import AFL, FedAvg, FedProx, FedSAM, FedSGD, Mime, MimeLite, Moon, QFedAvg, Scaffold, Strategy
 from flrl.strategies.server_optimizers import Yogi
 from flrl.trainers import EagerTrainer
 from flrl.types import Aggregate, ServerState
@@ -27,10 +27,16 @@ STRATEGIES = {
     "moon": partial(Moon, layer="net", mu=1.0, server_optimizer=SGD),
     "qfedavg": partial(QFedAvg, q=1.0, server_optimizer=SGD),
     "afl": partial(AFL, mixture_lr=0.1, server_optimizer=SGD),
+    "mimelite": partial(MimeLite, betas=(0.5, 0.9), server_optimizer=SGD),
+    "mimelite-adam": partial(MimeLite, statistics="adam", betas=(0.5, 0.9), eps=0.3, server_optimizer=SGD),
+    "mime": partial(Mime, betas=(0.5, 0.9), server_optimizer=SGD),
+    "fedsam": partial(FedSAM, rho=0.05, server_optimizer=SGD),
+    "fedasam": partial(FedSAM, rho=0.05, adaptive=True, server_optimizer=SGD),
     "scaffold": partial(Scaffold, server_optimizer=SGD),
     "scaffold-1": partial(Scaffold, option=1, server_optimizer=SGD),
 }
-PLAIN_SGD = [make for make in STRATEGIES.values() if make.func is Scaffold]  # refuse momentum, by name
+_REFUSING = (Mime, MimeLite, Scaffold)  # momentum, by name
+PLAIN_SGD = [make for make in STRATEGIES.values() if make.func in _REFUSING]
 every = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
 Make = Any
 

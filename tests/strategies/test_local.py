@@ -9,7 +9,7 @@ from torch import nn
 
 from flrl.layout import digest
 from flrl.sampling import AllClients
-from flrl.strategies import FedAvg, FedSGD, Moon, Scaffold
+from flrl.strategies import AFL, FedAvg, FedSAM, FedSGD, Mime, MimeLite, Moon, QFedAvg, Scaffold
 from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, VectorizedTrainer
 from tests.strategies.six import Ditto, FedRep
 from tests.toys import Linear, fit, make_worker
@@ -22,6 +22,12 @@ SIX = {
     "ditto": partial(Ditto, lam=0.3, **OPTIONS),
     "fedrep": partial(FedRep, head_epochs=2, personal=["net.2.*"], **OPTIONS),
     "moon": partial(Moon, layer="net.1", mu=1.0, **OPTIONS),
+    "mime": partial(Mime, betas=(0.5, 0.9), **OPTIONS),
+    "mimelite": partial(MimeLite, statistics="adam", eps=0.3, **OPTIONS),
+    "fedsam": partial(FedSAM, rho=0.1, **OPTIONS),
+    "fedasam": partial(FedSAM, rho=0.1, adaptive=True, **OPTIONS),
+    "qfedavg": partial(QFedAvg, q=1.0, **OPTIONS),
+    "afl": partial(AFL, mixture_lr=0.1, **OPTIONS),
 }
 
 
@@ -42,7 +48,10 @@ def trained(name: str, trainer: Any, **options: Any) -> Any:
     return fit(worker)[0]
 
 
-@pytest.mark.parametrize("name", SIX)
+SLOW = {"mimelite", "fedasam", "qfedavg", "afl"}  # what they ask for others do too
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SIX])
 def test_engines_agree(name: str) -> None:
     eager = trained(name, EagerTrainer)
     for engine in (TracedTrainer, LightningTrainer):
