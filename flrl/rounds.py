@@ -17,6 +17,7 @@ from flrl.callbacks.base import Callbacks
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.records import adversary_numbers, evaluation_record, round_record
+from flrl.sampling import noted
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
 from flrl.transforms.apply import on_server
@@ -102,6 +103,7 @@ class Rounds:
         if self.strategy.trains_on_server:
             after = self.backend.server_update(replace(after, round=broadcast.round))
         memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})
+        kept |= noted(self.strategy.sampler, state.variables, result.reports, len(sizes))
         result = replace(result, reports=tuple(map(_forgotten, result.reports)))
         after = replace(after, round=broadcast.round, variables={**after.variables, **kept}, memory=memory)
         trained = time.perf_counter()

@@ -15,6 +15,7 @@ from flrl.errors import ClientError
 from flrl.evaluation import Evaluator
 from flrl.examiner import Examiner
 from flrl.layout import checksum_of
+from flrl.sampling import LOSS_BYTES, needs_losses
 from flrl.seeding import clients_in_turn
 from flrl.snapshot import Snapshot, refuse_changes
 from flrl.strategies import Strategy
@@ -77,6 +78,7 @@ class Worker:
         reducer = self.reducer(broadcast)
         reports = []
         malicious = self.threat.present(broadcast.round, [task.client_id for task in tasks])
+        more = LOSS_BYTES if needs_losses(self.strategy.sampler) else 0
         before = self._parts()
         with clients_in_turn(self.model.local.device):
             for batch in client_batches(tasks):
@@ -84,7 +86,7 @@ class Worker:
                 updates = self.updates(batch, broadcast)
                 self._refuse_changes(before, f"while client {batch[0].client_id} trains")
                 for task, update in zip(batch, updates, strict=True):
-                    reports.append(_add(task, update, reducer, malicious=task.client_id in malicious))
+                    reports.append(_add(task, update, reducer, more, malicious=task.client_id in malicious))
                     on_report(reports[-1])
         return reducer, reports
 
@@ -230,8 +232,10 @@ def client_batches(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
     return list(batches.values())
 
 
-def _add(task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer, *, malicious: bool) -> ClientReport:
-    """Add an update to the reducer unless it is rejected; returns the client's report."""
+def _add(
+    task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer, more: int, *, malicious: bool
+) -> ClientReport:
+    """Add an update, sent with `more` bytes, to the reducer unless it is rejected; returns the client's report."""
     if isinstance(update, ClientError):
         return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(update), malicious=malicious)
     stats = stats_of(update)
@@ -243,7 +247,7 @@ def _add(task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer,
         num_samples=task.num_samples,
         num_steps=update.num_steps,
         metrics=update.metrics,
-        up_bytes=sum(update.payload.values()),
+        up_bytes=sum(update.payload.values()) + more,
         rejected=rejected,
         checksum=checksum_of(stats.values()),
         memory=None if rejected is not None else _changed(task, update),

@@ -1,5 +1,6 @@
 """Federated algorithms: one class each, with the server's part and the client's part. A new one is a file here."""
 
+from flrl.strategies.afl import AFL
 from flrl.strategies.apfl import APFL
 from flrl.strategies.base import Strategy
 from flrl.strategies.centralized import Centralized
@@ -23,14 +24,20 @@ from flrl.strategies.fednova import FedNova
 from flrl.strategies.fedprox import FedProx
 from flrl.strategies.fedrep import FedRep
 from flrl.strategies.fedrod import FedRoD
+from flrl.strategies.fedsam import FedSAM
 from flrl.strategies.fedsgd import FedSGD
 from flrl.strategies.ifca import IFCA
 from flrl.strategies.local_only import LocalOnly
+from flrl.strategies.mime import Mime
+from flrl.strategies.mimelite import MimeLite
+from flrl.strategies.moon import Moon
 from flrl.strategies.perfedavg import PerFedAvg
 from flrl.strategies.pfedme import PFedMe
+from flrl.strategies.qfedavg import QFedAvg
 from flrl.strategies.scaffold import Scaffold
 
 __all__ = [
+    "AFL",
     "APFL",
     "CFL",
     "Centralized",
@@ -53,11 +60,16 @@ __all__ = [
     "FedProx",
     "FedRep",
     "FedRoD",
+    "FedSAM",
     "FedSGD",
     "IFCA",
     "LocalOnly",
+    "Mime",
+    "MimeLite",
+    "Moon",
     "PFedMe",
     "PerFedAvg",
+    "QFedAvg",
     "Scaffold",
     "Strategy",
 ]

@@ -19,7 +19,7 @@ from flrl.callbacks.base import Callbacks
 from flrl.layout import BATCHNORM, ParameterLayout, batchnorm_layers
 from flrl.lightning.local_step import LocalStep, layer_of
 from flrl.rounds import Rounds
-from flrl.sampling import Sampler
+from flrl.sampling import Sampler, draw
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.setup import Setup
 from flrl.strategies.checking import check_cohort
@@ -186,7 +186,8 @@ class Strategy(ABC):
         """
         round = state.round + 1
         with isolated_randomness(seed_for(seed, round, SERVER, "plan"), torch.device("cpu")):
-            cohort = check_cohort(self.sampler, self.sampler(len(sizes), seed=seed, round=round), len(sizes))
+            drawn = draw(self.sampler, state.variables, sizes, seed=seed, round=round)
+            cohort = check_cohort(self.sampler, drawn, len(sizes))
             return self._planned(state, round, cohort, sizes, layout)
 
     def _planned(

@@ -25,7 +25,7 @@ def check_problem(strategy: "Strategy", asked: Any, method: str = "local") -> No
         value = getattr(asked, field)
         if value is not None and value < 1:
             raise ValueError(f"{name} yields a problem with {field}={value}: must be at least 1, or None")
-    if asked.trainable is not None and not asked.trainable:
+    if asked.trainable is not None and not asked.trainable and not asked.only_gradient:
         raise ValueError(f"{name} yields a problem in which no parameter is trainable; None trains all")
     _check_tensors(f"{name} yields a problem whose values", asked.values)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def full_gradient(problem: LocalProblem, trainer: "Trainer") -> Trained:
     """Minus the gradient of the mean loss over all samples of the client at `problem.start`, as its difference.
 
+    If no parameter is trainable there is no backward pass: the difference is zero, and what counts is `train/loss`.
+
     Batches only bound the memory: each batch's mean loss is weighted by its share of the samples. For buffers that the
     forward pass changes (BatchNorm's statistics), the difference is their change.
 
@@ -44,7 +46,8 @@ def full_gradient(problem: LocalProblem, trainer: "Trainer") -> Trained:
             if loss is None:
                 raise ValueError("the full gradient needs a loss for every batch, training_step returned None")
             log.add_loss(loss)
-            (loss * (size / num_samples)).backward()  # type: ignore[no-untyped-call]
+            if problem.trainable is None or problem.trainable:
+                (loss * (size / num_samples)).backward()  # type: ignore[no-untyped-call]
         log.end_epoch(reset=True)
     result = trained(problem, model.read(), metrics=log.result(), num_steps=1)
     for entry, parameter in zip(model.layout.trained, model.trainable(), strict=True):

@@ -39,7 +39,8 @@ class LocalProblem:
         epochs: passes over the samples; None: epochs or steps of the trainer's settings.
         steps: steps instead of epochs.
         values: tensors for `adjust_loss` and `adjust_gradient`, by name.
-        only_gradient: take no steps; the difference is minus the gradient of the mean loss over all samples.
+        only_gradient: take no steps; the difference is minus the gradient of the mean loss over all samples. If no
+            parameter is `trainable`, there is that loss alone, as `train/loss`, and no backward pass.
         position: index of the batch to begin with, counted over epochs; used for steps instead of epochs.
         num_steps: steps of a round by the trainer's settings, for strategies that take them one by one.
         public: the samples that the server and all clients have; None if there are none.

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from flrl.layout import digest
-from flrl.strategies import Ditto, FedAvg, FedProx, FedRep, FedSGD, Scaffold, Strategy
+from flrl.strategies import Ditto, FedAvg, FedProx, FedRep, FedSGD, Moon, Scaffold, Strategy
 from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, VectorizedTrainer
-from tests.strategies.six import Moon
 from tests.toys import Convolved, fit, make_worker
 from tests.trainers.nets import AVERAGE, MODULES, SIZES, Attentive, Embedded, Net, mlp
 

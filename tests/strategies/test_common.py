@@ -12,6 +12,7 @@ from flrl.models.two_heads import TwoHeads
 from flrl.runs.checkpoint import load_checkpoint, save_checkpoint
 from flrl.sampling import AllClients, UniformSampler
 from flrl.strategies import (
+    AFL,
     APFL,
     CFL,
     DSFL,
@@ -34,10 +35,15 @@ from flrl.strategies import (
     FedProx,
     FedRep,
     FedRoD,
+    FedSAM,
     FedSGD,
     LocalOnly,
+    Mime,
+    MimeLite,
+    Moon,
     PerFedAvg,
     PFedMe,
+    QFedAvg,
     Scaffold,
     Strategy,
 )
@@ -57,6 +63,14 @@ STRATEGIES = {
     "fedyogi": partial(FedAvg, server_optimizer=partial(Yogi, lr=0.05)),
     "fedprox": partial(FedProx, mu=0.1, server_optimizer=SGD),
     "fedsgd": partial(FedSGD, server_optimizer=partial(torch.optim.SGD, lr=0.5)),
+    "moon": partial(Moon, layer="net", mu=1.0, server_optimizer=SGD),
+    "qfedavg": partial(QFedAvg, q=1.0, server_optimizer=SGD),
+    "afl": partial(AFL, mixture_lr=0.1, server_optimizer=SGD),
+    "mimelite": partial(MimeLite, betas=(0.5, 0.9), server_optimizer=SGD),
+    "mimelite-adam": partial(MimeLite, statistics="adam", betas=(0.5, 0.9), eps=0.3, server_optimizer=SGD),
+    "mime": partial(Mime, betas=(0.5, 0.9), server_optimizer=SGD),
+    "fedsam": partial(FedSAM, rho=0.05, server_optimizer=SGD),
+    "fedasam": partial(FedSAM, rho=0.05, adaptive=True, server_optimizer=SGD),
     "scaffold": partial(Scaffold, server_optimizer=SGD),
     "scaffold-1": partial(Scaffold, option=1, server_optimizer=SGD),
     "fednova": partial(FedNova, server_optimizer=SGD),
@@ -86,7 +100,7 @@ STRATEGIES = {
     "fedgems": partial(FedGEMS, public_samples=12, num_classes=3),
 }
 # These refuse momentum, by name.
-STEPPING = (Scaffold, FedNova, FedDC, APFL, PFedMe, PerFedAvg)
+STEPPING = (Scaffold, FedNova, FedDC, APFL, PFedMe, PerFedAvg, Mime, MimeLite)
 PLAIN_SGD = [make for make in STRATEGIES.values() if getattr(make, "func", make) in STEPPING]
 every = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
 Make = Any
@@ -159,7 +173,8 @@ def test_the_order_of_clients_is_harmless(make: Make) -> None:
 
 @every
 def test_the_state_survives_a_checkpoint(make: Make, tmp_path: Any) -> None:
-    options = {"sampler": UniformSampler(num=2), "rounds": 4}
+    sampler = AllClients() if make.func is AFL else UniformSampler(num=2)  # AFL's mixture needs all losses
+    options = {"sampler": sampler, "rounds": 4}
     trainer = EagerTrainer(batch_size=8, keep_optimizer_state=True)
     module = partial(Linear, momentum=0.0 if make in PLAIN_SGD else 0.9)
     whole, history = fit(make_worker(strategy(make, **options), module=_seeded(module), trainer=trainer))

@@ -9,9 +9,25 @@ from torch import nn
 
 from flrl.layout import digest
 from flrl.sampling import AllClients
-from flrl.strategies import Ditto, FedAvg, FedDC, FedDyn, FedExP, FedLin, FedNova, FedRep, FedSGD, Scaffold
+from flrl.strategies import (
+    AFL,
+    Ditto,
+    FedAvg,
+    FedDC,
+    FedDyn,
+    FedExP,
+    FedLin,
+    FedNova,
+    FedRep,
+    FedSAM,
+    FedSGD,
+    Mime,
+    MimeLite,
+    Moon,
+    QFedAvg,
+    Scaffold,
+)
 from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, VectorizedTrainer
-from tests.strategies.six import Moon
 from tests.toys import Linear, fit, make_worker
 
 OPTIONS: dict[str, Any] = {"sampler": AllClients(), "server_optimizer": partial(torch.optim.SGD, lr=1.0), "rounds": 3}
@@ -27,6 +43,12 @@ SIX = {
     "ditto": partial(Ditto, lam=0.3, **OPTIONS),
     "fedrep": partial(FedRep, head_epochs=2, personal=["net.2.*"], **OPTIONS),
     "moon": partial(Moon, layer="net.1", mu=1.0, **OPTIONS),
+    "mime": partial(Mime, betas=(0.5, 0.9), **OPTIONS),
+    "mimelite": partial(MimeLite, statistics="adam", eps=0.3, **OPTIONS),
+    "fedsam": partial(FedSAM, rho=0.1, **OPTIONS),
+    "fedasam": partial(FedSAM, rho=0.1, adaptive=True, **OPTIONS),
+    "qfedavg": partial(QFedAvg, q=1.0, **OPTIONS),
+    "afl": partial(AFL, mixture_lr=0.1, **OPTIONS),
 }
 
 
@@ -47,7 +69,16 @@ def trained(name: str, trainer: Any, **options: Any) -> Any:
     return fit(worker)[0]
 
 
-SLOW = {"fednova", "feddyn", "fedexp", "fedlin"}  # what they ask for others do too
+SLOW = {
+    "fednova",
+    "feddyn",
+    "fedexp",
+    "fedlin",
+    "mimelite",
+    "fedasam",
+    "qfedavg",
+    "afl",
+}  # what they ask for others do too
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SIX])

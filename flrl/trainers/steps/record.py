@@ -234,7 +234,8 @@ class _Step:
             return loss, loss, self._values
         given = dict(zip(self.adjustment.values, rest, strict=True))
         named = {name.removeprefix("module."): tensors[name] for name in self.buffers}
-        step = LocalStep(self.module, self.layout, batch, given, outputs, buffers=named)
+        own = {name.removeprefix("module."): tensors[name] for name in self.names}
+        step = LocalStep(self.module, self.layout, batch, given, outputs, parameters=own, buffers=named)
         with self.context():
             return loss, self.adjustment.hooks.adjust_loss(loss, step), self._values
 
