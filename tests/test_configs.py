@@ -204,9 +204,9 @@ def test_other_choices_go_with_experiments_and_debug(cli: Any, arguments: tuple[
 
 def test_a_mistake_in_an_experiment_is_an_error(cli: Any) -> None:
     Path("my/experiment").mkdir(parents=True)
-    Path("my/experiment/mine.yaml").write_text("# @package _global_\nstrategy:\n  mu: 1\n")
+    Path("my/experiment/mine.yaml").write_text("# @package _global_\nstrategy:\n  option: 1\n")
     done = cli("--config-dir=my", "experiment=mine")
-    assert done.err == "error: strategy.mu=1: FedAvg takes no 'mu'; strategy=fedprox does\n"
+    assert done.err == "error: strategy.option=1: FedAvg takes no 'option'; strategy=scaffold does\n"
     assert cli("--config-dir=my", "experiment=mine", "strategy=fedsgd", "strategy.rounds=1").code == 0
 
 

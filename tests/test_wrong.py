@@ -12,6 +12,7 @@ from flrl.evaluate import main as evaluate
 from flrl.train import main as train
 from flrl.verify import main as verify
 
+STRATEGIES = "; ".join(sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "strategy").glob("*.yaml")))
 TRAIN = {
     "+vars.x=${vars.y}": "vars.x: there is no key vars.y to be interpolated",
     "rounds=5": "rounds=5: there is no such key; did you mean strategy.rounds?",
@@ -26,8 +27,8 @@ TRAIN = {
     "stategy.rounds=3": "stategy.rounds=3: there is no such key; did you mean strategy.rounds?",
     "strategy.roundz=1": "strategy.roundz=1: there is no such key; did you mean strategy.rounds?",
     "strategy.sampler.numm=3": "strategy.sampler.numm=3: there is no such key; did you mean strategy.sampler.num?",
-    "strategy.mu=1": "strategy.mu=1: there is no such key with the present choice; strategy=fedprox has it",
-    "+strategy.mu=1": "strategy.mu=1: FedAvg takes no 'mu'; strategy=fedprox does",
+    "strategy.option=1": "strategy.option=1: there is no such key with the present choice; strategy=scaffold has it",
+    "+strategy.option=1": "strategy.option=1: FedAvg takes no 'option'; strategy=scaffold does",
     "++strategy.roundz=2": "strategy.roundz=2: FedAvg takes no 'roundz'; did you mean rounds?",
     "model.optimizer.nesterov=true": (
         "model.optimizer.nesterov=true: there is no such key in the configuration, but torch.optim.SGD "
@@ -61,9 +62,8 @@ TRAIN = {
     "+strategy=fedprox": "strategy has a choice already: write strategy=fedprox, without +",
     "strategy@foo=fedavg": "Could not override 'strategy@foo'. Did you mean to override strategy?",
     "strategy=fedavgg": (
-        "In 'train': Could not find 'strategy/fedavgg'; Available options in 'strategy': centralized; ditto; "
-        "fedadagrad; fedadam; fedavg; fedavgm; fedbabu; fedbn; feddc; feddyn; fedexp; fedlin; fednova; fedper; "
-        "fedprox; fedrep; fedsgd; fedyogi; lgfedavg; local; scaffold; did you mean 'fedavg'?"
+        f"In 'train': Could not find 'strategy/fedavgg'; Available options in 'strategy': {STRATEGIES}; "
+        "did you mean 'fedavg'?"
     ),
     "model=softmax": (
         "In 'train': Could not find 'model/softmax'; Available options in 'model': dlg_lenet; mcmahan_cnn; "

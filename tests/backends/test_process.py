@@ -28,8 +28,8 @@ from flrl.errors import ClientError, WorkerError
 from flrl.evaluation import Evaluator
 from flrl.layout import digest
 from flrl.process_setup import prepare
-from flrl.sampling import UniformSampler
-from flrl.strategies import FedAvg, Scaffold
+from flrl.sampling import AllClients, PowerOfChoice, UniformSampler
+from flrl.strategies import AFL, FedAvg, FedSAM, Mime, MimeLite, Moon, QFedAvg, Scaffold
 from flrl.strategies.base import Local
 from flrl.trainers import EagerTrainer, LocalProblem, Trainer, VectorizedTrainer
 from flrl.transforms import ClipNorm, GaussianNoise, TopK
@@ -80,6 +80,16 @@ class Forgetful(FedAvg):
         trained = yield problem
         memory = {} if problem.task.memory else {"round": torch.tensor(problem.task.round)}
         return trained.update(problem, memory=memory)
+
+
+def biased(**options: Any) -> FedAvg:
+    """With a sampler that goes by what clients reported."""
+    return FedAvg(**{**options, "sampler": PowerOfChoice(num=2, candidates=4)})
+
+
+def agnostic(**options: Any) -> FedAvg:
+    """With weights that follow what clients reported."""
+    return AFL(mixture_lr=0.5, **{**options, "sampler": AllClients()})
 
 
 ROBUST = partial(
@@ -171,6 +181,18 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         pytest.param(Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))), marks=pytest.mark.slow),
         Toy(strategy=partial(FedAvg, aggregator=FoolsGold())),
         Toy(strategy=partial(FedAvg, aggregator=FLTrust(before=Bucketing(size=1)))),
+        Toy(strategy=biased, rounds=5),
+        *(
+            pytest.param(Toy(strategy=strategy, rounds=4), marks=pytest.mark.slow)
+            for strategy in (
+                agnostic,
+                partial(FedSAM, rho=0.1),
+                Mime,
+                partial(MimeLite, statistics="adam", eps=0.3),
+                partial(Moon, layer="net", mu=1.0),
+                partial(QFedAvg, q=1.0),
+            )
+        ),
         pytest.param(Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1), marks=pytest.mark.slow),
         Toy(source="unpicklable"),
         Toy(module=Convolved, vectorized=True),
@@ -185,6 +207,8 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         "a rule with a state",
         "a rule with a state of each client",
         "a rule that selects, with the server's own update, of rows in random order",
+        "a sampler that needs losses",
+        *("afl", "fedsam", "mime", "mimelite", "moon", "qfedavg"),
         "dataset with loader workers",
         "unpicklable dataset",
         "client batches",

@@ -77,6 +77,18 @@ def test_qfedavg_without_q_is_fedavg_bit_for_bit(make: Any) -> None:
     assert digest(first.vector) == digest(second.vector)
 
 
+def test_lipschitz_is_one_over_the_learning_rate_unless_it_is_given() -> None:
+    """Over the mean one, where rates decay."""
+    found = {}
+    for lipschitz, decay in ((None, 1.0), (10.0, 1.0), (None, 0.5), (20.0, 0.5)):
+        worker, _, _ = federation(QFedAvg(q=1.0, lipschitz=lipschitz, **averaging(2)), lr_decay=decay)
+        found[lipschitz, decay] = states(worker)
+    for rounds in (0, 1):
+        torch.testing.assert_close(found[None, 1.0][rounds].vector, found[10.0, 1.0][rounds].vector)
+    torch.testing.assert_close(found[None, 0.5][0].vector, found[10.0, 1.0][0].vector)
+    assert not torch.allclose(found[None, 0.5][1].vector, found[20.0, 0.5][1].vector, atol=1e-4)
+
+
 def test_qfedavgs_server_by_hand_and_its_bytes() -> None:
     """Update / h where parameters are, the mean where buffers are; and nothing without clients."""
     worker = make_worker(QFedAvg(q=1.0, **averaging(1)), module=seeded(Rich))

@@ -128,7 +128,7 @@ def test_bytes_are_counted() -> None:
 def test_buffers_and_positions_stay_while_gradients_are_asked_for() -> None:
     trainer = EagerTrainer(batch_size=8, local_steps=2)
     worker = make_worker(Mime(**averaging(4)), module=seeded(Plain), sizes=SIZES, trainer=trainer)
-    start = worker.model.vector.clone()
+    layout, start = worker.model.layout, worker.model.vector.clone()
     found = states(worker)
     assert torch.equal(found[0].vector, start)
     assert torch.equal(found[2].vector, found[1].vector)
@@ -137,6 +137,9 @@ def test_buffers_and_positions_stay_while_gradients_are_asked_for() -> None:
     assert positions[0] == set()
     assert positions[1] == positions[2] == {2}
     assert positions[3] != positions[2]
+    plan = worker.strategy.plan(worker.strategy.initialize(start, layout), worker.data.sizes, 0, layout)
+    sent = worker.train(*plan, lambda report: None)[0].result()[0]["update"]
+    assert sent[layout.num_trainable :].tolist() == [0.0] * 32  # the gradient alone is counted as sent
 
 
 def test_statistics_by_hand() -> None:
