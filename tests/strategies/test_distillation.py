@@ -509,7 +509,7 @@ def test_targets_are_exchanged_and_inputs_shared() -> None:
         ("strategy=fedmd", "model=kinds", "strategy.private_samples=20"),
         ("strategy=dsfl", "model=kinds"),
         ("strategy=dsfl",),
-        ("strategy=fedgems", "model=kinds", "+model@model.server=mlp_2nn"),
+        ("strategy=fedgems", "model=kinds", "model@model.server=mlp_2nn"),
         ("strategy=feddf",),
         ("strategy=feddistill", "model=kinds"),
         ("strategy=fedkd", "model=mentored"),
