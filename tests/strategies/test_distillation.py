@@ -187,7 +187,8 @@ def test_dsfl_is_numpys(temperature: float | None) -> None:
 
 
 def test_feddf_is_numpys() -> None:
-    strategy = FedDF(**PUBLIC, server_epochs=2, server_optimizer=SGD, **everybody(4, 2))
+    """With half of the server's step: the scores of averaged linear models are the average of their scores."""
+    strategy = FedDF(**PUBLIC, server_epochs=2, server_optimizer=partial(torch.optim.SGD, lr=0.5), **everybody(4, 2))
     states, _, worker = run(strategy, module=seeded(Double))
     x, _ = _samples(worker.data.splits.public)
     server = initial()
@@ -196,7 +197,9 @@ def test_feddf_is_numpys() -> None:
         shares = {client: SIZES[client] / sum(SIZES[other] for other in chosen) for client in chosen}
         models = {client: steps(server, *samples(worker, client)) for client in chosen}
         ensemble = sum(shares[client] * single(scores_of(model, x)) for client, model in models.items())
-        server = steps(sum(shares[c] * model for c, model in models.items()), x, single(softmax(ensemble)), epochs=2)
+        stepped = server + 0.5 * (sum(shares[client] * model for client, model in models.items()) - server)
+        server = steps(stepped, x, single(softmax(ensemble)), epochs=2)
+        assert np.abs(server - stepped).max() > 1e-3
         close(state.vector, server)
         assert state.variables == {}
 
@@ -302,6 +305,14 @@ def test_mean_scores_by_class_by_hand() -> None:
     after = strategy.aggregate(state, Aggregate(means, 1.0, ()), None)  # type: ignore[arg-type]
     assert after.variables["scores"].tolist() == [2.0, 6.0, 7.0, 5.0]
     assert after.variables["seen"].tolist() == [1.0, 1.0]
+
+
+def test_a_class_without_mean_scores_is_learnt_by_itself() -> None:
+    """Targets e_0 + 0.5 softmax(ln 3, 0) for a class with scores, e_1 alone for one without."""
+    strategy = FedDistill(num_classes=2, gamma=0.5, **everybody())
+    sent = {"scores": torch.tensor([math.log(3.0), 0.0, 5.0, 1.0]), "seen": torch.tensor([1.0, 0.0])}
+    found = strategy._targets(np.array([1, 0]), sent)
+    assert found.flatten().tolist() == pytest.approx([0.0, 1.0, 1 + 0.5 * 0.75, 0.5 * 0.25])
 
 
 def test_adaptive_mutual_distillation_by_hand() -> None:
