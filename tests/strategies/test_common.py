@@ -85,7 +85,7 @@ STRATEGIES = {
     "fedbabu": partial(FedBABU, personal=["net*bias"], server_optimizer=SGD),
     "ditto": partial(Ditto, lam=0.1, server_optimizer=SGD),
     "centralized": partial(Centralized, server_optimizer=SGD),
-    "local": LocalOnly,
+    "local": partial(LocalOnly),
     "apfl": partial(APFL, adaptive=True, server_optimizer=SGD),
     "pfedme": partial(PFedMe, lam=1.0, lr=0.5, inner_steps=2, server_optimizer=SGD),
     "perfedavg": partial(PerFedAvg, beta=0.2, server_optimizer=SGD),
@@ -200,7 +200,7 @@ def _seeded(make: Any) -> Any:
 @every
 def test_the_loss_falls_on_a_toy_problem(make: Make) -> None:
     made, name, options = strategy(make, rounds=15), "test/loss", {}
-    parts = (LocalOnly, STRATEGIES["lgfedavg"], STRATEGIES["fedbn"])
+    parts = [STRATEGIES[name] for name in ("local", "lgfedavg", "fedbn")]
     if make in parts:  # their global models have initial parts: clients' own losses fall
         name = "train/loss"
     elif made.personal == ("*",):  # FedMD and FedDistill have no global model: the clients' own ones are evaluated
