@@ -122,6 +122,9 @@ def test_personal_parameters_are_in_the_personal_model_alone() -> None:
     joint = torch.cat([state.vector, initial[15:]])
     assert found["clients/global/accuracy_mean"] == mean(made, lambda client: joint)
     made.model.load(joint)
+    losses = [made.evaluator.client(made.model, made.data, client)["test/loss"] for client in range(4)]
+    assert found["clients/global/loss_mean"] == pytest.approx(np.mean(losses), abs=1e-12)
+    assert abs(found["clients/personal/loss_mean"] - np.mean(losses)) > 1e-3
     assert found["test/loss"] == made.evaluator.central(made.model, made.data)["test/loss"]
 
 
@@ -255,11 +258,12 @@ def test_held_out_clients_need_samples_to_be_evaluated_on() -> None:
 
 
 def test_the_server_has_no_samples_of_held_out_clients() -> None:
-    """The 66 that are not the first of the two clients that take part: all of them but those."""
     data = FederatedData(worker().data.splits, blocks(SIZES), seed=3, holdout=0.3, root_samples=20, held_out_clients=2)
-    assert sum(data.sizes) + sum(map(data.holdout_size, (0, 1))) + 20 == 100 - sum(
-        len(data.train_indices(c)) + data.holdout_size(c) for c in (2, 3)
-    )
+    whole = FederatedData(worker().data.splits, blocks(SIZES), seed=3, holdout=0.3, held_out_clients=2)
+    for client in (2, 3):
+        assert len(data.train_indices(client)) == len(whole.train_indices(client))
+        assert data.holdout_size(client) == whole.holdout_size(client)
+    assert data.num_root_samples == 20
 
 
 RUN = (

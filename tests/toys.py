@@ -47,6 +47,17 @@ class Linear(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr, **self.sgd)
 
 
+class Normed(Linear):
+    """Two layers with BatchNorm between them."""
+
+    def __init__(self, **sgd: Any) -> None:
+        super().__init__(**sgd)
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
 class Convolved(Linear):
     """The last bits of a step of a client batch depend on the number of its clients."""
 
@@ -158,7 +169,7 @@ def make_worker(
     )
     if module is None:
         torch.manual_seed(seed)
-        module = Linear()
+        module = Linear() if strategy.batchnorm == "average" else Normed()
     trainer = EagerTrainer(batch_size=8) if trainer is None else trainer
     if not strategy.sends_model and not kinds and not strategy.personal:
         kinds = [deepcopy(module)]

@@ -51,7 +51,7 @@ from flrl.strategies.server_optimizers import UncorrectedAdam, Yogi
 from flrl.trainers import EagerTrainer
 from flrl.types import Aggregate, ServerState
 from tests import toys
-from tests.toys import Linear, Rich, fit, setup_of
+from tests.toys import Linear, Normed, Rich, fit, setup_of
 
 SGD = partial(torch.optim.SGD, lr=1.0)
 STRATEGIES = {
@@ -78,13 +78,14 @@ STRATEGIES = {
     "fedexp": partial(FedExP, server_optimizer=SGD),
     "fedlin": partial(FedLin, server_optimizer=SGD),
     "feddc": partial(FedDC, alpha=0.1, server_optimizer=SGD),
+    "fedbn": partial(FedAvg, batchnorm="personal", server_optimizer=SGD),
     "fedper": partial(FedAvg, personal=["net*bias"], server_optimizer=SGD),
     "fedrep": partial(FedRep, head_epochs=2, personal=["net*bias"], server_optimizer=SGD),
     "lgfedavg": partial(FedAvg, personal=["net*weight"], server_optimizer=SGD),
     "fedbabu": partial(FedBABU, personal=["net*bias"], server_optimizer=SGD),
     "ditto": partial(Ditto, lam=0.1, server_optimizer=SGD),
     "centralized": partial(Centralized, server_optimizer=SGD),
-    "local": LocalOnly,
+    "local": partial(LocalOnly),
     "apfl": partial(APFL, adaptive=True, server_optimizer=SGD),
     "pfedme": partial(PFedMe, lam=1.0, lr=0.5, inner_steps=2, server_optimizer=SGD),
     "perfedavg": partial(PerFedAvg, beta=0.2, server_optimizer=SGD),
@@ -176,7 +177,8 @@ def test_the_state_survives_a_checkpoint(make: Make, tmp_path: Any) -> None:
     sampler = AllClients() if make.func is AFL else UniformSampler(num=2)  # AFL's mixture needs all losses
     options = {"sampler": sampler, "rounds": 4}
     trainer = EagerTrainer(batch_size=8, keep_optimizer_state=True)
-    module = partial(Linear, momentum=0.0 if make in PLAIN_SGD else 0.9)
+    kind = Normed if make is STRATEGIES["fedbn"] else Linear
+    module = partial(kind, momentum=0.0 if make in PLAIN_SGD else 0.9)
     whole, history = fit(make_worker(strategy(make, **options), module=_seeded(module), trainer=trainer))
     half_way, _ = fit(make_worker(strategy(make, **options | {"rounds": 2}), module=_seeded(module), trainer=trainer))
     path = save_checkpoint(tmp_path, half_way, {"a": 1})
@@ -198,7 +200,8 @@ def _seeded(make: Any) -> Any:
 @every
 def test_the_loss_falls_on_a_toy_problem(make: Make) -> None:
     made, name, options = strategy(make, rounds=15), "test/loss", {}
-    if make in (LocalOnly, STRATEGIES["lgfedavg"]):  # their global models have initial parts: clients' own losses fall
+    parts = [STRATEGIES[name] for name in ("local", "lgfedavg", "fedbn")]
+    if make in parts:  # their global models have initial parts: clients' own losses fall
         name = "train/loss"
     elif made.personal == ("*",):  # FedMD and FedDistill have no global model: the clients' own ones are evaluated
         name, options = "clients/personal/loss_mean", {"evaluator": Evaluator(clients_every=1), "holdout": 0.2}
