@@ -27,8 +27,10 @@ TRAIN = {
     "stategy.rounds=3": "stategy.rounds=3: there is no such key; did you mean strategy.rounds?",
     "strategy.roundz=1": "strategy.roundz=1: there is no such key; did you mean strategy.rounds?",
     "strategy.sampler.numm=3": "strategy.sampler.numm=3: there is no such key; did you mean strategy.sampler.num?",
-    "strategy.option=1": "strategy.option=1: there is no such key with the present choice; strategy=scaffold has it",
-    "+strategy.option=1": "strategy.option=1: FedAvg takes no 'option'; strategy=scaffold does",
+    "strategy.lipschitz=1": (
+        "strategy.lipschitz=1: there is no such key with the present choice; strategy=qfedavg has it"
+    ),
+    "+strategy.lipschitz=1": "strategy.lipschitz=1: FedAvg takes no 'lipschitz'; strategy=qfedavg does",
     "++strategy.roundz=2": "strategy.roundz=2: FedAvg takes no 'roundz'; did you mean rounds?",
     "model.optimizer.nesterov=true": (
         "model.optimizer.nesterov=true: there is no such key in the configuration, but torch.optim.SGD "
@@ -66,8 +68,8 @@ TRAIN = {
         "did you mean 'fedavg'?"
     ),
     "model=softmax": (
-        "In 'train': Could not find 'model/softmax'; Available options in 'model': dlg_lenet; mcmahan_cnn; "
-        "mlp_2nn; resnet18; softmax_regression"
+        "In 'train': Could not find 'model/softmax'; Available options in 'model': dlg_lenet; kinds; mcmahan_cnn; "
+        "mentored; mlp_2nn; resnet18; softmax_regression"
     ),
     "partition=dirichelet": (
         "In 'train': Could not find 'partition/dirichelet'; Available options in 'partition': "
@@ -79,7 +81,7 @@ TRAIN = {
     ),
     "+experiment=mnist_fedsvg": (
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
-        "mnist_fedavg; did you mean 'mnist_fedavg'?"
+        "comparison; mnist_fedavg; scaffold_one_class; did you mean 'mnist_fedavg'?"
     ),
     "attack=dlg": "Could not override 'attack'. No match in the defaults list.",
     "+debug=nothing": "In 'train': Could not find 'debug/nothing'; Available options in 'debug': default",
@@ -199,20 +201,21 @@ TRAIN = {
     "base=trainer": "Could not override 'base'. No match in the defaults list.",
     "+base=trainer": (
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
-        "tags, optimized_metric, log_clients, holdout, root_samples, on_client_failure, dataset, partition, model, "
+        "tags, optimized_metric, log_clients, holdout, root_samples, held_out_clients, public_samples, "
+        "on_client_failure, dataset, partition, model, "
         "trainer, strategy, adversary, backend, evaluation, client_store, callbacks, logger, paths, vars; "
         "values of your own go below vars"
     ),
     "experiment=mnist_fedsvg": (
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
-        "mnist_fedavg; did you mean 'mnist_fedavg'?"
+        "comparison; mnist_fedavg; scaffold_one_class; did you mean 'mnist_fedavg'?"
     ),
     "debug=defualt": (
         "In 'train': Could not find 'debug/defualt'; Available options in 'debug': default; did you mean 'default'?"
     ),
     "-m experiment=mnist_fedavg,mnist_fedsvg": (
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
-        "mnist_fedavg; did you mean 'mnist_fedavg'?"
+        "comparison; mnist_fedavg; scaffold_one_class; did you mean 'mnist_fedavg'?"
     ),
     "callbacks=[default,early_stoping]": (
         "In 'train': Could not load 'callbacks/early_stoping'.; did you mean 'early_stopping'?"
@@ -231,7 +234,8 @@ TRAIN = {
     "+foo=3": (
         "foo=3: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, tags, "
         "optimized_metric, "
-        "log_clients, holdout, root_samples, on_client_failure, dataset, partition, model, trainer, strategy, "
+        "log_clients, holdout, root_samples, held_out_clients, public_samples, on_client_failure, dataset, partition, "
+        "model, trainer, strategy, "
         "adversary, backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
     "seed=99999999999999999999": "seed=99999999999999999999: must be at least 0 and below 2**63",
