@@ -27,8 +27,10 @@ TRAIN = {
     "stategy.rounds=3": "stategy.rounds=3: there is no such key; did you mean strategy.rounds?",
     "strategy.roundz=1": "strategy.roundz=1: there is no such key; did you mean strategy.rounds?",
     "strategy.sampler.numm=3": "strategy.sampler.numm=3: there is no such key; did you mean strategy.sampler.num?",
-    "strategy.option=1": "strategy.option=1: there is no such key with the present choice; strategy=scaffold has it",
-    "+strategy.option=1": "strategy.option=1: FedAvg takes no 'option'; strategy=scaffold does",
+    "strategy.lipschitz=1": (
+        "strategy.lipschitz=1: there is no such key with the present choice; strategy=qfedavg has it"
+    ),
+    "+strategy.lipschitz=1": "strategy.lipschitz=1: FedAvg takes no 'lipschitz'; strategy=qfedavg does",
     "++strategy.roundz=2": "strategy.roundz=2: FedAvg takes no 'roundz'; did you mean rounds?",
     "model.optimizer.nesterov=true": (
         "model.optimizer.nesterov=true: there is no such key in the configuration, but torch.optim.SGD "
