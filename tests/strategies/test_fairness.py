@@ -77,6 +77,7 @@ def test_qfedavg_without_q_is_fedavg_bit_for_bit(make: Any) -> None:
     assert digest(first.vector) == digest(second.vector)
 
 
+@pytest.mark.slow
 def test_lipschitz_is_one_over_the_learning_rate_unless_it_is_given() -> None:
     """Over the mean one, where rates decay."""
     found = {}
@@ -116,7 +117,7 @@ def quadratics(strategy: FedAvg, a: Any = A, b: Any = B, sizes: Any = N, epochs:
     return float(fit(worker)[0].vector)
 
 
-@pytest.mark.parametrize("q", [0.5, 2.0])
+@pytest.mark.parametrize("q", [pytest.param(0.5, marks=pytest.mark.slow), 2.0])
 def test_qfedavg_ends_at_the_minimum_of_its_objective(q: float) -> None:
     """There the slopes of `n_k / n F_k^(q+1) / (q+1)` sum to zero."""
     w = quadratics(QFedAvg(q=q, **averaging(120)))

@@ -46,7 +46,9 @@ def test_rounds_agree_with_numpy(adaptive: bool, num: int | None) -> None:
         np.testing.assert_allclose(state.vector.numpy(), w, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("trainer", [EagerTrainer, TracedTrainer, partial(VectorizedTrainer, width=2)])
+@pytest.mark.parametrize(
+    "trainer", [EagerTrainer, TracedTrainer, pytest.param(partial(VectorizedTrainer, width=2), marks=pytest.mark.slow)]
+)
 def test_without_radius_it_is_fedavg_bit_for_bit(trainer: Any) -> None:
     first, second = (
         fit(make_worker(strategy, module=seeded(Linear), sizes=SIZES, trainer=trainer(batch_size=8)))

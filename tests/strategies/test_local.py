@@ -70,6 +70,7 @@ def trained(name: str, trainer: Any, **options: Any) -> Any:
 
 
 SLOW = {
+    "fedsam",
     "fednova",
     "feddyn",
     "fedexp",

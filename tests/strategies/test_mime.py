@@ -105,6 +105,7 @@ def test_one_full_batch_step_of_mime_is_the_centralised_method() -> None:
     np.testing.assert_allclose(state.variables["first"].numpy(), momentum, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_mime_reaches_the_optimum_of_quadratics_and_mimelite_does_not() -> None:
     """With six local steps on each of three quadratics."""
     assert quadratic(Mime(betas=(0.0, 0.9), **averaging(60))) == pytest.approx(OPTIMUM, abs=1e-6)
