@@ -122,7 +122,7 @@ def make_worker(strategy: Strategy, *, module: Any = None, **options: Any) -> An
 def digests(state: ServerState) -> dict[str, str]:
     """Of all that a state holds: without a global model, the rest is what there is."""
     kept = {f"{client}/{name}": t for client, memory in state.memory.items() for name, t in memory.items()}
-    return {name: digest(t) for name, t in {"vector": state.vector, **state.variables, **kept}.items()}
+    return {name: digest(t.reshape(-1)) for name, t in {"vector": state.vector, **state.variables, **kept}.items()}
 
 
 def start(worker: Any) -> ServerState:
