@@ -15,6 +15,7 @@ from torch.nn.functional import kl_div
 
 from flrl.lightning.local_step import LocalStep
 from flrl.strategies.fedavg import FedAvg
+from flrl.trainers import LocalProblem
 
 
 class FedKD(FedAvg):
@@ -38,6 +39,10 @@ class FedKD(FedAvg):
         if not 0 <= mutual < float("inf"):
             raise ValueError(f"strategy.mutual={mutual}: must be at least 0 and finite")
         self.mutual = mutual
+
+    def personal_model(self, problem: LocalProblem) -> None:
+        """None: predictions are the mentee's, which is shared; the mentor only teaches."""
+        return None
 
     def adjust_loss(self, loss: Tensor, step: LocalStep) -> Tensor:
         """Add the distillation losses."""

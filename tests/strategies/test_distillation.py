@@ -374,6 +374,13 @@ def test_fedkd_without_distillation_is_fedavg_of_the_mentee() -> None:
     assert [digest(state.vector) for state in found] == [digest(state.vector) for state in plain]
     assert [r.metrics["test/accuracy"] for r in history] == [r.metrics["test/accuracy"] for r in other]
     assert [r.metrics["comm/up_bytes"] for r in history] == [2 * 4 * 18.0] * 3  # the mentee's alone
+    evaluator = Evaluator(clients_every=1)
+    _, history, _ = run(
+        FedKD(server_optimizer=SGD, **everybody(1)), module=seeded(Taught), holdout=0.2, evaluator=evaluator
+    )
+    assert {
+        name.split("/")[1] for name in history[-1].metrics if name.startswith("clients/") and name.count("/") == 2
+    } == {"global"}  # the mentee never goes under the personal model's name
 
 
 def test_fedkd_is_the_gradient_of_both_losses_and_survives_a_checkpoint(tmp_path: Any) -> None:
