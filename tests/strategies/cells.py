@@ -48,12 +48,20 @@ ENGINES = ("eager", "traced", "vectorized", "lightning")
 COMMON = (
     "dataset=synthetic_classification", "dataset.num_samples=150", "dataset.test_samples=40",
     "dataset.input_shape=[5]", "dataset.num_classes=3", "partition=quantity_skew", "partition.num_clients=5",
-    "partition.min_samples=12", "model=mlp_2nn", "model.net.hidden=8", "holdout=0.2", "evaluation=clients",
+    "partition.min_samples=12", "holdout=0.2", "evaluation=clients",
     "trainer.batch_size=8", "trainer.shuffle=true", "trainer.lr_decay=0.9", "strategy.sampler.num=3",
     "strategy.rounds=4", "paths.output_dir=.",
 )  # fmt: skip
+MODELS: dict[str, tuple[str, ...]] = {"fedkd": ("model=mentored", "model.mentor.hidden=8")}
+"""Models of strategies that need one of their own; the others have the 2NN."""
 SETTINGS: dict[str, tuple[str, ...]] = {
     "cfl": ("strategy/sampler=uniform", "strategy.sampler.num=5", "strategy.eps1=100", "strategy.eps2=0"),
+    "afl": ("strategy/sampler=uniform", "strategy.sampler.num=5"),
+    "fedlin": ("strategy/sampler=uniform", "strategy.sampler.num=5"),
+    "fedmd": ("public_samples=20",),
+    "dsfl": ("public_samples=20",),
+    "feddf": ("public_samples=20",),
+    "fedgems": ("public_samples=20",),
     "fedrod": ("model.net._target_=tests.strategies.cells.headed",),
     "fedbn": ("model.net._target_=tests.strategies.cells.normed", "strategy.personal=[net.2.*]"),
 }
@@ -85,7 +93,8 @@ def config_of(strategy: str, engine: str) -> dict[str, Any]:
     """The configuration of a cell, resolved."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     register_resolvers()
-    overrides = [*COMMON, f"strategy={strategy}", f"trainer={engine}", *SETTINGS.get(strategy, ())]
+    model = MODELS.get(strategy, ("model=mlp_2nn", "model.net.hidden=8"))
+    overrides = [*COMMON, *model, f"strategy={strategy}", f"trainer={engine}", *SETTINGS.get(strategy, ())]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
     return filled(config, Recipe(config).data().splits)
