@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,6 @@ from flrl.strategies import FedProx
 from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, VectorizedTrainer
 from flrl.transforms import ClipNorm
 from tests.attacks.observing import client_update, found, observed, plain
-from tests.toys import Linear
 
 N = 80
 """Members, and as many others."""
@@ -323,7 +323,7 @@ def test_what_does_not_apply_is_said(overfit: tuple[Observation, np.ndarray]) ->
         (MembershipLoss(target="global"), replace(observation, model_before=None), "needs the global model after"),
         (MembershipLoss(rounds=3), observation, "attack.rounds=3: up to round 1 there are 2"),
         (MembershipLoss(rounds=2), replace(observation, model_before=None), "needs the global models of earlier"),
-        (MembershipLoss(), replace(observation, module=Linear(features=20, classes=5)), "Linear has no forward"),
+        (MembershipLoss(), replace(observation, module=pl.LightningModule()), "LightningModule has no forward"),
         (MembershipLoss(), replace(observation, inputs=replace(observation.inputs, num_classes=None)), "needs classes"),
         (MembershipShadow(), replace(observation, public=None), "needs public samples"),
         (MembershipLiRA(online=False), replace(observation, public=None), "needs public samples"),

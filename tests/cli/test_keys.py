@@ -32,7 +32,7 @@ TREE = {
             " in the configuration, but flrl.strategies.FedAvg takes it: +strategy.min_clients=2",
         ),
         ("+model.optimizer.momntum=2", "; did you mean +model.optimizer.momentum of torch.optim.SGD?"),
-        ("strategy.mu=2", " with the present choice; strategy=fedprox has it"),
+        ("strategy.lipschitz=2", " with the present choice; strategy=qfedavg has it"),
         ("strategy.nothing=2", "; strategy has: rounds, sampler"),
         ("xyz=2", "; the top level has: seed, strategy, model, server"),
     ],

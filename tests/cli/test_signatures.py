@@ -26,6 +26,7 @@ def test_names() -> None:
         "aggregator",
         "transforms",
         "personal",
+        "batchnorm",
         "min_clients",
     ]
     assert taken_by("flrl.strategies.FedProx") == ["mu", *(taken_by("flrl.strategies.FedAvg") or [])]
