@@ -1,4 +1,4 @@
-"""What every strategy does. A new one joins by being listed."""
+"""What every strategy does. A new one joins by being listed; `pytest -m slow` on this file has the rest."""
 
 from functools import partial
 from typing import Any
@@ -104,6 +104,18 @@ STRATEGIES = {
 STEPPING = (Scaffold, FedNova, FedDC, APFL, PFedMe, PerFedAvg, Mime, MimeLite)
 PLAIN_SGD = [make for make in STRATEGIES.values() if getattr(make, "func", make) in STEPPING]
 every = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES.keys())
+COVERING = (
+    "fedavg", "fedadam", "fedsgd", "scaffold", "moon", "afl", "mime", "fedlin", "fedrep", "ditto", "apfl", "ifca",
+    "fedamp", "fedmd", "feddf", "local", "centralized",
+)  # fmt: skip
+"""Those that differ most in what they send, keep and yield; `-m slow` takes the others."""
+covering = pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=() if name in COVERING else pytest.mark.slow)
+        for name, make in STRATEGIES.items()
+    ],
+)
 Make = Any
 
 
@@ -138,7 +150,7 @@ def test_zero_updates_leave_the_model_unchanged(make: Make) -> None:
     assert torch.equal(after.vector, state.vector)
 
 
-@every
+@covering
 def test_equal_clients_are_one_client(make: Make) -> None:
     """Every client has the same samples in the same order, so the mean is any one of them."""
     one = make_worker(strategy(make), sizes=(30,))
@@ -162,7 +174,7 @@ class _Copies:
         return self._indices
 
 
-@every
+@covering
 def test_the_order_of_clients_is_harmless(make: Make) -> None:
     class Reversed(AllClients):
         def __call__(self, num_clients: int, *, seed: int, round: int) -> Any:
@@ -210,7 +222,7 @@ def test_the_loss_falls_on_a_toy_problem(make: Make) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-@every
+@covering
 def test_a_module_with_everything_trains_unchanged(make: Make) -> None:
     if make in PLAIN_SGD:
         with pytest.raises(ValueError, match=r"plain torch\.optim\.SGD"):
@@ -224,7 +236,7 @@ def test_a_module_with_everything_trains_unchanged(make: Make) -> None:
         assert (record.metrics["clients/num"], record.metrics["clients/rejected"]) == (clients, 0.0)
 
 
-@every
+@covering
 def test_rounds_are_given_and_state_is_not_changed_in_place(make: Make) -> None:
     worker = make_worker(strategy(make, rounds=2))
     state = start(worker)
