@@ -33,7 +33,7 @@ from tests.zoo.table import Workers
 
 CELLS = [f"{strategy}, {engine}" for strategy in STRATEGIES for engine in ENGINES]
 PREFIXES = {"serial": [], "process": [], "mpi": [MPIEXEC, "--oversubscribe", "-n", "3"]}
-BY_DEFAULT = ("scaffold, traced", "fedadam, vectorized", "fedbn, eager", "fedper, lightning")
+BY_DEFAULT = ("scaffold, traced", "fedbn, eager", "fedper, lightning")
 WHOLE = pytest.mark.parametrize("cell", CELLS)
 
 pytestmark = pytest.mark.timeout(1800)
