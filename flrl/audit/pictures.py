@@ -61,7 +61,7 @@ def _draw(figure: Figure, axes: Axes, one: HeatMap) -> None:
             axes.text(column, row, "-", ha="center", va="center", color="black", fontsize=8)
         else:
             colour = "white" if value < middle else "black"
-            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, f"{100 * value:z.0f}", ha="center", va="center", color=colour, fontsize=8)
     axes.tick_params(length=0)
     axes.set_xlabel(" ", labelpad=14)
     figure.colorbar(image, ax=axes, format=lambda value, _: f"{100 * value:.0f} %", pad=0.01)
