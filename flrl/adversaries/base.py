@@ -143,6 +143,13 @@ class Adversary:
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts of a setup that the adversary cannot be combined with; before any round."""
         self.malicious(setup.num_clients, 0)
+        own = type(self)
+        sends = own.update is not Adversary.update or own.collude is not Adversary.collude
+        if (sends or own.broadcast is not Adversary.broadcast) and not setup.strategy.sends_model:
+            raise ValueError(
+                f"adversary={own.__name__}: changes updates of a model, and clients of "
+                f"{type(setup.strategy).__name__} send none"
+            )
 
     def check_samples(self, source: Source, num_samples: int) -> None:
         """Raise ValueError if clients' samples cannot be poisoned as asked; before any round, where there are some.

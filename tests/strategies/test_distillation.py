@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flrl.adversaries import LabelFlip, SignFlip
 from flrl.aggregation import Median
 from flrl.callbacks import Callback
 from flrl.data import TensorSource
@@ -625,6 +626,15 @@ def test_invalid_factors_are_refused() -> None:
     worker = make_worker(FedDistill(num_classes=3, **everybody()), module=Hard())
     with pytest.raises(ValueError, match="Hard's training_step must take class probabilities"):
         worker.rehearse(*worker.strategy.plan(_start(worker), worker.data.sizes, 0, worker.model.layout))
+
+
+def test_adversaries_that_change_updates_are_refused_where_there_are_none() -> None:
+    strategy = FedDistill(num_classes=3, **everybody())
+    setup = setup_of(strategy=strategy)
+    with pytest.raises(ValueError, match="SignFlip: changes updates of a model, and clients of FedDistill send none"):
+        SignFlip(clients=1).check(setup)
+    LabelFlip(clients=1, num_classes=3).check(setup)
+    SignFlip(clients=1).check(setup_of())
 
 
 def _start(worker: Any) -> ServerState:
