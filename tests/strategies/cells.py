@@ -70,8 +70,12 @@ SENT_OTHERWISE: dict[str, str] = {
     "ifca": "a client sends its cluster's update alone, the sum has places for all",
     "cfl": "a client is sent its cluster's model alone, a simulation has all of them",
     "fedamp": "a client is sent its cloud model, which comes with its task",
+    "local": "nothing is sent, a simulation gives workers the initial model",
+    "centralized": "nothing is sent, a simulation has a worker train on all samples",
 }
 """Strategies whose payload is not what a simulation broadcasts to all, and why."""
+DOUBLES: dict[str, tuple[int, int]] = {"afl": (0, 1), "fedexp": (1, 1), "fednova": (1, 1), "qfedavg": (1, 1)}
+"""Numbers that are sent as float64: how many in the vectors, and how many in all, a loss beside them for instance."""
 ROUNDS, SAVED = 4, 2
 """Of a run, and those of which the last checkpoint has been written when it is killed."""
 
