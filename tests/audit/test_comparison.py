@@ -89,7 +89,6 @@ def test_a_sweep_goes_on_where_it_was_stopped(cli: Any) -> None:
     assert checkpoint.stat().st_mtime_ns == written
 
 
-@pytest.mark.slow
 def test_all_that_the_sweep_names_is_there() -> None:
     """A choice that is not would end the sweep in its middle."""
     params = yaml.safe_load(EXPERIMENT.read_text())["hydra"]["sweeper"]["params"]
