@@ -148,7 +148,7 @@ class Aggregate:
     Attributes:
         vectors: the reduced float64 vectors by name, their weighted means for instance; zeros for an empty cohort.
         total_weight: the sum of the accepted updates' weights.
-        reports: one per client of the cohort, in the order of client ids.
+        reports: one per client of the cohort, in the order in which the sampler gave them.
         share: `total_weight` over the weight of all clients, in (0, 1]; the round loop sets it, backends do not.
     """
 

@@ -159,7 +159,7 @@ TRAIN = {
         "adversary.input_shape=[20]: a trigger needs images, [height, width] or [channels, height, width]"
     ),
     "strategy=scaffold strategy/aggregator=median": (
-        "strategy.aggregator=Median: SCAFFOLD's variates need the mean, strategy/aggregator=mean"
+        "strategy.aggregator=Median: Scaffold's variates need the mean, strategy/aggregator=mean"
     ),
     "strategy.server_optimizer.lr=-1": "strategy: Invalid learning rate: -1",
     "strategy.server_optimizer=adam": (

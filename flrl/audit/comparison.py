@@ -1,20 +1,13 @@
 """The comparison of strategies: a sweep over strategies, partitions and seeds, as table, picture and page."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from hydra.core.utils import JobReturn
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
 
-from flrl.audit.table import Row, distinct, finished_jobs, write_csv
-from flrl.cli.explaining import explained
+from flrl.audit.table import Row, SweepTable, distinct, finished_jobs, some, spread_of, write_csv
 
 TABLE, PICTURE, PAGE = "comparison.csv", "comparison.png", "comparison.md"
 COMPARED = {
@@ -26,19 +19,18 @@ COMPARED = {
 """The compared metrics, and what they are called."""
 
 
-class Comparison(Callback):
+class Comparison(SweepTable):
     """A Hydra callback that writes `comparison.csv` as jobs finish, and the picture and the page after the last one."""
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Write the table of the jobs that have finished."""
-        if config.hydra.mode == RunMode.MULTIRUN:
-            sweep = Path(config.hydra.sweep.dir)
-            write_csv(sweep / TABLE, rows_of(sweep))
+    table = TABLE
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the table, the picture and the page of all jobs in the sweep's folder."""
-        with explained(full_error=False):
-            compare(Path(config.hydra.sweep.dir))
+    def rows(self, sweep: Path) -> list[Row]:
+        """See `rows_of`."""
+        return rows_of(sweep)
+
+    def finish(self, sweep: Path) -> None:
+        """See `compare`."""
+        compare(sweep)
 
 
 def compare(sweep: Path) -> None:
@@ -47,9 +39,7 @@ def compare(sweep: Path) -> None:
     Raises:
         ValueError: no job has finished there.
     """
-    rows = rows_of(sweep)
-    if not rows:
-        raise ValueError(f"{sweep}: no job of a sweep has finished there")
+    rows = some(rows_of(sweep), sweep)
     write_csv(sweep / TABLE, rows)
     figure_of(rows).savefig(sweep / PICTURE, dpi=150)
     (sweep / PAGE).write_text(page_of(rows))
@@ -72,15 +62,6 @@ def rows_of(sweep: Path) -> list[Row]:
         numbers = {name: job["metrics"][name] for name in COMPARED if job["metrics"].get(name) is not None}
         rows.append({**row, **numbers, "seconds": job["wall_time_s"], "digest": job["digest"]})
     return rows
-
-
-def spread_of(rows: Sequence[Row], metric: str, **fixed: Any) -> tuple[float, float, int] | None:
-    """A metric's mean over the rows with the given values, its standard deviation (n - 1; 0 for one row) and n."""
-    having = [row for row in rows if all(row.get(key) == value for key, value in fixed.items())]
-    numbers = [float(row[metric]) for row in having if row.get(metric) is not None]
-    if not numbers:
-        return None
-    return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0, len(numbers)
 
 
 def shown_of(rows: Sequence[Row]) -> list[str]:

@@ -4,33 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
 from flrl.audit.pictures import HeatMap, heat_maps
-from flrl.audit.table import Row, distinct, finished_jobs, mean_of, write_csv
-from flrl.cli.explaining import explained
+from flrl.audit.table import Row, SweepTable, distinct, finished_jobs, mean_of, some, write_csv
 
 ACCURACY, BACKDOOR = "test/accuracy", "test/backdoor_success"
 TABLE, PICTURE = "robustness.csv", "robustness.png"
 _SHOWN = (ACCURACY, BACKDOOR, "test/loss", "adversary/num", "aggregator/precision", "aggregator/recall")
 
 
-class RobustnessAudit(Callback):
+class RobustnessAudit(SweepTable):
     """A Hydra callback that writes `robustness.csv` as jobs finish, and `robustness.png` after the last one."""
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Write the table of the jobs that have finished."""
-        if config.hydra.mode == RunMode.MULTIRUN:
-            sweep = Path(config.hydra.sweep.dir)
-            write_csv(sweep / TABLE, rows_of(sweep))
+    table = TABLE
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the table and the picture of all jobs in the sweep's folder."""
-        with explained(full_error=False):
-            audit(Path(config.hydra.sweep.dir))
+    def rows(self, sweep: Path) -> list[Row]:
+        """See `rows_of`."""
+        return rows_of(sweep)
+
+    def finish(self, sweep: Path) -> None:
+        """See `audit`."""
+        audit(sweep)
 
 
 def audit(sweep: Path) -> None:
@@ -39,9 +32,7 @@ def audit(sweep: Path) -> None:
     Raises:
         ValueError: no job has finished there.
     """
-    rows = rows_of(sweep)
-    if not rows:
-        raise ValueError(f"{sweep}: no job of a sweep has finished there")
+    rows = some(rows_of(sweep), sweep)
     write_csv(sweep / TABLE, rows)
     print(sweep / TABLE)
     if maps := maps_of(rows):

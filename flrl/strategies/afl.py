@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flrl.aggregation import Mean
 from flrl.layout import ParameterLayout
 from flrl.setup import Setup
 from flrl.strategies.base import Local
+from flrl.strategies.checking import check_everybody, check_mean
 from flrl.strategies.fedavg import FedAvg
 from flrl.trainers import LocalProblem
 from flrl.types import Aggregate, Broadcast, ClientTask, ServerState
@@ -57,12 +57,8 @@ class AFL(FedAvg):
             ValueError: one of them, or as for `FedAvg`.
         """
         super().check(setup)
-        number = setup.num_clients
-        if any(len(setup.sampler(number, seed=0, round=round)) < number for round in range(1, 4)):
-            raise ValueError("strategy.sampler: AFL needs all clients in every round, strategy/sampler=all")
-        if not isinstance(setup.aggregator, Mean):
-            found = type(setup.aggregator).__name__
-            raise ValueError(f"strategy.aggregator={found}: AFL's mixture needs the mean, strategy/aggregator=mean")
+        check_everybody(setup, "AFL")
+        check_mean(setup.aggregator, "AFL's weights")
 
     def _planned(
         self, state: ServerState, round: int, cohort: Sequence[int], sizes: np.ndarray, layout: ParameterLayout

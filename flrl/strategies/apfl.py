@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flrl.setup import Setup
 from flrl.strategies.base import Local
-from flrl.strategies.fedavg import FedAvg
-from flrl.strategies.stepping import check_stepping, gradient, step
+from flrl.strategies.stepping import Stepping, gradient, step
 from flrl.trainers import LocalProblem, Trained
 
 
-class APFL(FedAvg):
+class APFL(Stepping):
     """FedAvg, beside which a client trains v; the global model is FedAvg's to the bit, whatever alpha is.
 
     A client takes three times FedAvg's steps: those of w, and, unless alpha is fixed at 0 or 1, again w's and v's one
@@ -43,15 +41,6 @@ class APFL(FedAvg):
             raise ValueError(f"strategy.alpha={alpha}: must be in [0, 1]")
         self.alpha = alpha
         self.adaptive = adaptive
-
-    def check(self, setup: Setup) -> None:
-        """Refuse all optimizers but plain SGD, and personal parameters.
-
-        Raises:
-            ValueError: one of them, or as for `FedAvg`.
-        """
-        super().check(setup)
-        check_stepping(self, setup)
 
     def local(self, problem: LocalProblem) -> Local:
         """Train w as FedAvg does, then v.

@@ -60,6 +60,9 @@ class Strategy(ABC):
     evaluates: Sequence[str] = ()
     """Names in client memory that `personal_model` and `finetuning` need, besides the personal part."""
 
+    pools_samples = False
+    """Whether one client trains on the samples of others too, which a dedicated server cannot have it do."""
+
     sends_model = True
     """Whether clients are sent the global model, and send updates of it. Where they are not, each has a model of its
     own, all of it personal, and `model.kinds` may give clients different networks."""

@@ -3,8 +3,8 @@
 A round draws the cohort that federated training would draw, and trains one model, with the trainer's settings, on as
 many samples of all clients' as each client of the cohort has, one after another: they are consecutive parts of an order
 of all training samples that is drawn for the round. With everybody in the cohort a round is a pass over the union.
-Samples are sent, once and before; of a model nothing is, so no bytes are counted. A dedicated server cannot train so:
-there samples stay with their clients.
+Samples are sent, once and before; of a model nothing is, so no bytes are counted. With a dedicated server it is
+refused: there samples stay with their clients.
 """
 
 from dataclasses import replace
@@ -26,6 +26,8 @@ class Centralized(FedAvg):
     The steps are those of the cohort's clients together: as many epochs or steps on a part as on a client's samples,
     each part with a fresh optimizer unless `trainer.keep_optimizer_state`. Arguments as for `FedAvg`.
     """
+
+    pools_samples = True
 
     def plan(
         self, state: ServerState, sizes: np.ndarray, seed: int, layout: ParameterLayout

@@ -46,6 +46,13 @@ def check_mean(aggregator: Aggregator, what: str) -> None:
         raise ValueError(f"strategy.aggregator={found}: {what} need the mean, strategy/aggregator=mean")
 
 
+def check_everybody(setup: Setup, name: str) -> None:
+    """Raise ValueError unless all clients take part in every round, which an algorithm of this name needs."""
+    number = setup.num_clients
+    if any(len(setup.sampler(number, seed=0, round=round)) < number for round in range(1, 4)):
+        raise ValueError(f"strategy.sampler: {name} needs all clients in every round, strategy/sampler=all")
+
+
 def check_cohort(sampler: Any, cohort: np.ndarray, num_clients: int) -> Sequence[int]:
     """The client ids of a cohort; ValueError unless they are distinct ids of clients."""
     ids = np.asarray(cohort)

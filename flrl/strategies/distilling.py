@@ -8,18 +8,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flrl.aggregation import Mean
 from flrl.data.retargeted import retargeted
+from flrl.layout import ParameterLayout
 from flrl.setup import Setup
+from flrl.strategies.base import Strategy
+from flrl.strategies.checking import check_mean
 from flrl.trainers import LocalProblem, Trained
 from flrl.trainers.predicting import check_distillable
+from flrl.types import Broadcast, ServerState
 
 
-def check_numbers(**numbers: int) -> None:
-    """Raise ValueError for a strategy's setting that is negative."""
+class PublicExchange(Strategy):
+    """Base class of strategies that exchange predictions of public samples, and no models.
+
+    Args:
+        public_samples: number of public samples.
+        num_classes: numbers in a prediction.
+        options: as for `Strategy`.
+
+    Raises:
+        ValueError: a setting is invalid.
+    """
+
+    sends_model = False
+    shared = "consensus"
+    """The state's variable that clients are sent, once there is one, as float32."""
+
+    def __init__(self, *, public_samples: int, num_classes: int, **options: Any) -> None:
+        super().__init__(**options)
+        check_numbers(0, public_samples=public_samples)
+        check_numbers(1, num_classes=num_classes)
+        self.public_samples, self.num_classes = public_samples, num_classes
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the classes of the public samples have to be known."""
+        return False
+
+    def check(self, setup: Setup) -> None:
+        """Refuse a federation without public samples.
+
+        Raises:
+            ValueError: as for `check_exchange` and `check_public`.
+        """
+        super().check(setup)
+        check_exchange(setup)
+        check_public(setup, self.public_samples, self.num_classes, labels=self.needs_classes)
+
+    def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
+        """Number of elements of the predictions; the update of the model is empty."""
+        return {**super().vector_sizes(layout), "predictions": self.public_samples * self.num_classes}
+
+    def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
+        """What the server has made of the last round's predictions, if there is something."""
+        sent = {name: tensor.float() for name, tensor in state.variables.items() if name == self.shared}
+        return replace(super().broadcast(state, round, total_weight), variables=sent)
+
+
+def check_numbers(least: int, **numbers: int) -> None:
+    """Raise ValueError for a strategy's setting below the least one."""
     for name, number in numbers.items():
-        if number < 0:
-            raise ValueError(f"strategy.{name}={number}: must be at least 0")
+        if number < least:
+            raise ValueError(f"strategy.{name}={number}: must be at least {least}")
 
 
 def check_exchange(setup: Setup) -> None:
@@ -29,9 +79,7 @@ def check_exchange(setup: Setup) -> None:
         ValueError: there is such a rule, or a transform.
     """
     name = type(setup.strategy).__name__
-    if not isinstance(setup.aggregator, Mean):
-        found = type(setup.aggregator).__name__
-        raise ValueError(f"strategy.aggregator={found}: predictions of {name} need the mean, strategy/aggregator=mean")
+    check_mean(setup.aggregator, f"predictions of {name}")
     if setup.transforms:
         first = next(iter(setup.transforms))
         raise ValueError(f"strategy.transforms.{first}: clients of {name} send no update of a model to transform")

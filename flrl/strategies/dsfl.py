@@ -14,15 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from flrl.layout import ParameterLayout
-from flrl.setup import Setup
-from flrl.strategies.base import Local, OnServer, Strategy
-from flrl.strategies.distilling import check_exchange, check_numbers, check_public, in_turn, on_public
+from flrl.strategies.base import Local, OnServer
+from flrl.strategies.distilling import PublicExchange, check_numbers, in_turn, on_public
 from flrl.trainers import LocalProblem
 from flrl.trainers.predicting import predictions
-from flrl.types import Aggregate, Broadcast, ServerState
+from flrl.types import Aggregate, ServerState
 
 
-class DSFL(Strategy):
+class DSFL(PublicExchange):
     """Exchanges class probabilities of public samples, whose classes need not be known; the global model is distilled.
 
     Args:
@@ -36,8 +35,6 @@ class DSFL(Strategy):
         ValueError: a setting is invalid.
     """
 
-    sends_model = False
-
     def __init__(
         self,
         *,
@@ -47,34 +44,11 @@ class DSFL(Strategy):
         distill_epochs: int = 1,
         **options: Any,
     ) -> None:
-        super().__init__(personal=(), **options)
-        check_numbers(public_samples=public_samples)
-        for name, number in (("num_classes", num_classes), ("distill_epochs", distill_epochs)):
-            if number < 1:
-                raise ValueError(f"strategy.{name}={number}: must be at least 1")
+        super().__init__(public_samples=public_samples, num_classes=num_classes, personal=(), **options)
+        check_numbers(1, distill_epochs=distill_epochs)
         if temperature is not None and not 0 < temperature < float("inf"):
             raise ValueError(f"strategy.temperature={temperature}: must be positive and finite, or null")
-        self.public_samples, self.num_classes = public_samples, num_classes
         self.temperature, self.distill_epochs = temperature, distill_epochs
-
-    def check(self, setup: Setup) -> None:
-        """Refuse a federation without public samples.
-
-        Raises:
-            ValueError: as for `check_exchange` and `check_public`.
-        """
-        super().check(setup)
-        check_exchange(setup)
-        check_public(setup, self.public_samples, self.num_classes)
-
-    def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
-        """Number of elements of the predictions; the update of the model is empty."""
-        return {**super().vector_sizes(layout), "predictions": self.public_samples * self.num_classes}
-
-    def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
-        """The last round's sharpened average, if there is one."""
-        sent = {name: mean.float() for name, mean in state.variables.items() if name == "consensus"}
-        return replace(super().broadcast(state, round, total_weight), variables=sent)
 
     def local(self, problem: LocalProblem) -> Local:
         """Learn the public samples with the average, then the client's own, and send predictions."""

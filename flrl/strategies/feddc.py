@@ -14,17 +14,15 @@ from typing import Any
 from torch import Tensor
 
 from flrl.layout import ParameterLayout
-from flrl.lightning.plain_sgd import check_plain_sgd, require_plain_sgd
-from flrl.setup import Setup
+from flrl.lightning.plain_sgd import require_plain_sgd
 from flrl.strategies.base import Local
-from flrl.strategies.checking import check_mean
-from flrl.strategies.fedavg import FedAvg
+from flrl.strategies.variates import Variates, mean_gradient, renewed
 from flrl.trainers import LocalProblem
-from flrl.types import Aggregate, Broadcast, ServerState, Tensors
+from flrl.types import Aggregate, ServerState, Tensors
 
 
-class FedDC(FedAvg):
-    """FedAvg with drifts and variates: h_i and c_i in a client's memory, their weighted means in the state's variables.
+class FedDC(Variates):
+    """FedAvg with variates and drifts: h_i in a client's memory, their weighted mean in the state's variables.
 
     Args:
         alpha: weight of the term that keeps `w + h_i` near the global model, at least 0.
@@ -40,25 +38,6 @@ class FedDC(FedAvg):
             raise ValueError(f"strategy.alpha={alpha}: must be at least 0")
         self.alpha = alpha
 
-    def check(self, setup: Setup) -> None:
-        """Refuse all optimizers but plain SGD, whose steps the variates are computed from, and all rules but the mean.
-
-        Raises:
-            ValueError: one of them, or as for `FedAvg`.
-        """
-        super().check(setup)
-        check_plain_sgd(setup.module, setup.trainer)
-        check_mean(setup.aggregator, "FedDC's drifts")
-
-    def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
-        """Number of elements of the update, and of the change of the client's variate."""
-        return {**super().vector_sizes(layout), "control": layout.num_trainable}
-
-    def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
-        """The model, and c in the model's dtype; in the first round there is no c to send."""
-        sent = {"control": state.variables["control"].to(state.vector.dtype)} if "control" in state.variables else {}
-        return replace(super().broadcast(state, round, total_weight), variables=sent)
-
     def local(self, problem: LocalProblem) -> Local:
         """Train with the two further terms, and renew the client's drift and variate.
 
@@ -71,15 +50,9 @@ class FedDC(FedAvg):
         control = problem.broadcast.variables.get("control", zeros)
         trained = yield replace(problem, values={"near": start[:size] - drift, "correction": control - own})
         require_plain_sgd(trained.not_plain_sgd)
-        moved, new = trained.difference[:size], own
-        if trained.lr_sum > 0:  # a client that took no step keeps its variate
-            new = (own.double() - control - moved / trained.lr_sum).to(own.dtype)
-        return trained.update(
-            problem,
-            vectors={"control": new.double() - own},
-            memory={"control": new.cpu(), "drift": (drift + moved).to(drift.dtype).cpu()},
-            payload={"control": new.nbytes},
-        )
+        drift = (drift + trained.difference[:size]).to(drift.dtype)
+        new = mean_gradient(trained, own, control).to(own.dtype)
+        return renewed(problem, trained, own, new, {"drift": drift.cpu()})
 
     def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
         """Add the gradients of the two terms, `alpha * (w - w_global + h_i)` and `c - c_i`."""
@@ -88,9 +61,9 @@ class FedDC(FedAvg):
     def aggregate(self, state: ServerState, aggregate: Aggregate, layout: ParameterLayout) -> ServerState:
         """The means of all drifts and variates change by the cohort's share; the drift is added to the mean update."""
         trainable, update = slice(layout.num_trainable), aggregate.vectors["update"].clone()
-        control = state.variables.get("control", 0.0) + aggregate.share * aggregate.vectors["control"]
         drift = state.variables.get("drift", 0.0) + aggregate.share * update[trainable]
         if aggregate.total_weight > 0:  # an empty cohort has no mean model to be corrected
             update[trainable] += drift
-        after = super().aggregate(state, replace(aggregate, vectors={"update": update}), layout)
-        return replace(after, variables={**state.variables, "control": control, "drift": drift})
+        corrected = replace(aggregate, vectors={**aggregate.vectors, "update": update})
+        after = super().aggregate(state, corrected, layout)
+        return replace(after, variables={**after.variables, "drift": drift})

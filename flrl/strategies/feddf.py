@@ -36,9 +36,8 @@ class FedDF(FedAvg):
 
     def __init__(self, *, public_samples: int, num_classes: int, server_epochs: int = 1, **options: Any) -> None:
         super().__init__(**options)
-        check_numbers(public_samples=public_samples, server_epochs=server_epochs)
-        if num_classes < 1:
-            raise ValueError(f"strategy.num_classes={num_classes}: must be at least 1")
+        check_numbers(0, public_samples=public_samples, server_epochs=server_epochs)
+        check_numbers(1, num_classes=num_classes)
         self.public_samples, self.num_classes, self.server_epochs = public_samples, num_classes, server_epochs
 
     def check(self, setup: Setup) -> None:

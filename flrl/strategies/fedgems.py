@@ -16,18 +16,17 @@ import torch
 from torch import Tensor
 
 from flrl.layout import ParameterLayout
-from flrl.setup import Setup
-from flrl.strategies.base import Local, OnServer, Strategy
-from flrl.strategies.distilling import check_exchange, check_numbers, check_public, in_turn, on_public, one_hot
+from flrl.strategies.base import Local, OnServer
+from flrl.strategies.distilling import PublicExchange, check_numbers, in_turn, on_public, one_hot
 from flrl.trainers import LocalProblem
 from flrl.trainers.predicting import predictions
-from flrl.types import Aggregate, Broadcast, ServerState
+from flrl.types import Aggregate, ServerState
 
 MOST_CERTAIN = 10.0
 """The largest value of 1 / entropy."""
 
 
-class FedGEMS(Strategy):
+class FedGEMS(PublicExchange):
     """Exchanges scores of public samples; the server's model, of a network of its own, is the global one.
 
     Args:
@@ -42,7 +41,7 @@ class FedGEMS(Strategy):
         ValueError: a setting is invalid.
     """
 
-    sends_model = False
+    shared = "scores"
 
     def __init__(
         self,
@@ -54,39 +53,20 @@ class FedGEMS(Strategy):
         distill_epochs: int = 1,
         **options: Any,
     ) -> None:
-        super().__init__(personal=(), **options)
-        check_numbers(public_samples=public_samples)
-        for name, number in (
-            ("num_classes", num_classes),
-            ("server_epochs", server_epochs),
-            ("distill_epochs", distill_epochs),
-        ):
-            if number < 1:
-                raise ValueError(f"strategy.{name}={number}: must be at least 1")
+        super().__init__(public_samples=public_samples, num_classes=num_classes, personal=(), **options)
+        check_numbers(1, server_epochs=server_epochs, distill_epochs=distill_epochs)
         if not 0 <= epsilon <= 1:
             raise ValueError(f"strategy.epsilon={epsilon}: must be from 0 to 1")
-        self.public_samples, self.num_classes, self.epsilon = public_samples, num_classes, epsilon
-        self.server_epochs, self.distill_epochs = server_epochs, distill_epochs
+        self.epsilon, self.server_epochs, self.distill_epochs = epsilon, server_epochs, distill_epochs
 
-    def check(self, setup: Setup) -> None:
-        """Refuse a federation without public samples of known classes.
-
-        Raises:
-            ValueError: as for `check_exchange` and `check_public`.
-        """
-        super().check(setup)
-        check_exchange(setup)
-        check_public(setup, self.public_samples, self.num_classes, labels=True)
+    @property
+    def needs_classes(self) -> bool:
+        """Always: the server's model learns them."""
+        return True
 
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
         """Number of elements of the weighted scores, and of their weights."""
-        sizes = {"predictions": self.public_samples * self.num_classes, "certainty": self.public_samples}
-        return {**super().vector_sizes(layout), **sizes}
-
-    def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
-        """The server's scores, once it has trained."""
-        sent = {name: scores.float() for name, scores in state.variables.items() if name == "scores"}
-        return replace(super().broadcast(state, round, total_weight), variables=sent)
+        return {**super().vector_sizes(layout), "certainty": self.public_samples}
 
     def local(self, problem: LocalProblem) -> Local:
         """Learn the public samples from the server, then the client's own, and send weighted scores."""

@@ -13,13 +13,13 @@ from dataclasses import replace
 from torch import Tensor
 
 from flrl.layout import ParameterLayout
-from flrl.lightning.optimizers import OPTIMIZER
 from flrl.setup import Setup
 from flrl.strategies.base import Local
+from flrl.strategies.checking import check_everybody
+from flrl.strategies.exchange import gradient_update
 from flrl.strategies.fedavg import FedAvg
-from flrl.trainers import LocalProblem, Trained
-from flrl.trainers.problem import POSITION
-from flrl.types import Aggregate, Broadcast, ClientUpdate, ServerState, Tensors
+from flrl.trainers import LocalProblem
+from flrl.types import Aggregate, Broadcast, ServerState, Tensors
 
 
 class FedLin(FedAvg):
@@ -35,9 +35,7 @@ class FedLin(FedAvg):
             ValueError: not all clients take part in every round, or as for `FedAvg`.
         """
         super().check(setup)
-        number = setup.num_clients
-        if any(len(setup.sampler(number, seed=0, round=round)) < number for round in range(1, 4)):
-            raise ValueError("strategy.sampler: FedLin needs all clients in every round, strategy/sampler=all")
+        check_everybody(setup, "FedLin")
 
     def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
         """The model, and in a round of training the mean gradient in the model's dtype."""
@@ -52,7 +50,7 @@ class FedLin(FedAvg):
             gradient = yield replace(problem, only_gradient=True)
             own = -gradient.difference[: problem.num_trainable].to(problem.start.dtype)
             if not sent:
-                return _gradient_alone(problem, gradient, own)
+                return gradient_update(problem, gradient, {"gradient": own.cpu()})
         trained = yield replace(problem, values={"correction": sent["mean_gradient"] - own})
         return trained.update(problem)
 
@@ -67,12 +65,3 @@ class FedLin(FedAvg):
             return replace(super().aggregate(state, aggregate, layout), variables=variables)
         mean = -aggregate.vectors["update"][: layout.num_trainable]
         return replace(state, variables={**variables, "mean_gradient": mean})
-
-
-def _gradient_alone(problem: LocalProblem, gradient: Trained, own: Tensor) -> ClientUpdate:
-    """The update of an exchange of gradients: what is not one (buffers, personal parts, the trainer's memory) stays."""
-    difference = gradient.difference.clone()
-    difference[problem.num_trainable :] = 0.0
-    kept = {name: t for name, t in problem.task.memory.items() if name == POSITION or name.startswith(OPTIMIZER)}
-    stays = replace(gradient, difference=difference, memory=kept)
-    return stays.update(problem, memory={"gradient": own.cpu()}, payload={"update": own.nbytes})

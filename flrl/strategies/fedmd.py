@@ -20,15 +20,15 @@ import numpy as np
 from flrl.layout import ParameterLayout
 from flrl.seeding import generator_for
 from flrl.setup import Setup
-from flrl.strategies.base import Local, Strategy
-from flrl.strategies.distilling import check_exchange, check_numbers, check_public, in_turn, on_public, one_hot
+from flrl.strategies.base import Local
+from flrl.strategies.distilling import PublicExchange, check_numbers, in_turn, on_public, one_hot
 from flrl.trainers import LocalProblem
 from flrl.trainers.predicting import predictions
 from flrl.trainers.problem import PERSONAL
-from flrl.types import Aggregate, Broadcast, ServerState
+from flrl.types import Aggregate, ServerState
 
 
-class FedMD(Strategy):
+class FedMD(PublicExchange):
     """Exchanges scores on public samples; there is no global model, and nothing to evaluate centrally.
 
     Args:
@@ -45,8 +45,6 @@ class FedMD(Strategy):
         ValueError: a setting is invalid.
     """
 
-    sends_model = False
-
     def __init__(
         self,
         *,
@@ -58,14 +56,11 @@ class FedMD(Strategy):
         replacement: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(personal=["*"], **options)
-        check_numbers(public_samples=public_samples, transfer_epochs=transfer_epochs)
-        for name, number in (("num_classes", num_classes), ("digest_epochs", digest_epochs)):
-            if number < 1:
-                raise ValueError(f"strategy.{name}={number}: must be at least 1")
+        super().__init__(public_samples=public_samples, num_classes=num_classes, personal=["*"], **options)
+        check_numbers(0, transfer_epochs=transfer_epochs)
+        check_numbers(1, digest_epochs=digest_epochs)
         if private_samples is not None and private_samples < 1:
             raise ValueError(f"strategy.private_samples={private_samples}: must be at least 1, or null")
-        self.public_samples, self.num_classes = public_samples, num_classes
         self.transfer_epochs, self.digest_epochs = transfer_epochs, digest_epochs
         self.private_samples, self.replacement = private_samples, replacement
 
@@ -73,23 +68,17 @@ class FedMD(Strategy):
         """Refuse a federation without public samples, and clients with fewer samples than `private_samples`.
 
         Raises:
-            ValueError: there is one, or as for `check_exchange` and `check_public`.
+            ValueError: there is one, or as for `PublicExchange`.
         """
         super().check(setup)
-        check_exchange(setup)
-        check_public(setup, self.public_samples, self.num_classes, labels=self.transfer_epochs > 0)
         least = int(setup.sizes.min())
         if self.private_samples is not None and self.private_samples > least:
             raise ValueError(f"strategy.private_samples={self.private_samples}: a client has only {least} samples")
 
-    def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
-        """Number of elements of the scores; the update of the model is empty."""
-        return {**super().vector_sizes(layout), "predictions": self.public_samples * self.num_classes}
-
-    def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
-        """The last round's average, if there is one."""
-        sent = {name: scores.float() for name, scores in state.variables.items() if name == "consensus"}
-        return replace(super().broadcast(state, round, total_weight), variables=sent)
+    @property
+    def needs_classes(self) -> bool:
+        """For transfer learning."""
+        return self.transfer_epochs > 0
 
     def local(self, problem: LocalProblem) -> Local:
         """Transfer learning at first, then digest, revisit, and send scores."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from flrl.adversaries import Nobody
-from flrl.aggregation import Mean
 from flrl.layout import ParameterLayout
 from flrl.setup import Setup
 from flrl.strategies.base import Local
+from flrl.strategies.checking import check_mean
 from flrl.strategies.clusters import CLUSTERS, joined, models_of, parts_of
 from flrl.strategies.fedavg import FedAvg
 from flrl.trainers import LocalProblem
@@ -56,9 +56,7 @@ class IFCA(FedAvg):
         super().check(setup)
         if self.clusters == 1:
             return
-        if not isinstance(setup.aggregator, Mean):
-            found = type(setup.aggregator).__name__
-            raise ValueError(f"strategy.aggregator={found}: IFCA needs means, strategy/aggregator=mean")
+        check_mean(setup.aggregator, "IFCA's clusters")
         if setup.transforms:
             raise ValueError(
                 f"strategy.transforms={list(setup.transforms)}: must be none, IFCA's updates lie by cluster"

@@ -16,10 +16,10 @@ from flrl.layout import ParameterLayout
 from flrl.lightning.local_step import LocalStep
 from flrl.lightning.plain_sgd import require_plain_sgd
 from flrl.strategies.base import Local
+from flrl.strategies.exchange import gradient_update
 from flrl.strategies.fedavg import FedAvg
 from flrl.strategies.mimelite import MimeLite
 from flrl.trainers import LocalProblem
-from flrl.trainers.problem import POSITION
 from flrl.types import Aggregate, Broadcast, ServerState, Tensors
 
 
@@ -48,17 +48,13 @@ class Mime(MimeLite):
         Raises:
             ValueError: the client's optimizer was not plain SGD.
         """
-        sent, size = problem.broadcast.variables, problem.num_trainable
+        sent = problem.broadcast.variables
         if sent:
             trained = yield replace(problem, values={**sent, "global": problem.start})
             require_plain_sgd(trained.not_plain_sgd)
             return trained.update(problem)
         full = yield replace(problem, only_gradient=True)
-        difference = full.difference.clone()
-        difference[size:] = 0.0  # buffers stay
-        memory = {name: tensor for name, tensor in problem.task.memory.items() if name == POSITION}
-        nbytes = size * problem.start.element_size()
-        return replace(full, difference=difference, memory=memory).update(problem, payload={"update": nbytes})
+        return gradient_update(problem, full)
 
     def adjust_loss(self, loss: Tensor, step: LocalStep) -> Tensor:
         """Subtract a linear function of the parameters whose gradient is that of the batch at the global model."""

@@ -13,14 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flrl.setup import Setup
 from flrl.strategies.base import Local
-from flrl.strategies.fedavg import FedAvg
-from flrl.strategies.stepping import Steps, check_stepping, gradient, step
+from flrl.strategies.stepping import Stepping, Steps, gradient, step
 from flrl.trainers import LocalProblem, Trained
 
 
-class PerFedAvg(FedAvg):
+class PerFedAvg(Stepping):
     """FedAvg of models to be adapted by a step: `clients/finetuned/...` with `evaluation.finetune_steps=1`.
 
     Alpha is the model's learning rate. Of the batches of the trainer's settings a local step takes two in turn (FO) or
@@ -45,15 +43,6 @@ class PerFedAvg(FedAvg):
         self.beta = beta
         self.hessian_free = hessian_free
         self.delta = delta
-
-    def check(self, setup: Setup) -> None:
-        """Refuse all optimizers but plain SGD, and personal parameters.
-
-        Raises:
-            ValueError: one of them, or as for `FedAvg`.
-        """
-        super().check(setup)
-        check_stepping(self, setup)
 
     def local(self, problem: LocalProblem) -> Local:
         """Take the local steps.

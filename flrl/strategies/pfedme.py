@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from flrl.lightning.plain_sgd import require_plain_sgd
-from flrl.setup import Setup
 from flrl.strategies.base import Local
-from flrl.strategies.fedavg import FedAvg
-from flrl.strategies.stepping import Steps, check_stepping, step
+from flrl.strategies.stepping import Stepping, Steps, step
 from flrl.trainers import LocalProblem
 from flrl.types import Tensors
 
 
-class PFedMe(FedAvg):
+class PFedMe(Stepping):
     """FedAvg of models that follow the clients' personal ones.
 
     The local rounds are the steps of the trainer's settings, each on a batch, and the model's learning rate is that of
@@ -51,15 +49,6 @@ class PFedMe(FedAvg):
         self.lam = lam
         self.lr = lr
         self.inner_steps = inner_steps
-
-    def check(self, setup: Setup) -> None:
-        """Refuse all optimizers but plain SGD, and personal parameters.
-
-        Raises:
-            ValueError: one of them, or as for `FedAvg`.
-        """
-        super().check(setup)
-        check_stepping(self, setup)
 
     def local(self, problem: LocalProblem) -> Local:
         """Alternate between theta and w.

@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from flrl.layout import ParameterLayout
+from flrl.setup import Setup
 from flrl.strategies.base import Local
+from flrl.strategies.checking import check_mean
 from flrl.strategies.fedavg import FedAvg
 from flrl.trainers import LocalProblem
 from flrl.types import Aggregate, ServerState
@@ -42,6 +44,15 @@ class QFedAvg(FedAvg):
         if lipschitz is not None and not lipschitz > 0:
             raise ValueError(f"strategy.lipschitz={lipschitz}: must be positive, or null for 1 / learning rate")
         self.q, self.lipschitz = q, lipschitz
+
+    def check(self, setup: Setup) -> None:
+        """Refuse all rules but the mean, as the step is a quotient of two sums.
+
+        Raises:
+            ValueError: there is one, or as for `FedAvg`.
+        """
+        super().check(setup)
+        check_mean(setup.aggregator, "q-FedAvg's sums")
 
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
         """Number of elements of the scaled update, and of h_k."""

@@ -1,32 +1,36 @@
 """Steps that a strategy takes one by one: problems of one batch each, in the order of the trainer's settings."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from flrl.lightning.plain_sgd import check_plain_sgd, require_plain_sgd
 from flrl.setup import Setup
+from flrl.strategies.base import Strategy
+from flrl.strategies.fedavg import FedAvg
 from flrl.trainers import LocalProblem, Trained
 from flrl.types import Metrics, Tensors
 
-if TYPE_CHECKING:
-    from flrl.strategies.base import Strategy
 
-
-def check_stepping(strategy: "Strategy", setup: Setup) -> None:
-    """Refuse what steps one by one cannot be taken with: all optimizers but plain SGD, and personal parameters.
+class Stepping(FedAvg):
+    """Base class of strategies whose clients take steps one by one.
 
     A scheduler within a round begins anew with every step; `trainer.lr_decay`, which is one of rounds, is kept.
-
-    Raises:
-        ValueError: one of them.
     """
-    check_plain_sgd(setup.module, setup.trainer)
-    refuse_personal(strategy)
+
+    def check(self, setup: Setup) -> None:
+        """Refuse all optimizers but plain SGD, and personal parameters.
+
+        Raises:
+            ValueError: one of them, or as for `FedAvg`.
+        """
+        super().check(setup)
+        check_plain_sgd(setup.module, setup.trainer)
+        refuse_personal(self)
 
 
-def refuse_personal(strategy: "Strategy") -> None:
+def refuse_personal(strategy: Strategy) -> None:
     """Raise ValueError if there are personal parameters, for strategies whose clients keep whole models of their own.
 
     Raises:

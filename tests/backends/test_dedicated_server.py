@@ -126,3 +126,36 @@ def test_each_process_holds_its_own_clients_and_no_others(processes: list[dict[s
     for client in range(6):
         found = [process["clients"][client] for process in (server, *clients)]
         assert sorted(map(str, found)) == ["40", *[f"the samples of client {client} are not held here"] * 2]
+
+
+def train(folder: Path, *arguments: str, processes: int = 0) -> subprocess.CompletedProcess[bytes]:
+    """A run of three rounds, in this process's kind of environment, or under mpiexec with a dedicated server."""
+    command = [sys.executable, "-m", "flrl.train", *DATA, "partition.num_clients=6", "strategy.rounds=3", "logger=none"]
+    command += [*arguments, f"hydra.run.dir={folder}"]
+    if processes:
+        apart = ("backend=mpi", "backend.dedicated_server=true")
+        command = [MPIEXEC, "--oversubscribe", "--timeout", "200", "-n", str(processes), *command, *apart]
+    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment |= {"OMPI_MCA_btl": "self,sm", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=240)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("strategy", ["fedamp", "apfl", "fedlin", "cfl"])
+def test_strategies_with_more_for_each_client_have_the_digests_of_one_process(strategy: str, tmp_path: Path) -> None:
+    """FedAMP's cloud models come with the tasks, which have no memory there."""
+    for name, processes in (("serial", 0), ("apart", 3)):
+        done = train(tmp_path / name, f"strategy={strategy}", processes=processes)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+    serial, apart = ((tmp_path / name / "digests.jsonl").read_text() for name in ("serial", "apart"))
+    assert apart == serial
+
+
+@pytest.mark.mpi
+def test_training_on_everybodys_samples_is_refused(tmp_path: Path) -> None:
+    done = train(tmp_path / "run", "strategy=centralized", processes=3)
+    assert done.returncode != 0
+    said = (
+        "error: backend.dedicated_server=true: Centralized trains on the samples of all, which stay with their clients"
+    )
+    assert said in done.stderr.decode()

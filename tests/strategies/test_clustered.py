@@ -329,7 +329,10 @@ def refusals() -> list[Any]:
     noise = {"gaussian_noise": GaussianNoise(std=1.0)}
     few = {**averaging(1), "sampler": UniformSampler(num=2)}
     return [
-        (lambda: IFCA(**averaging(1, aggregator=Median())), r"strategy\.aggregator=Median: IFCA needs means"),
+        (
+            lambda: IFCA(**averaging(1, aggregator=Median())),
+            r"strategy\.aggregator=Median: IFCA's clusters need the mean",
+        ),
         (lambda: IFCA(**averaging(1, transforms=transforms)), r"strategy\.transforms=\['clip_norm'\]: must be none"),
         (lambda: IFCA(clusters=0, **averaging(1)), r"strategy\.clusters=0: must be at least 1"),
         (lambda: CFL(**averaging(1, aggregator=Mean())), r"strategy\.aggregator=Mean: CFL needs"),

@@ -138,11 +138,15 @@ def test_negative_losses_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"q": -1.0}, r"strategy\.q=-1\.0: must be at least 0"), ({"lipschitz": 0.0}, r"strategy\.lipschitz=0\.0")],
+    [
+        ({"q": -1.0}, r"strategy\.q=-1\.0: must be at least 0"),
+        ({"lipschitz": 0.0}, r"strategy\.lipschitz=0\.0"),
+        ({"aggregator": Median()}, r"strategy\.aggregator=Median: q-FedAvg's sums need the mean"),
+    ],
 )
 def test_qfedavgs_settings_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        QFedAvg(**{"q": 1.0, **averaging(1), **options})
+        _checked(QFedAvg, **{"q": 1.0, **averaging(1), **options})
 
 
 # AFL.
@@ -217,7 +221,7 @@ def test_afl_reports_the_loss_and_counts_its_bytes() -> None:
         ({"mixture_lr": -1.0}, r"strategy\.mixture_lr=-1\.0: must be at least 0"),
         ({"least": 0.0}, r"strategy\.least=0\.0: must be above 0 and at most 1"),
         ({"sampler": UniformSampler(num=2)}, r"strategy\.sampler: AFL needs all clients in every round"),
-        ({"aggregator": Median()}, r"strategy\.aggregator=Median: AFL's mixture needs the mean"),
+        ({"aggregator": Median()}, r"strategy\.aggregator=Median: AFL's weights need the mean"),
     ],
 )
 def test_afls_settings_are_checked(options: dict[str, Any], message: str) -> None:

@@ -363,5 +363,5 @@ def test_options_are_1_and_2(option: Any) -> None:
 
 def test_other_rules_than_the_mean_are_refused() -> None:
     strategy = Scaffold(**averaging(1, aggregator=Median()))
-    with pytest.raises(ValueError, match=r"^strategy\.aggregator=Median: SCAFFOLD's variates need the mean, "):
+    with pytest.raises(ValueError, match=r"^strategy\.aggregator=Median: Scaffold's variates need the mean, "):
         strategy.check(setup_of(strategy=strategy))

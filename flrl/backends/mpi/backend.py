@@ -144,7 +144,16 @@ class MpiBackend(PoolBackend):
         return shares
 
     def start(self, worker: Worker, recipe: WorkerRecipe, *, folder: Path | None = None) -> None:
-        """Make the workers; arguments and errors as for every backend with several workers."""
+        """Make the workers; arguments and errors as for every backend with several workers.
+
+        Raises:
+            ValueError: the strategy trains on the samples of several clients at once, with a dedicated server.
+        """
+        if self.dedicated_server and self._world is not None and worker.strategy.pools_samples:
+            name = type(worker.strategy).__name__
+            raise ValueError(
+                f"backend.dedicated_server=true: {name} trains on the samples of all, which stay with their clients"
+            )
         with self._name_ended_process():
             super().start(worker, recipe, folder=folder)
 

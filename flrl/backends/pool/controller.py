@@ -284,6 +284,6 @@ class PoolBackend(ABC):
         for index in self._hub_now.others:
             tasks = tuple(replace(task, memory={}) for task in assignment[index])
             messages[index] = Train(broadcast.round, broadcast.total_weight, tasks, broadcast.cohort)
-            if self.owners is None:
-                memory[index] = by_name({task.client_id: task.memory for task in assignment[index]})
+            # Where clients' memory is at home, this is what the strategy has added to a task.
+            memory[index] = by_name({task.client_id: task.memory for task in assignment[index]})
         job.dispatch(messages, of_broadcast(broadcast), memory)

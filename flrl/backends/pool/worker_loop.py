@@ -127,8 +127,10 @@ def _train(
     home: Home | None,
 ) -> None:
     started = time.perf_counter()
-    memory = by_client(own) if home is None else home.tasks(message.tasks, message.round)
-    tasks = [replace(task, memory=memory.get(task.client_id, {})) for task in message.tasks]
+    sent = by_client(own)
+    kept = {} if home is None else home.tasks(message.tasks, message.round)
+    memory = {c: {**kept.get(c, {}), **sent.get(c, {})} for c in (task.client_id for task in message.tasks)}
+    tasks = [replace(task, memory=memory[task.client_id]) for task in message.tasks]
     finished: list[ClientReport] = []
 
     def take_reports() -> tuple[ClientReport, ...]:

@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from flrl.backends.pool.home import Home
 from flrl.backends.pool.messages import Evaluate, Evaluated, Failed, Started, Train, Trained, of_broadcast
 from flrl.backends.pool.worker_loop import serve, share_kept_samples
 from flrl.backends.pool.worker_warnings import WarningCollector
+from flrl.clients import ClientStore
 from flrl.examiner import EvaluationShare
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.strategies.base import Local
 from flrl.trainers import LocalProblem
-from flrl.types import Broadcast, ClientTask, ServerState
+from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import Worker
 from tests.backends.inside import InsideLink
 from tests.toys import Linear, make_worker
@@ -79,6 +81,26 @@ def test_clients_get_what_was_broadcast() -> None:
     serve(link, replace(made, strategy=strategy), WarningCollector())
     variables = {"vector": torch.tensor(2.0)}
     assert seen == [(0, 1, (0, 1, 7), variables, {}), (1, 1, (0, 1, 7), variables, {"own": [3.0]})]
+
+
+def test_what_the_server_adds_to_a_task_reaches_a_client_whose_memory_is_at_home() -> None:
+    """Beside what the client remembers there."""
+    seen = {}
+
+    class Watching(FedAvg):
+        def local(self, problem: LocalProblem) -> Local:
+            task = problem.task
+            seen[task.client_id] = {name: tensor.tolist() for name, tensor in sorted(task.memory.items())}
+            return super().local(problem)
+
+    strategy = Watching(rounds=2, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
+    made, home = replace(worker(), strategy=strategy), Home(ClientStore())
+    home.update([ClientReport(1, 12, 1, {}, 0, memory={"own": torch.tensor([3.0])})], 1)
+    message = Train(2, 36.0, tuple(replace(task, round=2) for task in TASKS))
+    sent = {"0/cloud": torch.tensor([1.0]), "1/cloud": torch.tensor([2.0])}
+    link = InsideLink(message, of_broadcast(Broadcast(2, made.model.vector.clone(), 36.0)), sent)
+    serve(link, made, WarningCollector(), home)
+    assert seen == {0: {"cloud": [1.0]}, 1: {"cloud": [2.0], "own": [3.0]}, 2: {}}
 
 
 def test_an_evaluation_is_answered() -> None:
