@@ -40,6 +40,8 @@ def cli(
     """`cli("seed=1", ...)` runs `flrl-train` in this process, in a temporary working directory."""
     from flrl.train import main as train_main
 
+    # Hydra composes everything once more, only to read `hydra.mode`, which no configuration here sets.
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *args, **kwargs: None)
     root = logging.getLogger()
     handlers = list(root.handlers)
     monkeypatch.chdir(tmp_path)

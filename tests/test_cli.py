@@ -377,7 +377,10 @@ def _started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize(("signal", "code"), [(2, 130), (15, 143)], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("signal", "code"),
+    [pytest.param(2, 130, id="Ctrl-C", marks=pytest.mark.slow), pytest.param(15, 143, id="SIGTERM")],
+)
 def test_a_signal_ends_the_run_through_a_checkpoint(tmp_path: Path, signal: int, code: int) -> None:
     folder = tmp_path / "run"
     process = _started(folder, "callbacks.checkpoint.every=2")

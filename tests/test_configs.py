@@ -71,14 +71,17 @@ def test_every_nested_choice_composes_and_instantiates(path: Path) -> None:
     assert made is not None
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("debug", ["", "+debug=default"])
-def test_every_experiment_runs_shrunk(cli: Any, name: str, debug: str) -> None:
-    shrunk = [
-        f"+experiment={name}", *([debug] if debug else []), "dataset=digits", "strategy.rounds=1", "logger=none",
-        "hydra.run.dir=run",
-    ]  # fmt: skip
-    done = cli(*shrunk)
+@pytest.mark.parametrize(
+    ("debug", "name"),
+    [pytest.param((), name, id=name) for name in EXPERIMENTS]
+    + [
+        pytest.param(("+debug=default",), name, id=f"{name}-debug", marks=[pytest.mark.slow] * (name != "mnist_fedavg"))
+        for name in EXPERIMENTS
+    ],
+)
+def test_every_experiment_runs_shrunk(cli: Any, debug: tuple[str, ...], name: str) -> None:
+    shrunk = ("dataset=digits", "strategy.rounds=1", "logger=none", "hydra.run.dir=run")
+    done = cli(f"+experiment={name}", *debug, *shrunk)
     assert done.code == 0, done.err
     assert Path("run/model.safetensors").exists()
 

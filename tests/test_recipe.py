@@ -65,7 +65,7 @@ def test_a_run_with_seeds_apart_is_resumed_to_the_same_end(cli: Any) -> None:
     assert cli(*RUN, *apart).code == 0
     assert cli("resume=run", "strategy.rounds=4").code == 0
     assert outcome() == outcome("whole")
-    assert cli("run=run", "rounds=3..4", "backend=process", "backend.workers=2", main=verify).code == 0
+    assert cli("run=run", "rounds=3..4", main=verify).code == 0
 
 
 def test_a_run_from_before_seeds_had_names_is_verified_evaluated_and_resumed(cli: Any) -> None:

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +12,31 @@ import pytest
 import torch
 import yaml
 
-POINTS = [f"training:{round}" for round in (1, 2, 3, 4, 5)]
-POINTS += ["metrics:1", "metrics:4", "checkpoint:1", "checkpoint:4", "rename:3", "pruning:5", "summary:1"]
+POINTS = ("training:1", "training:3", "metrics:4", "checkpoint:1", "rename:3", "pruning:5", "summary:1")
+MORE_POINTS = ("training:2", "training:4", "training:5", "metrics:1", "checkpoint:4")
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-m", "tests.kill_points", str(folder), *POINTS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], dict[str, Any]]:
+    @cache
+    def outcomes(points: tuple[str, ...]) -> dict[str, Any]:
+        command = [sys.executable, "-m", "tests.kill_points", str(tmp_path_factory.mktemp("killed")), *points]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return outcomes
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_and_resumed_is_undisturbed(outcomes: dict[str, Any], point: str) -> None:
-    killed, resumed, outcome = outcomes[point]
+@pytest.mark.parametrize(
+    ("points", "point"),
+    [pytest.param(POINTS, point, id=point) for point in POINTS]
+    + [pytest.param(MORE_POINTS, point, id=point, marks=pytest.mark.slow) for point in MORE_POINTS],
+)
+def test_killed_and_resumed_is_undisturbed(outcomes: Any, points: tuple[str, ...], point: str) -> None:
+    killed, resumed, outcome = outcomes(points)[point]
     assert (killed, resumed) == (-9, 0)
-    assert outcome == outcomes["undisturbed"][2]
+    assert outcome == outcomes(points)["undisturbed"][2]
     assert [row[0] for row in outcome["rounds"]] == [1, 2, 3, 4, 5]
     assert outcome["csv"] == 6
 
@@ -79,7 +88,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("argument", "message"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name == "optimizer")) for name, case in WRONG.items()],
+)
 def test_another_run_is_refused_and_nothing_is_changed(cli: Any, argument: str, message: str) -> None:
     assert cli(*RUN, "hydra.run.dir=run").code == 0
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}

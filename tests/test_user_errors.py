@@ -145,6 +145,7 @@ def test_a_clients_training(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert last_line(cli, "model=own") == f"error: client 0, round 1: {message}"
 
 
+@pytest.mark.slow
 def test_a_clients_training_in_another_process(
     cli: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,7 +33,7 @@ def dropped(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.mark.parametrize(
-    "backend", [pytest.param("serial", marks=pytest.mark.slow), "process", pytest.param("mpi", marks=pytest.mark.mpi)]
+    "backend", ["serial", pytest.param("process", marks=pytest.mark.slow), pytest.param("mpi", marks=pytest.mark.mpi)]
 )
 def test_a_dropped_client_is_named_and_counted_and_too_few_end_the_run(
     backend: str, launcher: Launcher, dropped: list[dict[str, Any]], tmp_path: Path

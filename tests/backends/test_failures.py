@@ -24,6 +24,7 @@ SOON_S = 10.0
 TIMEOUT_S = 3.0
 MARKED_MPI = pytest.param("mpi", marks=pytest.mark.mpi)
 BOTH = pytest.mark.parametrize("backend", ["process", MARKED_MPI])
+BOTH_SLOW = pytest.mark.parametrize("backend", [pytest.param("process", marks=pytest.mark.slow), MARKED_MPI])
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -102,7 +103,7 @@ CLIENTS = {
 }
 PLACE = r" \(tests/faults\.py:\d+, in _fail\); HYDRA_FULL_ERROR=1 shows the whole traceback"
 IN_DEFAULT_SUITE = {("kill", "mpi", 4)}
-ALIKE = {("exit", "process", 3), ("sleep", "process", 3), ("stop", "process", 3)}  # one that ends, two that are silent
+ALIKE = {(fault, "process", 3) for fault in ("exit", "kill", "sleep", "stop")}
 FAULTS = [
     pytest.param(
         fault,
@@ -186,7 +187,7 @@ def test_a_signal_ends_it_through_a_checkpoint(subject: Subject, number: signal.
     subject.check(saved=subject.rounds)
 
 
-@BOTH
+@BOTH_SLOW
 def test_a_worker_is_asked_to_end(subject: Subject) -> None:
     before = subject.saved
     with subject.start("trainer.fault=slow", "callbacks.checkpoint.every=100") as run:
@@ -279,7 +280,7 @@ def test_the_disk_is_full_while_a_checkpoint_is_written(subject: Subject) -> Non
     ]
 
 
-@BOTH
+@BOTH_SLOW
 def test_after_all_that_it_ends_undisturbed(subject: Subject) -> None:
     with subject.start("callbacks=default") as run:  # a resume goes on with the callbacks of the run before
         run.wait()

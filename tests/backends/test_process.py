@@ -83,8 +83,8 @@ class Forgetful(FedAvg):
 
 
 def biased(**options: Any) -> FedAvg:
-    """With a sampler that goes by what clients reported."""
-    return FedAvg(**{**options, "sampler": PowerOfChoice(num=2, candidates=4)})
+    """With a sampler that goes by what clients reported, clients that forget, and a rule that remembers each client."""
+    return Forgetful(**{**options, "sampler": PowerOfChoice(num=2, candidates=4), "aggregator": FoolsGold()})
 
 
 def agnostic(**options: Any) -> FedAvg:
@@ -175,11 +175,8 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         Toy(module=Rich),
         Toy(strategy=Scaffold),
         pytest.param(Toy(strategy=Named), marks=pytest.mark.slow),
-        Toy(strategy=Forgetful, rounds=5),
-        Toy(strategy=partial(FedAvg, personal=["net.bias"])),
-        Toy(strategy=ROBUST),
+        Toy(strategy=partial(ROBUST, personal=["net.bias"])),
         pytest.param(Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))), marks=pytest.mark.slow),
-        Toy(strategy=partial(FedAvg, aggregator=FoolsGold())),
         Toy(strategy=partial(FedAvg, aggregator=FLTrust(before=Bucketing(size=1)))),
         Toy(strategy=biased, rounds=5),
         *(
@@ -201,13 +198,10 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         "rich",
         "scaffold",
         "a variable named vector",
-        "forgetful",
-        "personal",
-        "robust",
+        "robust and personal",
         "a rule with a state",
-        "a rule with a state of each client",
         "a rule that selects, with the server's own update, of rows in random order",
-        "a sampler that needs losses",
+        "a sampler that needs losses, clients that forget, a rule with a state of each",
         *("afl", "fedsam", "mime", "mimelite", "moon", "qfedavg"),
         "dataset with loader workers",
         "unpicklable dataset",

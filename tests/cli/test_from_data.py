@@ -80,7 +80,7 @@ def test_a_model_and_a_dataset_of_ones_own(cli: Any) -> None:
         Path(f"my/{path}.yaml").write_text(text)
     own = ("--config-dir=my", "dataset=own", "strategy.rounds=1", "logger=none")
     cases = {
-        "own": (("backend=process", "backend.workers=2"), {"input_shape": [2, 5], "num_classes": 4}),
+        "own": (("backend=process", "backend.workers=1"), {"input_shape": [2, 5], "num_classes": 4}),
         "mlp_2nn": ((), {"num_classes": 4}),
     }
     for name, (backend, chosen) in cases.items():
