@@ -18,16 +18,17 @@ class FedRep(FedAvg):
     Without personal parameters it is FedAvg.
 
     Args:
-        head_epochs: passes over the client's samples for the head, at least 1.
+        head_epochs: passes over the client's samples for the head, at least 1; None: the trainer's epochs or steps, as
+            for the body.
         options: as for `FedAvg`.
 
     Raises:
         ValueError: a setting is invalid.
     """
 
-    def __init__(self, *, head_epochs: int = 10, **options: Any) -> None:
+    def __init__(self, *, head_epochs: int | None = None, **options: Any) -> None:
         super().__init__(**options)
-        if head_epochs < 1:
+        if head_epochs is not None and head_epochs < 1:
             raise ValueError(f"strategy.head_epochs={head_epochs}: must be at least 1")
         self.head_epochs = head_epochs
 
@@ -39,7 +40,8 @@ class FedRep(FedAvg):
             for entries in (layout.personal, layout.entries)
         )
         if head:
-            first = yield replace(problem, trainable=head, epochs=self.head_epochs, steps=None)
+            alone = replace(problem, trainable=head)
+            first = yield alone if self.head_epochs is None else replace(alone, epochs=self.head_epochs, steps=None)
             shared = first.next(problem, trainable=body)
         trained = yield shared
         return trained.update(problem)

@@ -83,6 +83,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "ditto": (partial(Ditto, lam=0.7), ditto),
     "fedper": (partial(FedAvg, **HEAD), headed),
     "fedrep": (partial(FedRep, head_epochs=3, **HEAD), partial(headed, first=3, mask=WEIGHTS)),
+    "fedrep, its head as long": (partial(FedRep, **HEAD), partial(headed, first=2, mask=WEIGHTS)),
     "fedbabu": (partial(FedBABU, **HEAD), partial(headed, mask=WEIGHTS)),
     "local": (LocalOnly, by_oneself),
 }
