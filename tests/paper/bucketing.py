@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from flrl.adversaries import LabelFlip, SignFlip
+from flrl.adversaries import LabelFlip, Mimic, SignFlip
 from flrl.adversaries.base import AdversaryContext
 from flrl.adversaries.updates import with_update
 from flrl.data import Splits, TensorSource
@@ -79,3 +79,15 @@ def fresh(update: ClientUpdate, memory: Tensors) -> tuple[ClientUpdate, Tensors]
     own = update.vectors["update"]
     before = memory.get("own", torch.zeros_like(own))
     return with_update(update, own - MOMENTUM * before), {"own": own.clone()}
+
+
+class OneWayMimic(Mimic):
+    """Copies the worker whose first gradient reaches farthest one way along the direction, as in the authors' code."""
+
+    def collude(self, honest: Tensor, own: Tensor, state: Tensors, context: AdversaryContext) -> tuple[Tensor, Tensors]:
+        if "target" not in state:
+            z = torch.randn(honest.shape[1], generator=context.generator, dtype=torch.float64).to(honest)
+            centred = honest - honest.mean(dim=0)
+            along = -honest @ ((centred @ z) @ centred)  # an update is minus lr times a gradient
+            state = {"target": torch.tensor(context.honest[int(along.argmax())])}
+        return honest[list(context.honest).index(int(state["target"]))], state
