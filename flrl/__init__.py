@@ -1,3 +1,29 @@
-"""flrl: federated learning research with PyTorch Lightning and Hydra, reproducible to the bit."""
+"""flrl: federated learning research with PyTorch Lightning and Hydra, reproducible to the bit.
+
+From Python: `flrl.train("+experiment=mnist_fedavg", "seed=1")` trains as the command line does and returns a `Run`,
+`flrl.load("outputs/...")` reads one.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flrl.results.run import Run as Run
+    from flrl.results.run import load as load
+
+    def train(*overrides: str) -> Run:
+        """Train as `flrl-train` with these overrides does; see `flrl.results.training.trained`."""
+
+
+def __getattr__(name: str) -> Any:
+    """What needs pandas is imported when it is first used."""
+    if name == "train":
+        import importlib
+
+        return importlib.import_module("flrl.train")  # a module that can be called
+    if name in ("Run", "load"):
+        from flrl import results
+
+        return getattr(results, name)
+    raise AttributeError(f"module 'flrl' has no attribute {name!r}")

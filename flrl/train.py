@@ -4,6 +4,8 @@ Imports nothing heavy at its top, so that `--help` and a mistyped key are answer
 """
 
 import sys
+from types import ModuleType
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -30,6 +32,18 @@ def main() -> None:
     sys.argv[1:] = arranged(sys.argv[1:])
     run_under_mpi(lambda: run_app(train, config_name="train", schema=TrainConfig))
 
+
+class _Trains(ModuleType):
+    """This module, which can be called: `flrl.train("seed=1")`."""
+
+    def __call__(self, *overrides: str) -> Any:
+        """See `flrl.results.training.trained`."""
+        from flrl.results.training import trained
+
+        return trained(train, *overrides)
+
+
+sys.modules[__name__].__class__ = _Trains
 
 if __name__ == "__main__":
     main()

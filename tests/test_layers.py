@@ -23,8 +23,8 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"recorded", "watched"},
     {"replay"},
     {"attacks"},
-    {"run", "verify_run", "attack_run"},
-    {"train", "evaluate", "verify", "attack", "info", "backends", "audit"},
+    {"run", "verify_run", "attack_run", "results"},
+    {"train", "evaluate", "verify", "attack", "info", "compare", "backends", "audit"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ENTRY_POINTS = {
@@ -41,6 +41,7 @@ ENTRY_POINTS = {
     "verify",
     "attack",
     "attack_run",
+    "results",
 }
 
 

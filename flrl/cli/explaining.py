@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
@@ -20,6 +21,38 @@ _DELIBERATE = (FlrlError, ValueError, OSError, ArithmeticError)
 _COMPOSING = (HydraException, OmegaConfBaseException)
 _MORE = "HYDRA_FULL_ERROR=1 shows the whole traceback"
 Known = Callable[[], Mapping[str, Any]]
+
+
+class Explained(SystemExit):
+    """Ends the process with code 1 for an error that has been explained.
+
+    Attributes:
+        line: the message for users.
+        error: the error.
+    """
+
+    def __init__(self, line: str, error: Exception) -> None:
+        super().__init__(1)
+        self.line, self.error = line, error
+
+    def as_exception(self) -> Exception:
+        """The error itself, if it is a user's or its message is for users; else a ValueError with the line."""
+        error = self.error
+        own = not isinstance(error, (*_COMPOSING, ExceptionGroup))
+        return error if own and (isinstance(error, _DELIBERATE) or self.line != str(error)) else ValueError(self.line)
+
+
+_SILENT: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+@contextlib.contextmanager
+def raising() -> Iterator[None]:
+    """Inside the block `explained` prints nothing: its caller has the line from `Explained`."""
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
 
 
 class TerminalFormatter(logging.Formatter):
@@ -45,10 +78,12 @@ def explained(full_error: bool, known: Known = dict) -> Iterator[None]:
             if isinstance(error, ClientError | WorkerError) and error.__cause__ is None:
                 print(error.traceback, end="", file=sys.stderr)  # the traceback of another process
             raise
-        print(f"error: {one_line(error, known)}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(f"  {note}", file=sys.stderr)
-        sys.exit(1)
+        line = one_line(error, known)
+        if not _SILENT.get():
+            print(f"error: {line}", file=sys.stderr)
+            for note in getattr(error, "__notes__", ()):
+                print(f"  {note}", file=sys.stderr)
+        raise Explained(line, error) from error
 
 
 def one_line(error: BaseException, known: Known = dict) -> str:

@@ -1,0 +1,198 @@
+"""`flrl-compare`: groups of runs beside each other, as tables and figures."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from flrl.results import figures, tables
+from flrl.results.run import Run, runs, setting
+from flrl.results.statistics import Difference, Spread, differences
+
+SEEDS = ("seed", "partition.seed", "model_seed", "sampling_seed")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared.
+
+    Attributes:
+        group_by: groups and keys of the configuration that divide the runs, with commas; None: what the runs'
+            overrides differ by, except for seeds.
+        metric: a column of `metrics.jsonl`; its last value counts.
+        target: a value of the metric; how many rounds, bytes and seconds runs take to reach it.
+        goal: "max" or "min"; None: "min" for names with loss or error in them.
+        out: the folder for tables and figures; None: `comparison/` in the first folder given.
+    """
+
+    group_by: str | None = None
+    metric: str = "test/accuracy"
+    target: float | None = None
+    goal: str | None = None
+    out: str | None = None
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the metric is to be small."""
+        return self.goal == "min" or (self.goal is None and any(w in self.metric.lower() for w in ("loss", "error")))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are alike but for their seeds.
+
+    Attributes:
+        name: their values of what divides the runs.
+        runs: the runs by what pairs them with another group's.
+    """
+
+    name: str
+    runs: Mapping[str, Run]
+
+
+def parsed(arguments: Sequence[str]) -> tuple[list[Path], Options]:
+    """Folders and options of a command line.
+
+    Raises:
+        ValueError: an option does not exist or has another type, or there is no folder.
+    """
+    names = [field.name for field in fields(Options)]
+    given: dict[str, Any] = {}
+    folders = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or Path(argument).exists():
+            folders.append(Path(argument))
+            continue
+        if key not in names:
+            close = get_close_matches(key, names, 1)
+            raise ValueError(
+                f"{argument}: there is no option {key}; " + (f"did you mean {close[0]}?" if close else ", ".join(names))
+            )
+        given[key] = value
+    if "target" in given:
+        try:
+            given["target"] = float(given["target"])
+        except ValueError:
+            raise ValueError(f"target={given['target']}: must be a number") from None
+    if given.get("goal", "max") not in ("max", "min"):
+        raise ValueError(f"goal={given['goal']}: must be max or min")
+    if not folders:
+        raise ValueError("no folder: flrl-compare outputs/multirun/NAME/DATE group_by=strategy")
+    return folders, Options(**given)
+
+
+def compare(arguments: Sequence[str], console: Console | None = None) -> Path:
+    """Compare the runs in folders: print the table and the tests, write tables and figures; returns their folder.
+
+    Raises:
+        ValueError: an option is wrong, no run has the metric, or a run lacks what divides them.
+        FileNotFoundError: a folder holds no run.
+    """
+    folders, options = parsed(arguments)
+    found = runs(*folders)
+    groups, left_out = grouped(found, options)
+    table, tested = summary(groups, options)
+    out = folders[0] / "comparison" if options.out is None else Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False, soft_wrap=True) if console is None else console
+    for folder in left_out:
+        console.print(f"left out: {folder} has no {options.metric}", markup=False)
+    tables.show(table, tested, options, console)
+    tables.write(table, tested, options, out)
+    figures.write(groups, options, out)
+    console.print(f"tables and figures: {out}", markup=False)
+    return out
+
+
+def grouped(found: Sequence[Run], options: Options) -> tuple[list[Group], list[Path]]:
+    """The groups in the order of their first runs, and the folders of runs without the metric.
+
+    Raises:
+        ValueError: no run has the metric, a run lacks what divides them, or two runs of a group cannot be told apart.
+    """
+    having = [run for run in found if options.metric in run.metrics and run.metrics[options.metric].notna().any()]
+    if not having:
+        known = sorted({str(name) for run in found for name in run.metrics if name != "digest"})
+        close = get_close_matches(options.metric, known, 1)
+        raise ValueError(
+            f"metric={options.metric}: no run has it; "
+            + (f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}")
+        )
+    varied = _varied(having)
+    dividing = options.group_by.split(",") if options.group_by else [key for key in varied if key not in SEEDS]
+    pairing = dict.fromkeys(key for key in ["seed", *varied] if key not in dividing)
+    groups: dict[str, dict[str, Run]] = {}
+    for run in having:
+        name = ", ".join(_text(setting(run, key)) for key in dividing) or "all runs"
+        key = " ".join(f"{key}={_text(_maybe(run, key))}" for key in pairing)
+        there = groups.setdefault(name, {}).setdefault(key, run)
+        if there is not run:
+            raise ValueError(
+                f"{there.folder} and {run.folder} are the same in all that is compared ({name}; {key}): leave one out, "
+                "or divide them by group_by=..."
+            )
+    left_out = [run.folder for run in found if run not in having]
+    return [Group(name, own) for name, own in groups.items()], left_out
+
+
+def _varied(found: Sequence[Run]) -> list[str]:
+    """The keys of overrides that the runs differ by, as far as all of them have a value for these."""
+    keys = dict.fromkeys(o.partition("=")[0].lstrip("+~") for run in found for o in run.overrides)
+    keys = {k: None for k in keys if not k.startswith("hydra") and k not in ("resume", "name", "experiment", "tags")}
+    values = {key: [_maybe(run, key) for run in found] for key in keys}
+    return [key for key, own in values.items() if len({_text(value) for value in own}) > 1]
+
+
+def _maybe(run: Run, key: str) -> Any:
+    try:
+        return setting(run, key)
+    except ValueError:
+        return None
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def reached(run: Run, options: Options) -> dict[str, float] | None:
+    """Rounds, bytes (up and down) and seconds until the first round with the target; None if there is no such round."""
+    assert options.target is not None
+    values = run.metrics[options.metric]
+    there = values <= options.target if options.lower_is_better else values >= options.target
+    if not there.any():
+        return None
+    until = run.metrics.iloc[: int(there.to_numpy().argmax()) + 1]
+    return {"rounds": float(until.index[-1]), **{name: float(own.iloc[-1]) for name, own in costs(until).items()}}
+
+
+def costs(metrics: pd.DataFrame) -> dict[str, pd.Series]:
+    """What had been spent after each round: bytes sent and received by all clients, seconds."""
+    zero = pd.Series(0.0, index=metrics.index)
+    spent = metrics.get("comm/up_bytes", zero) + metrics.get("comm/down_bytes", zero)
+    return {"bytes": spent.fillna(0).cumsum(), "seconds": metrics.get("time/round_s", zero).fillna(0).cumsum()}
+
+
+def summary(groups: Sequence[Group], options: Options) -> tuple[pd.DataFrame, list[Difference]]:
+    """A row for each group, and the tests between groups."""
+    rows, values = [], {}
+    for group in groups:
+        last = {key: float(run.metrics[options.metric].dropna().iloc[-1]) for key, run in group.runs.items()}
+        values[group.name] = last
+        spread = Spread.of([*last.values()])
+        row: dict[str, Any] = {"group": group.name, "runs": spread.n, "mean": spread.mean, "std": spread.std}
+        row |= {"low": spread.mean - spread.half, "high": spread.mean + spread.half}
+        row["seconds"] = float(np.mean([costs(run.metrics)["seconds"].iloc[-1] for run in group.runs.values()]))
+        if options.target is not None:
+            there = [found for run in group.runs.values() if (found := reached(run, options)) is not None]
+            row["reached"] = len(there)
+            for name in ("rounds", "bytes", "seconds"):
+                row[f"{name}_to_target"] = float(np.mean([f[name] for f in there])) if there else math.nan
+        rows.append(row)
+    return pd.DataFrame(rows), differences(values)

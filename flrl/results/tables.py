@@ -1,0 +1,105 @@
+"""The comparison of groups as a table: for the terminal, and as CSV, Markdown and LaTeX."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flrl.results.statistics import Difference
+from flrl.runs.rows import replace_text
+
+if TYPE_CHECKING:
+    from flrl.results.comparing import Options
+
+_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_ESCAPES |= {"\\": r"\textbackslash{}"}
+
+
+def percent(metric: str) -> bool:
+    """Whether a metric is shown in %: shares of samples."""
+    return any(word in metric for word in ("accuracy", "success"))
+
+
+def shown(table: pd.DataFrame, options: "Options") -> list[list[str]]:
+    """The table as text: a row of titles, and a row for each group."""
+    scale, digits = (100, 2) if percent(options.metric) else (1, 4)
+
+    def number(value: float) -> str:
+        return "" if math.isnan(value) else f"{scale * value:.{digits}f}"
+
+    titles = ["group", "runs", options.metric + (" (%)" if scale == 100 else ""), "95 % interval", "seconds"]
+    if options.target is not None:
+        to = f"{scale * options.target:g}" + (" %" if scale == 100 else "")
+        titles += [f"reached {to}", "rounds to it", "MB to it", "seconds to it"]
+    found = [titles]
+    for row in table.to_dict("records"):
+        mean = number(row["mean"]) + ("" if math.isnan(row["std"]) else f" ± {number(row['std'])}")
+        interval = "" if math.isnan(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
+        cells = [str(row["group"]), str(row["runs"]), mean, interval, f"{row['seconds']:.1f}"]
+        if options.target is not None:
+            spent = [(row["rounds_to_target"], 1), (row["bytes_to_target"], 1e6), (row["seconds_to_target"], 1)]
+            cells += [f"{row['reached']} of {row['runs']}"]
+            cells += ["" if math.isnan(value) else f"{value / unit:.1f}" for value, unit in spent]
+        found.append(cells)
+    return found
+
+
+def sentences(tested: Sequence[Difference], options: "Options") -> list[str]:
+    """A line for each pair of groups."""
+    scale, unit = (100, " points") if percent(options.metric) else (1, "")
+    lines = []
+    for pair in tested:
+        line = f"{pair.one} - {pair.other}: {scale * pair.mean:+.4g}{unit}, {pair.verdict}"
+        if not math.isnan(pair.p):
+            line += f" ({pair.test}, n = {pair.n}, p = {pair.p:.3g}, {pair.corrected:.3g} after Holm's correction)"
+        lines.append(line)
+    return lines
+
+
+def show(table: pd.DataFrame, tested: Sequence[Difference], options: "Options", console: Console) -> None:
+    """Print the table and the tests."""
+    titles, *rows = shown(table, options)
+    for part in [slice(1, 5), slice(5, None)][: 1 + (len(titles) > 5)]:
+        drawn = Table(titles[0], *titles[part], box=box.SIMPLE_HEAD)
+        for column in drawn.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            drawn.add_row(row[0], *row[part])
+        console.print(drawn)
+    for line in sentences(tested, options):
+        console.print(line, markup=False)
+
+
+def write(table: pd.DataFrame, tested: Sequence[Difference], options: "Options", out: Path) -> None:
+    """Write `table.csv`, `tests.csv`, `table.md` and `table.tex` into a folder."""
+    replace_text(out / "table.csv", [table.to_csv(index=False)])
+    columns = ["one", "other", "mean", "test", "n", "p", "corrected", "verdict"]
+    rows: list[dict[str, Any]] = [{name: getattr(pair, name) for name in columns} for pair in tested]
+    replace_text(out / "tests.csv", [pd.DataFrame(rows, columns=columns).to_csv(index=False)])
+    replace_text(out / "table.md", [markdown(table, tested, options)])
+    replace_text(out / "table.tex", [latex(table, options)])
+
+
+def markdown(table: pd.DataFrame, tested: Sequence[Difference], options: "Options") -> str:
+    """The table and the tests as Markdown."""
+    titles, *rows = ([cell.replace("|", "\\|") for cell in row] for row in shown(table, options))
+    lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return text + "\n\n" + "".join(f"- {line}\n" for line in sentences(tested, options))
+
+
+def latex(table: pd.DataFrame, options: "Options") -> str:
+    r"""The table as LaTeX, for `\usepackage{booktabs}`."""
+    titles, *rows = ([_escaped(cell) for cell in row] for row in shown(table, options))
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule", " & ".join(titles) + r" \\", r"\midrule"]
+    lines += [" & ".join(row) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return "".join(_ESCAPES.get(c, c) for c in cell).replace("±", r"$\pm$")
