@@ -15,7 +15,7 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"callbacks.base", "runs.checkpoint", "trainers.problem", "adversaries"},
     {"trainers.steps", "evaluation", "rounds", "runs", "logging", "callbacks"},
     {"trainers"},
-    {"strategies", "examiner"},
+    {"strategies", "examiner", "reporting"},
     {"worker", "root_update"},
     {"backends.base"},
     {"backends.serial", "backends.pool", "recipe"},
@@ -23,8 +23,8 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"recorded", "watched"},
     {"replay"},
     {"attacks"},
-    {"run", "verify_run", "attack_run"},
-    {"train", "evaluate", "verify", "attack", "info", "backends", "audit"},
+    {"run", "verify_run", "attack_run", "report_run"},
+    {"train", "evaluate", "verify", "attack", "report", "info", "backends", "audit"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ENTRY_POINTS = {
@@ -41,6 +41,8 @@ ENTRY_POINTS = {
     "verify",
     "attack",
     "attack_run",
+    "report",
+    "report_run",
 }
 
 
