@@ -32,7 +32,7 @@ def report_run(cfg: DictConfig) -> Path:
         if cfg.reference is not None:
             references = [(f"reference {cfg.reference}", RunFiles.read(Path(cfg.reference), "reference"))]
         run = RunFiles.read(Path(cfg.run))
-        path = write_report(run.folder, _predicted(cfg, run) if run.summary else None, references)
+        path = write_report(run.folder, _predicted(cfg, run), references)
     print(f"report  {path}")
     return path
 
@@ -47,7 +47,9 @@ def _sweep(folder: Path) -> Path:
 
 
 def _predicted(cfg: DictConfig, run: RunFiles) -> Predicted:
-    """What a finished run's model predicts; a report of the files alone says why if its model or data are not there."""
+    """What a run's final model predicts; without it, or without its data, a note that says why there is nothing."""
+    if not run.summary:
+        return Predicted(notes=["Predictions are left out: there is no final model."])
     try:
         config = saved_config(run.folder, cfg.data_dir)
         recipe = Recipe(config)

@@ -49,9 +49,7 @@ class Report(Callback):
             run.model.load(before)
 
 
-def write_report(
-    folder: Path, predicted: Predicted | None, references: Sequence[tuple[str, RunFiles]] = ()
-) -> Path:
+def write_report(folder: Path, predicted: Predicted | None, references: Sequence[tuple[str, RunFiles]] = ()) -> Path:
     """Write the report of the run in a folder; arguments as for `run_page`. Returns its path.
 
     Raises:
@@ -64,7 +62,7 @@ def write_report(
 
 
 def _centralised(run: RunFiles) -> list[tuple[str, RunFiles]]:
-    """The run of the same sweep that trains on all data in one place, with this run's data and seed, if there is one."""
+    """The run of the same sweep that trains on all data in one place, with this run's dataset and seed."""
     if not (run.folder.parent / "multirun.yaml").exists() or _is_central(run.config):
         return []
     for path in sorted(run.folder.parent.glob("*/summary.json")):

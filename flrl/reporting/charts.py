@@ -84,7 +84,10 @@ def traffic(metrics: Mapping[str, Sequence[Any]]) -> list[Chart]:
             values.append(total)
         sums.append({"name": f"{name}, summed", "y": values})
     made = {"kind": "line", "xlabel": "round", "unit": "B"}
-    return [{**made, "title": "bytes by round", "series": each}, {**made, "title": "bytes until a round", "series": sums}]
+    return [
+        {**made, "title": "bytes by round", "series": each},
+        {**made, "title": "bytes until a round", "series": sums},
+    ]
 
 
 def seconds(metrics: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
@@ -107,15 +110,13 @@ def spread(name: str, quantiles: Mapping[int, Sequence[float]], rounds: Sequence
         return [None if of is None else float(f"{of[at]:.6g}") for of in chosen]
 
     lowest, tenth, quarter, median, upper, ninth, highest = (line(at) for at in range(len(QUANTILES)))
-    return {
-        "kind": "line", "title": f"{name} of clients", "xlabel": "round", "unit": "B" if name.endswith("_bytes") else "",
-        "series": [
-            {"name": "median", "y": median}, {"name": "highest", "y": highest}, {"name": "lowest", "y": lowest},
-        ],
-        "bands": [
-            {"name": "10 % to 90 %", "low": tenth, "high": ninth}, {"name": "25 % to 75 %", "low": quarter, "high": upper},
-        ],
-    }  # fmt: skip
+    series = [{"name": "median", "y": median}, {"name": "highest", "y": highest}, {"name": "lowest", "y": lowest}]
+    bands = [
+        {"name": "10 % to 90 %", "low": tenth, "high": ninth},
+        {"name": "25 % to 75 %", "low": quarter, "high": upper},
+    ]
+    made = {"kind": "line", "title": f"{name} of clients", "xlabel": "round", "unit": "B" if "bytes" in name else ""}
+    return {**made, "series": series, "bands": bands}
 
 
 def divided(sizes: Sequence[int], counts: Sequence[Sequence[int]] | None) -> Chart:

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class RunFiles:
         words = [word for word in given if word.lstrip("+").partition("=")[0] not in _FOLDERS]
         line = shlex.split(started.get("command", ""))
         folders = [word for word in line if word.startswith("--config-dir=")]
-        folders += [f"--config-dir={b}" for a, b in zip(line, line[1:], strict=False) if a in ("--config-dir", "-cd")]
+        folders += [f"--config-dir={b}" for a, b in pairwise(line) if a in ("--config-dir", "-cd")]
         return shlex.join(["python", "-m", "flrl.train", *folders, *words])
 
     def client_quantiles(self) -> dict[str, dict[int, list[float]]]:
@@ -120,7 +121,9 @@ class RunFiles:
             if lines:
                 found.append(f"{name}: damaged lines are left out: {_listed(lines)}.")
         for name, values in self.metrics().items():
-            nulls = [row["round"] for row, value in zip(self.rows, values, strict=True) if value is None and name in row]
+            nulls = [
+                row["round"] for row, value in zip(self.rows, values, strict=True) if value is None and name in row
+            ]
             if nulls:
                 found.append(f"{name} was not finite in round {_listed(nulls)}.")
         rejected = sum(row.get("clients/rejected") or 0 for row in self.rows)

@@ -72,7 +72,12 @@ def table(
     first = tag("thead", tag("tr", *(heading(place, name) for place, name in enumerate(head))))
     body = tag("tbody", *(tag("tr", *(cell(place, value) for place, value in enumerate(row))) for row in rows))
     whole = tag("table", first, body, _class="sortable" if sortable else None)
-    return tag("div", whole, _class="scroll", tabindex="0", role="region", aria_label=label)
+    return scrolling(whole, label)
+
+
+def scrolling(content: Html, label: str) -> Html:
+    """A table in a region that scrolls and can be reached by keyboard, with its name for screen readers."""
+    return tag("div", content, _class="scroll", tabindex="0", role="region", aria_label=f"Table: {label}")
 
 
 def folded(title: Any, *children: Any) -> Html:
@@ -125,7 +130,7 @@ def page(title: str, head: Html, sections: Sequence[tuple[str, str, Html]], data
         f"<title>{text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f"<header>{head}{tag('nav', links, aria_label='Sections')}</header>\n"
         f"<main>\n<noscript><p>Charts are drawn by this page's script.</p></noscript>\n{joined(parts)}\n</main>\n"
-        f'<footer><p>Written by flrl; everything is in this file.</p></footer>\n'
+        f"<footer><p>Written by flrl; everything is in this file.</p></footer>\n"
         f'<script type="application/json" id="data">{block}</script>\n<script>{script}</script>\n</body>\n</html>\n'
     )
 

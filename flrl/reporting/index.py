@@ -9,7 +9,7 @@ from urllib.parse import quote
 from flrl.reporting.charts import kept
 from flrl.reporting.folder import RunFiles
 from flrl.reporting.html import Html, joined, page, table, tag
-from flrl.reporting.page import best, headlines, last, number, size
+from flrl.reporting.numbers import best, headlines, last, number, size
 
 REPORT = "report.html"
 MAX_DRAWN = 60
@@ -47,7 +47,9 @@ def sweep_page(sweep: Path, runs: Sequence[RunFiles]) -> str:
     options = (tag("option", name, value=name) for name in ordered)
     chosen = tag("p", tag("label", "Metric ", tag("select", *options, id="metric")))
     some = f"The first {MAX_DRAWN} of {len(runs)} runs are drawn." if len(runs) > MAX_DRAWN else ""
-    curves = joined([chosen, tag("figure", id="runs-chart", _class="chart"), tag("p", some, _class="muted") if some else ""])
+    curves = joined(
+        [chosen, tag("figure", id="runs-chart", _class="chart"), tag("p", some, _class="muted") if some else ""]
+    )
     pairs = list(zip(runs, given, strict=True))[:MAX_DRAWN]
     data = {"x": [], "metrics": {}, "charts": [], "runs": [_curves(run, one, sweep, varied) for run, one in pairs]}
     top = joined([tag("h1", sweep.name), tag("p", f"{len(runs)} runs, folder {sweep}", _class="muted")])

@@ -28,8 +28,8 @@
   };
   const ticks = (low, high, count, whole) => {
     const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-    let step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough);
-    if (whole) step = Math.max(1, Math.round(step));
+    let step = [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= rough * 0.999);
+    if (whole) step = Math.max(1, Math.ceil(step));
     const found = [];
     for (let k = Math.ceil(low / step); k * step <= high + step * 1e-9; k++) found.push(Number((k * step).toPrecision(12)));
     return found;
@@ -92,10 +92,11 @@
       const details = html("details", {}, html("summary", {}, "As a table"), table);
       details.ontoggle = () => table.childElementCount || table.append(this.table());
       this.figure.append(this.resetter, this.plot, legend, details);
-      const moved = (event) => this.plot.getBoundingClientRect && event.clientX - this.plot.getBoundingClientRect().left;
-      this.plot.onpointerdown = (event) => { if (event.pointerType !== "touch") { this.from = moved(event); this.plot.setPointerCapture(event.pointerId); } this.read(this.nearest(moved(event))); };
+      const moved = (event) => event.clientX - this.plot.getBoundingClientRect().left;
+      this.plot.onpointerdown = (event) => { this.from = moved(event); this.plot.setPointerCapture(event.pointerId); this.read(this.nearest(moved(event))); };
       this.plot.onpointermove = (event) => { this.read(this.nearest(moved(event))); this.choose(moved(event)); };
       this.plot.onpointerup = (event) => this.chosen(moved(event));
+      this.plot.onpointercancel = () => { this.from = null; this.read(null); };
       this.plot.onpointerleave = () => this.read(null);
       this.plot.onblur = () => this.read(null);
       this.plot.ondblclick = () => this.zoom(this.full);
@@ -159,7 +160,7 @@
       const root = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img", "aria-label": this.summary() });
       const defs = svg("defs", {}, svg("clipPath", { id: clip }, svg("rect", { ...box, x: LEFT - 5, width: box.width + 10 })));
       const marks = svg("g", { "clip-path": `url(#${clip})` });
-      root.append(defs, ...this.axes(ticks(y0, y1, 4), y1), marks);
+      root.append(defs, ...this.axes(ticks(y0, y1, 6), y1), marks);
       for (const b of this.bands) if (!this.hidden.has(b.name)) marks.append(this.band(b));
       const base = new Map();
       for (const s of this.seen()) {

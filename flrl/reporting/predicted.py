@@ -69,7 +69,9 @@ def predict(model: BoundModel, data: FederatedData, *, seed: int, seconds: float
         except Exception as error:  # of the user's module or dataset: the rest of the report does without
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if reason:
-            found.notes.append(f"{what} is left out: {reason}." if "matrix" in what else f"{what} are left out: {reason}.")
+            found.notes.append(
+                f"{what} is left out: {reason}." if "matrix" in what else f"{what} are left out: {reason}."
+            )
     return found
 
 
@@ -112,9 +114,9 @@ def _clients(found: Predicted, model: BoundModel, data: FederatedData, seed: int
         if time.perf_counter() - begun > seconds:
             break
     found.asked = len(rows)
-    for accuracy, client, indices, said in sorted(rows, key=lambda row: row[:2])[:WORST]:
+    for accuracy, client, indices, said in sorted(rows, key=lambda row: (row[0], -len(row[2]), row[1]))[:WORST]:
         wrong = np.flatnonzero(said != labels[indices])[:SAMPLES]
-        shown = [{"true": int(labels[indices[at]]), "predicted": int(said[at])} for at in wrong]
+        shown: list[dict[str, Any]] = [{"true": int(labels[indices[at]]), "predicted": int(said[at])} for at in wrong]
         pictures = _pictures(data.splits.train, indices[wrong])
         for sample, picture in zip(shown, pictures, strict=False):
             sample["picture"] = picture
