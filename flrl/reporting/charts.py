@@ -66,8 +66,9 @@ def thinned(chart: Chart, places: Sequence[int]) -> Chart:
     def those(line: Mapping[str, Any]) -> dict[str, Any]:
         return {k: [v[at] for at in places] if isinstance(v, list) else v for k, v in line.items()}
 
-    lines = {k: [those(line) for line in v] for k, v in chart.items() if k in ("series", "bands")}
-    return chart if "x" in chart else {**chart, **lines}
+    if "x" in chart:
+        return chart
+    return {**chart, **{name: [*map(those, chart[name])] for name in ("series", "bands") if name in chart}}
 
 
 def traffic(metrics: Mapping[str, Sequence[Any]]) -> list[Chart]:

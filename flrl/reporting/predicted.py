@@ -23,11 +23,12 @@ from flrl.lightning.transfer import to_device
 from flrl.seeding import SERVER, generator_for, isolated_randomness
 from flrl.trainers.predicting import outputs_of
 
-BATCH_SIZE = 250
+BATCH_SIZE = 100
 OF_A_CLIENT = 50
 WORST = 6
 SAMPLES = 8
 _PICTURE = 64
+_AT_ONCE = 40
 
 
 @dataclass(slots=True)
@@ -105,14 +106,13 @@ def _clients(found: Predicted, model: BoundModel, data: FederatedData, seed: int
     clients = generator_for(seed, 0, SERVER, "report").permutation(clients)
     of = data.holdout_indices if found.held_out else data.train_indices
     begun, rows = time.perf_counter(), []
-    for several in np.array_split(clients, max(1, -(-len(clients) // 20))):
+    while len(rows) < len(clients) and (not rows or time.perf_counter() - begun < seconds):
+        several = clients[len(rows) : len(rows) + max(1, min(_AT_ONCE, len(rows)))]  # few first, should they be slow
         samples = [of(int(client))[:OF_A_CLIENT] for client in several]
         predicted = np.concatenate([*_predictions(model, data.splits.train, np.concatenate(samples), float("inf"))])
         parts = np.split(predicted, np.cumsum([len(part) for part in samples])[:-1])
         for client, indices, said in zip(several, samples, parts, strict=True):
             rows.append((float(np.mean(said == labels[indices])), int(client), indices, said))
-        if time.perf_counter() - begun > seconds:
-            break
     found.asked = len(rows)
     for accuracy, client, indices, said in sorted(rows, key=lambda row: (row[0], -len(row[2]), row[1]))[:WORST]:
         wrong = np.flatnonzero(said != labels[indices])[:SAMPLES]

@@ -1,0 +1,171 @@
+"""Pages in headless Chromium: opened from disk, drawn, sorted, zoomed, on a phone, in the dark, and by axe-core."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.reporting.conftest import data_of, rows_of
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page that is open, with what it has asked for and complained of."""
+
+    def __init__(self, browser: Any, path: Path, *, width: int = 1200, scheme: str = "light") -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("path.series")
+
+    def script(self, expression: str) -> Any:
+        return self.page.evaluate(expression)
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Any]:
+    pages: list[Opened] = []
+
+    def open_page(path: Path, **options: Any) -> Opened:
+        pages.append(Opened(browser, path, **options))
+        return pages[-1]
+
+    yield open_page
+    for each in pages:
+        each.page.close()
+
+
+def test_it_opens_from_disk_and_draws_every_series(opened: Any, run: Path) -> None:
+    there = opened(run / "report.html")
+    charts = data_of(run / "report.html")["charts"]
+    lines = sum(len(chart["series"]) for chart in charts if chart["kind"] == "line")
+    bars = sum(len(chart["series"]) for chart in charts if chart["kind"] == "stack")
+    assert there.complaints == []
+    assert [url for url in there.requests if not url.startswith("data:")] == [(run / "report.html").as_uri()]
+    assert there.script("document.querySelectorAll('path.series').length") == lines > 10
+    assert there.script("document.querySelectorAll('path.bars').length") == bars == 10 + 2
+    drawn = "[...document.querySelectorAll('path.series, path.bars')].filter(p => p.getBBox().width > 0).length"
+    assert there.script(drawn) == lines + bars
+    styles = "[...document.querySelector('figure').querySelectorAll('path.series')].map(p => p.getAttribute('stroke-dasharray'))"
+    assert len(set(there.script(styles))) == len(there.script(styles)) == 2
+    assert there.script("document.title") == "a<b>&c: report"
+    assert not there.script("[...document.images].filter(i => !i.complete || !i.naturalWidth).length")
+
+
+def first_chart(there: Opened, title: str) -> Any:
+    return there.page.locator("figure", has=there.page.locator("figcaption", has_text=title)).first
+
+
+def test_values_can_be_read_by_mouse_and_keyboard(opened: Any, run: Path) -> None:
+    there = opened(run / "report.html")
+    chart = first_chart(there, "test/accuracy")
+    rows = rows_of(run / "metrics.jsonl")
+    chart.locator(".plot").hover()
+    assert "test/accuracy: " in chart.locator(".tip").first.inner_text()
+    chart.locator(".plot").focus()
+    there.page.keyboard.press("Home")
+    for row in rows[:3]:
+        said = chart.locator("[role=status]").text_content()
+        assert said == f"round {row['round']}, test/accuracy: {float(f'{row['test/accuracy']:.5g}'):g}"
+        there.page.keyboard.press("ArrowRight")
+
+
+def test_zoom_by_dragging_and_by_keyboard(opened: Any, run: Path) -> None:
+    there = opened(run / "report.html")
+    chart = first_chart(there, "test/accuracy")
+    line = chart.locator("path.series")
+    before = line.get_attribute("d")
+    chart.scroll_into_view_if_needed()
+    box = chart.locator(".plot").bounding_box()
+    reset = chart.get_by_role("button", name="Reset zoom")
+    assert not reset.is_visible()
+    there.page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 60)
+    there.page.mouse.down()
+    there.page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 90)
+    there.page.mouse.up()
+    assert line.get_attribute("d") != before
+    reset.click()
+    assert line.get_attribute("d") == before
+    chart.locator(".plot").focus()
+    there.page.keyboard.press("+")
+    assert line.get_attribute("d") != before
+    there.page.keyboard.press("0")
+    assert line.get_attribute("d") == before
+
+
+def test_a_series_can_be_switched_off_and_read_as_a_table(opened: Any, run: Path) -> None:
+    there = opened(run / "report.html")
+    chart = first_chart(there, "loss")
+    key = chart.get_by_role("button", name="train/loss")
+    key.click()
+    assert (chart.locator("path.series").count(), key.get_attribute("aria-pressed")) == (1, "false")
+    key.click()
+    assert chart.locator("path.series").count() == 2
+    chart.locator("summary").click()
+    cells = chart.locator("td").all_inner_texts()
+    assert len(cells) == 8
+    assert float(cells[0]) == pytest.approx(rows_of(run / "metrics.jsonl")[0]["test/loss"], rel=1e-4)
+
+
+def test_a_sweep_sorts_and_draws_what_is_chosen(opened: Any, sweep: Path) -> None:
+    there = opened(sweep / "index.html")
+    assert there.complaints == []
+    head = there.page.locator("th", has_text="test/accuracy").first
+    column = "[...document.querySelectorAll('tbody tr')].map(row => row.cells[3].dataset.value)"
+    unsorted = [float(value) for value in there.script(column)]
+    head.locator("button").click()
+    assert [float(value) for value in there.script(column)] == sorted(unsorted) != unsorted[::-1]
+    assert head.get_attribute("aria-sort") == "ascending"
+    there.page.keyboard.press("Enter")
+    assert [float(value) for value in there.script(column)] == sorted(unsorted, reverse=True)
+    assert head.get_attribute("aria-sort") == "descending"
+    assert there.script("document.querySelectorAll('path.series').length") == 4
+    there.page.locator("#metric").select_option("train/loss")
+    assert there.script("document.querySelector('figcaption').textContent") == "train/loss"
+    assert there.script("document.querySelectorAll('path.series').length") == 4
+    there.page.locator("a", has_text="0").first.click()
+    assert there.page.title() == "train: report"
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_is_wider_than_the_window(opened: Any, run: Path, sweep: Path, width: int) -> None:
+    for path in (run / "report.html", sweep / "index.html"):
+        there = opened(path, width=width)
+        there.script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        assert there.script("document.documentElement.scrollWidth") <= width
+
+
+def test_the_dark_has_colours_of_its_own(opened: Any, run: Path) -> None:
+    colours = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    assert opened(run / "report.html", scheme="dark").script(colours) == ["rgb(13, 17, 23)", "rgb(230, 237, 243)"]
+    assert opened(run / "report.html").script(colours) == ["rgb(255, 255, 255)", "rgb(27, 31, 36)"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(opened: Any, run: Path, sweep: Path, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    for path in (run / "report.html", sweep / "index.html"):
+        there = opened(path, scheme=scheme)
+        there.script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        found = Axe().run(there.page).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in SERIOUS] == []
