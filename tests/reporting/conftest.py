@@ -15,8 +15,8 @@ from flrl.train import main as train
 BAD = "</script><script>document.title='hacked'</script><img src=x onerror=document.title='hacked'>"
 RUN = [
     'name="a<b>&c"', f"tags=[\"{BAD}\"]", "strategy.rounds=4", "partition=dirichlet", "partition.num_clients=6",
-    "log_clients=true", "holdout=0.3", "evaluation.clients_every=1", "adversary=sign_flip", "adversary.clients=2",
-    "strategy/aggregator=krum", "strategy.aggregator.num_malicious=2", "strategy/transforms=clip_norm", "logger=none",
+    "log_clients=true", "holdout=0.3", "evaluation.clients_every=1", "adversary=sign_flip", "adversary.clients=1",
+    "strategy/aggregator=krum", "strategy.aggregator.num_malicious=1", "strategy/transforms=clip_norm", "logger=none",
 ]  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "sweep"
-    with command_line("-m", "strategy=fedavg,centralized", "seed=0,1", "strategy.rounds=3", "logger=none",
+    with command_line("-m", "strategy=fedavg,fedprox,centralized", "strategy.rounds=3", "logger=none",
                       "callbacks=report", f"hydra.sweep.dir={folder}"):  # fmt: skip
         train()
     (folder / "1" / "report.html").unlink()
