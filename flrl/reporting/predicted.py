@@ -105,7 +105,8 @@ def _clients(found: Predicted, model: BoundModel, data: FederatedData, seed: int
     clients = holding if found.held_out else np.arange(data.num_clients)
     clients = generator_for(seed, 0, SERVER, "report").permutation(clients)
     of = data.holdout_indices if found.held_out else data.train_indices
-    begun, rows = time.perf_counter(), []
+    rows: list[tuple[float, int, np.ndarray, np.ndarray]] = []
+    begun = time.perf_counter()
     while len(rows) < len(clients) and (not rows or time.perf_counter() - begun < seconds):
         several = clients[len(rows) : len(rows) + max(1, min(_AT_ONCE, len(rows)))]  # few first, should they be slow
         samples = [of(int(client))[:OF_A_CLIENT] for client in several]

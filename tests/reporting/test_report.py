@@ -13,7 +13,7 @@ import pytest
 
 from flrl.evaluate import main as evaluate
 from flrl.report import main as report
-from flrl.reporting import RunFiles
+from flrl.reporting import Report, RunFiles
 from flrl.reporting.charts import divided, seconds, traffic
 from flrl.reporting.numbers import best
 from tests.reporting.conftest import BAD, data_of, rows_of
@@ -154,41 +154,36 @@ def test_a_long_run_is_thinned_and_says_so(run: Path, tmp_path: Path, cli: Any) 
     assert "Predictions are left out: there is no final model." in words
 
 
-def test_a_run_writes_it_and_is_otherwise_the_same(cli: Any) -> None:
-    assert cli(*SHORT).code == 0
-    there = {path.name for path in Path("run").iterdir()}
-    assert there == {
-        ".hydra", ".lock", "checkpoints", "digests.jsonl", "environments.jsonl", "metrics.jsonl",
-        "model.safetensors", "partition.npz", "report.html", "summary.json", "train.log",
-    }  # fmt: skip
-    assert cli(*SHORT[:2], "hydra.run.dir=without", "callbacks=checkpoint").code == 0
-    assert not Path("without/report.html").exists()
-    assert rows_of(Path("run/digests.jsonl")) == rows_of(Path("without/digests.jsonl"))
-    assert cli("resume=run", "strategy.rounds=3").code == 0
-    words = words_of(Path("run/report.html"))
-    assert data_of(Path("run/report.html"))["x"] == [1, 2, 3]
-    assert "Resumed after round 2." in words
-    assert "python -m flrl.train strategy.rounds=2 logger=none" in words
-
-
-def test_an_error_is_one_warning(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_writes_it_and_an_error_is_one_warning(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any) -> str:
         raise RuntimeError("one line\nand another")
 
-    monkeypatch.setattr("flrl.reporting.callback.run_page", fails)
-    done = cli(*SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr("flrl.reporting.callback.run_page", fails)
+        done = cli(*SHORT)
     assert (done.code, done.err) == (0, "warning: report.html is not written: RuntimeError: one line and another\n")
-    assert Path("run/summary.json").exists()
-    assert not Path("run/report.html").exists()
+    before = {path.name for path in Path("run").iterdir()}
+    digest = json.loads(Path("run/summary.json").read_text())["digest"]
+    assert cli("resume=run").code == 0
+    assert {path.name for path in Path("run").iterdir()} == before | {"report.html"}
+    assert json.loads(Path("run/summary.json").read_text())["digest"] == digest
+    words = words_of(Path("run/report.html"))
+    assert data_of(Path("run/report.html"))["x"] == [1, 2]
+    assert "Resumed after round 2." in words
+    assert "report.html is not written: RuntimeError: one line and another" in words
+    assert "python -m flrl.train strategy.rounds=2 logger=none" in words
 
 
-def test_predictions_that_fail_are_left_out_by_name(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_that_fail_are_left_out_by_name(
+    run: Path, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*args: Any) -> None:
         raise RuntimeError("no such layer")
 
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
     monkeypatch.setattr("flrl.reporting.predicted.outputs_of", fails)
-    done = cli(*SHORT)
-    words = words_of(Path("run/report.html"))
+    done = cli(f"run={copy}", main=report)
+    words = words_of(copy / "report.html")
     assert (done.code, done.err) == (0, "")
     assert "The confusion matrix is left out: RuntimeError: no such layer." in words
     assert "Predictions by client are left out: RuntimeError: no such layer." in words
@@ -196,23 +191,25 @@ def test_predictions_that_fail_are_left_out_by_name(cli: Any, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("strategy", "reason"),
-    {"fedper": "clients keep a part of the model for themselves", "fedmd": "there is no global model"}.items(),
+    [
+        ("fedper", "clients keep a part of the model for themselves"),
+        pytest.param("fedmd public_samples=100", "there is no global model", marks=pytest.mark.slow),
+    ],
 )
 def test_models_of_clients_are_not_taken_for_the_global_one(cli: Any, strategy: str, reason: str) -> None:
-    public = ["public_samples=100"] if strategy == "fedmd" else []
-    done = cli(*SHORT, "model=mlp_2nn", f"strategy={strategy}", *public)
+    done = cli(*SHORT, "model=mlp_2nn", *f"strategy={strategy}".split())
     assert done.code == 0, done.err
     assert f"The confusion matrix is left out: {reason}" in words_of(Path("run/report.html"))
 
 
-def test_no_time_means_fewer_samples(cli: Any) -> None:
-    assert cli(*SHORT, "callbacks.report.seconds=0").code == 0
-    words = words_of(Path("run/report.html"))
+def test_no_time_means_fewer_samples(run: Path, tmp_path: Path, cli: Any) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    assert cli(f"run={copy}", "seconds=0", main=report).code == 0
+    words = words_of(copy / "report.html")
     assert "100 test samples (drawn by seed)" in words
     assert "of 1 clients" in words
-    assert cli(*SHORT, "resume=auto", "callbacks.report.seconds=-1").err == (
-        "error: callbacks: report.seconds=-1: must be at least 0\n"
-    )
+    with pytest.raises(ValueError, match="at least 0"):
+        Report(seconds=-1)
 
 
 def test_a_sweep(sweep: Path) -> None:
