@@ -20,8 +20,8 @@ def kept(rounds: Sequence[int]) -> list[int]:
     Example:
         >>> kept(range(1, 5))
         [0, 1, 2, 3]
-        >>> len(kept(range(2500))), kept(range(2500))[:3], kept(range(2500))[-1]
-        (834, [0, 3, 6], 2499)
+        >>> len(kept(range(2501))), kept(range(2501))[:3], kept(range(2501))[-1]
+        (835, [0, 3, 6], 2500)
     """
     step = -(-len(rounds) // MAX_ROUNDS)
     return sorted({*range(0, len(rounds), step), len(rounds) - 1})

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from flrl.reporting import runs_in, sweep_page, write_page
-from tests.reporting.conftest import data_of, rows_of
+from flrl.train import main as train
+from tests.reporting.conftest import command_line, data_of, rows_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
@@ -32,7 +34,9 @@ def sweep(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
     for job, strategy in enumerate(("fedavg", "fedprox", "moon")):
         copy = Path(shutil.copytree(run, folder / str(job)))
-        rows = [{**row, "test/accuracy": ((job + 1) % 3) / 3 * row["round"] / 4} for row in rows_of(copy / "metrics.jsonl")]
+        rows = [
+            {**row, "test/accuracy": ((job + 1) % 3) / 3 * row["round"] / 4} for row in rows_of(copy / "metrics.jsonl")
+        ]
         (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (start,) = rows_of(copy / "environments.jsonl")
         start["overrides"] = [f"strategy={strategy}"]
@@ -191,3 +195,19 @@ def test_axe_finds_nothing_serious(opened: Any, run: Path, sweep: Path) -> None:
         there.script("document.querySelectorAll('figure:first-child details').forEach(d => { d.open = true; })")
         found = Axe().run(there.page, options=options).response["violations"]
         assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in SERIOUS] == []
+
+
+@pytest.mark.slow
+def test_a_hundred_rounds_of_a_hundred_clients_open_at_once(browser: Any, tmp_path: Path) -> None:
+    with command_line(
+        "partition=dirichlet", "partition.num_clients=100", "strategy.rounds=100", "log_clients=true", "holdout=0.2",
+        "evaluation.clients_every=1", "logger=none", f"hydra.run.dir={tmp_path / 'run'}",
+    ):  # fmt: skip
+        train()
+    page = tmp_path / "run" / "report.html"
+    assert page.stat().st_size < 3_000_000
+    begun = time.perf_counter()
+    there = Opened(browser, page)
+    assert time.perf_counter() - begun < 2
+    assert there.complaints == []
+    there.page.close()

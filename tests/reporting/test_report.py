@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flrl.data.datasets import digits
 from flrl.evaluate import main as evaluate
 from flrl.report import main as report
 from flrl.reporting import Report, RunFiles
 from flrl.reporting.charts import divided, seconds, traffic
+from flrl.reporting.html import Html, page
 from flrl.reporting.numbers import best
 from tests.reporting.conftest import BAD, data_of, rows_of
 
@@ -80,6 +82,14 @@ def test_confusion_and_worst_clients_agree_with_the_evaluation(run: Path, tmp_pa
     assert 1 <= (run / "report.html").read_text("utf-8").count('<img src="data:image/png;base64,') <= 48
 
 
+def test_a_row_of_the_confusion_matrix_is_a_class(run: Path) -> None:
+    labels = digits().test.labels
+    assert labels is not None
+    section = (run / "report.html").read_text("utf-8").split('id="confusion"')[-1].split("</section>")[0]
+    rows = [re.findall(r">(\d+|·)</td>", row) for row in section.split("<tr>")[2:]]
+    assert [sum(int(cell) for cell in row if cell != "·") for row in rows] == np.bincount(labels).tolist()
+
+
 def test_the_partition_is_that_of_the_run(run: Path) -> None:
     (chart,) = (chart for chart in data_of(run / "report.html")["charts"] if chart["xlabel"] == "client")
     counts = np.array([series["y"] for series in chart["series"]]).T
@@ -105,6 +115,12 @@ def test_what_a_user_has_named_stays_text(run: Path) -> None:
     assert "<title>a&lt;b&gt;&amp;c: report</title>" in page
     assert "https://" not in page
     assert page.count("http://") == page.count("http://www.w3.org/2000/svg") == 1
+
+
+def test_no_string_of_the_data_ends_its_element() -> None:
+    made = page("a", Html(), [], {"name": "</script><b>"})
+    assert made.count("</script>") == 2
+    assert '{"name":"\\u003c/script>\\u003cb>"}' in made
 
 
 def test_quantiles_over_clients_by_hand(run: Path, tmp_path: Path) -> None:
@@ -142,15 +158,15 @@ def test_the_best_value_of_a_loss_is_the_lowest(run: Path) -> None:
 def test_a_long_run_is_thinned_and_says_so(run: Path, tmp_path: Path, cli: Any) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     row = rows_of(copy / "metrics.jsonl")[0]
-    (copy / "metrics.jsonl").write_text("".join(json.dumps({**row, "round": r}) + "\n" for r in range(1, 2501)))
+    (copy / "metrics.jsonl").write_text("".join(json.dumps({**row, "round": r}) + "\n" for r in range(1, 2502)))
     (copy / "summary.json").unlink()
     done = cli(f"run={copy}", main=report)
     assert (done.code, done.out) == (0, f"report  {copy / 'report.html'}\n")
     data, words = data_of(copy / "report.html"), words_of(copy / "report.html")
-    assert (len(data["x"]), data["x"][:2], data["x"][-1]) == (834, [1, 4], 2500)
-    assert all(len(s["y"]) == 834 for c in data["charts"] if "x" not in c for s in c["series"] if "y" in s)
-    assert "Charts show 834 of 2500 rounds" in words
-    assert "The run has not finished: its last round is 2500 of 4." in words
+    assert (len(data["x"]), data["x"][:2], data["x"][-1]) == (835, [1, 4], 2501)
+    assert all(len(s["y"]) == 835 for c in data["charts"] if "x" not in c for s in c["series"] if "y" in s)
+    assert "Charts show 835 of 2501 rounds" in words
+    assert "The run has not finished: its last round is 2501 of 4." in words
     assert "Predictions are left out: there is no final model." in words
 
 
