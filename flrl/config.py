@@ -91,3 +91,16 @@ class AttackConfig:
     data_dir: str | None = None
     logger: dict[str, Any] | None = None
     attack: dict[str, Any] | None = None
+
+
+@dataclass
+class ReportConfig:
+    """The top level of `conf/report.yaml`."""
+
+    run: str | None = None
+    sweep: str | None = None
+    reference: str | None = None
+    seconds: float = 60.0
+    data_dir: str | None = None
+    threads: int = 1
+    device: str = "cpu"

@@ -44,7 +44,7 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     check_files(folder, model.layout)
     data = recipe.data()
     check_partition(folder, data)
-    source = _load(model, folder, cfg.round)
+    source = load_saved(model, folder, cfg.round)
     steps = config["evaluation"].get("finetune_steps", 0) if cfg.finetune_steps is None else cfg.finetune_steps
     evaluator = Evaluator(batch_size=cfg.batch_size, finetune_steps=steps)
     central = evaluator.central(model, data) if model.layout.size else {}
@@ -95,7 +95,7 @@ def _state(model: BoundModel, strategy: Strategy, folder: Path, round: int | Non
     return replace(initial_state(strategy, vector, model.layout, seed), round=round)
 
 
-def _load(model: BoundModel, folder: Path, round: int | None) -> str:
+def load_saved(model: BoundModel, folder: Path, round: int | None) -> str:
     """Load the final model, or a round's checkpoint; returns the file's name in the run's folder."""
     if round is not None:
         path = checkpoint_path(folder, round)

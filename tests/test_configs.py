@@ -226,13 +226,13 @@ def test_callbacks_and_loggers_compose(cli: Any) -> None:
     Path("my/callbacks").mkdir(parents=True)
     Path("my/callbacks/mine.yaml").write_text("mine:\n  _target_: flrl.callbacks.NanGuard\n  monitor: [train/loss]\n")
     several = composed("callbacks=[default,early_stopping]", "logger=[csv,wandb_offline]", "~callbacks.progress")
-    assert [*several.callbacks] == ["checkpoint", "nan_guard", "early_stopping"]
+    assert [*several.callbacks] == ["checkpoint", "nan_guard", "report", "early_stopping"]
     assert [*several.logger] == ["csv", "wandb"]
     assert [*composed("callbacks=none", "logger=many").logger] == ["csv", "tensorboard", "wandb"]
     done = cli("--config-dir=my", "callbacks=[default,mine]", "strategy.rounds=1", "logger=none", "hydra.run.dir=run")
     assert done.code == 0, done.err
     saved = yaml.safe_load(Path("run/.hydra/config.yaml").read_text())
-    assert [*saved["callbacks"]] == ["progress", "checkpoint", "nan_guard", "mine"]
+    assert [*saved["callbacks"]] == ["progress", "checkpoint", "nan_guard", "report", "mine"]
 
 
 def test_evaluation_is_a_group_of_ordinary_keys() -> None:

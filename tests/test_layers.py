@@ -15,7 +15,7 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"callbacks.base", "runs.checkpoint", "trainers.problem", "adversaries"},
     {"trainers.steps", "evaluation", "rounds", "runs", "logging", "callbacks"},
     {"trainers"},
-    {"strategies", "examiner"},
+    {"strategies", "examiner", "reporting"},
     {"worker", "root_update"},
     {"backends.base"},
     {"backends.serial", "backends.pool", "recipe"},
@@ -23,8 +23,8 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"recorded", "watched"},
     {"replay"},
     {"attacks"},
-    {"run", "verify_run", "attack_run", "results"},
-    {"train", "evaluate", "verify", "attack", "info", "compare", "backends", "audit"},
+    {"run", "verify_run", "attack_run", "report_run", "results"},
+    {"train", "evaluate", "verify", "attack", "report", "info", "compare", "backends", "audit"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ENTRY_POINTS = {
@@ -42,6 +42,8 @@ ENTRY_POINTS = {
     "attack",
     "attack_run",
     "results",
+    "report",
+    "report_run",
 }
 
 

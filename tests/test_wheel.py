@@ -18,6 +18,7 @@ def test_the_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     wheel = tmp_path / made.stdout.splitlines()[-1]
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"flrl/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")} <= names
+    assert {"flrl/reporting/page.css", "flrl/reporting/page.js"} <= names
     assert not any(name.startswith(("tests/", "conf/", "benchmarks/")) for name in names)
     # An environment of its own over the present one's packages, without the editable install of this checkout.
     venv.create(tmp_path / "env", with_pip=False)

@@ -47,7 +47,7 @@ def predictions(
     seed = seed_for(problem.seed, task.round, task.client_id, "predictions")
     with seeded_for_client(seed, model.local.device), torch.no_grad(), evaluating(module):
         batches = source.batches(indices, BATCH_SIZE)
-        found = [_outputs(module, to_device(module, batch, model.local.device)) for batch in batches]
+        found = [outputs_of(module, to_device(module, batch, model.local.device)) for batch in batches]
     model.touched = True
     outputs = torch.cat(found)
     if outputs.shape[:1] != (len(indices),) or outputs.ndim != 2 or not outputs.is_floating_point():
@@ -58,7 +58,8 @@ def predictions(
     return outputs.float()
 
 
-def _outputs(module: pl.LightningModule, batch: Any) -> Tensor:
+def outputs_of(module: pl.LightningModule, batch: Any) -> Tensor:
+    """What the module's `predict_step`, else its `forward`, gives for a batch or for its inputs alone."""
     if overridden(module, "predict_step"):
         output: Tensor = step_caller(module.predict_step)(batch, 0)
     else:
@@ -81,7 +82,7 @@ def check_distillable(module: pl.LightningModule, source: Source, num_classes: i
     with isolated_randomness(0, device), torch.no_grad(), evaluating(module), quiet, attached(module, stand_in):
         configure(module, stand_in)  # only for modules that read their learning rate while they train
         try:
-            shape = tuple(_outputs(module, batch).shape)
+            shape = tuple(outputs_of(module, batch).shape)
             if shape != (len(indices), num_classes):
                 raise ValueError(f"it gives {list(shape)} for {len(indices)} samples of {num_classes} classes")
             tried = "loss"
