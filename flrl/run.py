@@ -5,7 +5,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from flrl.backends.base import Backend
@@ -32,14 +33,13 @@ from flrl.recipe import Recipe
 from flrl.rounds import initial_state, planned
 from flrl.runs.checkpoint import kept_indexes
 from flrl.runs.environment import differences, environment
-from flrl.runs.resuming import Resumption, last_good, run_to_resume
-from flrl.runs.rows import ENVIRONMENTS, read_rows
+from flrl.runs.resuming import Resumption, is_finished, last_good, run_to_resume
+from flrl.runs.rows import ENVIRONMENTS, METRICS, read_rows
 from flrl.runs.saved import BEFORE
 from flrl.runs.settings import continued, earlier_config
 from flrl.setup import Setup
 from flrl.strategies.running import train_clients
 from flrl.trainers import auto
-from flrl.types import RoundRecord
 from flrl.worker import Worker
 
 
@@ -56,15 +56,18 @@ def run(cfg: DictConfig) -> float | None:
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     config = without_foreign(config, hydra.runtime.choices, folders, hydra.overrides.task)
     with _lock(folder):
-        return _run(config, folder, hydra.output_subdir)
+        return _run(config, folder, hydra.output_subdir, swept=hydra.mode == RunMode.MULTIRUN)
 
 
-def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> float | None:
+def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swept: bool) -> float | None:
     check_groups(config)
     resumed_from = run_to_resume(config["resume"], folder)
     earlier = None if resumed_from is None else earlier_config(resumed_from)
     if earlier is not None and resumed_from is not None:
         config = continued(config, earlier, resumed_from)
+        if swept and is_finished(folder, config["strategy"]["rounds"]):
+            print(f"finished already: {folder}")
+            return _last(config["optimized_metric"], ({**row} for row in read_rows(folder / METRICS)))
     recipe = Recipe(config)
     backend = make(config, "backend")
     whole = recipe.data()
@@ -124,7 +127,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None) -> flo
         finally:
             callbacks.close()
             store.close(kept_indexes(folder))
-    return _optimized(config["optimized_metric"], history)
+    return _last(config["optimized_metric"], (record.metrics for record in history))
 
 
 def _chosen(resumed_from: Path | None) -> dict[str, Any]:
@@ -229,6 +232,6 @@ def terminated_gently() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _optimized(name: str | None, history: list[RoundRecord]) -> float | None:
-    values = [record.metrics[name] for record in history if name in record.metrics] if name else []
+def _last(name: str | None, rounds: Iterable[Mapping[str, Any]]) -> float | None:
+    values = [metrics[name] for metrics in rounds if metrics.get(name) is not None] if name else []
     return values[-1] if values else None

@@ -9,7 +9,7 @@ import flrl
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own room and those below it, none beside it
     {"own_code", "errors", "seeding", "config", "kernels", "models", "runs.rows", "lightning.hooks", "cli.importing"},
-    {"clients", "data", "layout", "portable", "snapshot", "runs.environment", "runs.saved", "cli.tracebacks"},
+    {"clients", "data", "layout", "portable", "snapshot", "runs.environment", "runs.saved", "cli.tracebacks", "sweeps"},
     {"types", "bound_model", "setup", "cli"},
     {"lightning", "aggregation", "sampling", "transforms", "process_setup", "records"},
     {"callbacks.base", "runs.checkpoint", "trainers.problem", "adversaries"},
@@ -42,6 +42,7 @@ ENTRY_POINTS = {
     "attack",
     "attack_run",
     "results",
+    "sweeps",
     "report",
     "report_run",
 }

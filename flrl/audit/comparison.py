@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flrl.audit.table import Row, SweepTable, distinct, finished_jobs, some, spread_of, write_csv
+from flrl.audit.table import Row, SweepTable, distinct, finished_jobs, some, spread_of
+from flrl.sweeps import write_csv
 
 TABLE, PICTURE, PAGE = "comparison.csv", "comparison.png", "comparison.md"
 COMPARED = {

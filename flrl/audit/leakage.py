@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from flrl.attack_run import attack_run
 from flrl.attacks.results import RESULT
 from flrl.audit.pictures import HeatMap, heat_maps
-from flrl.audit.table import Row, distinct, finished_jobs, mean_of, write_csv
+from flrl.audit.table import Row, distinct, finished_jobs, mean_of
 from flrl.cli.explaining import explained
 from flrl.config import CONF_DIR, AttackConfig
+from flrl.sweeps import write_csv
 
 TABLE, PICTURE = "leakage.csv", "leakage.png"
 _SHOWN = ("mse", "psnr", "ssim", "label_accuracy", "auc", "tpr_at_fpr_0.01")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from flrl.audit.pictures import HeatMap, heat_maps
-from flrl.audit.table import Row, SweepTable, distinct, finished_jobs, mean_of, some, write_csv
+from flrl.audit.table import Row, SweepTable, distinct, finished_jobs, mean_of, some
+from flrl.sweeps import write_csv
 
 ACCURACY, BACKDOOR = "test/accuracy", "test/backdoor_success"
 TABLE, PICTURE = "robustness.csv", "robustness.png"

@@ -1,9 +1,8 @@
 """The finished jobs of a sweep as rows: what each chose, and the numbers it ended with."""
 
-import csv
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 from flrl.cli.explaining import explained
 from flrl.runs.rows import ENVIRONMENTS, read_rows
 from flrl.runs.saved import read_config
+from flrl.sweeps import write_csv
 
 Row = dict[str, Any]
 
@@ -32,17 +32,6 @@ def finished_jobs(sweep: Path) -> list[tuple[Path, Row]]:
         config = read_config(path.parent / ".hydra" / "config.yaml")
         found.append((path.parent, {**summary, "choices": choices[-1] if choices else {}, "config": config}))
     return found
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as a table with all their columns, as they first appear; a missing value is empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
 
 
 def distinct(rows: Iterable[Mapping[str, Any]], name: str) -> list[Any]:

@@ -19,6 +19,7 @@ from flrl.runs.rows import (
     CLIENTS,
     DIGESTS,
     ENVIRONMENTS,
+    ERROR,
     METRICS,
     append_rows,
     read_rows,
@@ -28,7 +29,6 @@ from flrl.runs.rows import (
 from flrl.seeding import Seeds
 from flrl.types import ClientReport, RoundRecord, ServerState
 
-ERROR = "error.txt"
 log = logging.getLogger(__name__)
 _FIRST = ("test/loss", "test/accuracy", "train/loss")
 _COUNTS = ("comm/", "clients/num", "clients/rejected", "transforms/", "aggregator/rejected", "adversary/num")

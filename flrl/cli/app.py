@@ -5,6 +5,7 @@ import functools
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import flrl
 from flrl.cli.arguments import config_dirs
-from flrl.cli.explaining import explained
+from flrl.cli.explaining import Explained, explained, raising
 from flrl.cli.groups import groups
 from flrl.cli.keys import check_top_level, composed
 from flrl.cli.resuming import resumable
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.runs.saved import BEFORE
+from flrl.sweeps import note_failure
 
 
 def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
@@ -40,9 +43,25 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
 
     @functools.wraps(task)
     def guarded(cfg: DictConfig) -> Any:
-        with explained(full_error), restored(Path(HydraConfig.get().runtime.output_dir)):
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            return of_sweep(cfg, job)
+        with explained(full_error), restored(Path(job.runtime.output_dir)):
             check_top_level(cfg, schema)
             return task(cfg)
+
+    def of_sweep(cfg: DictConfig, job: Any) -> Any:
+        """A job that fails does not end its sweep: see `flrl.sweeps.SweepFolder`."""
+        folder, started = Path(job.runtime.output_dir), time.time()
+        os.environ["FLRL_JOBS"] = str(_at_once(job.launcher.get("n_jobs") or 1))
+        try:
+            with raising(), explained(full_error), restored(folder):
+                check_top_level(cfg, schema)
+                return task(cfg)
+        except Explained as end:
+            print(f"error: job {job.job.num}: {end.line}", file=sys.stderr)
+            note_failure(folder, end.line, started)
+        return None
 
     try:
         with resumable(config_name, sys.argv[1:]) as (name, sys.argv[1:]):
@@ -52,6 +71,11 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _at_once(n_jobs: int) -> int:
+    """How many jobs a launcher runs at the same time, where -1 is one for each core, as joblib has it."""
+    return n_jobs if n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + n_jobs)
 
 
 def register_resolvers() -> None:
@@ -113,10 +137,11 @@ class KeepRunFolder(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process if an earlier job of the sweep had the same folder."""
         with explained(full_error=False):
-            check_top_level(config, TrainConfig)
-            _check_name(config.name)
+            swept = not OmegaConf.is_missing(config.hydra.job, "num")
+            if not swept:  # what is wrong with one job of a sweep ends that job alone
+                check_top_level(config, TrainConfig)
+                _check_name(config.name)
             if config.resume is None:
-                swept = not OmegaConf.is_missing(config.hydra.job, "num")
                 _check_free(Path(config.hydra.runtime.output_dir), "hydra.sweep.dir" if swept else "hydra.run.dir")
 
 

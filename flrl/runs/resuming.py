@@ -1,5 +1,6 @@
 """Finding the state to resume a run from: the newest checkpoint that is valid and whose rounds have all their rows."""
 
+import json
 import math
 import os
 import shutil
@@ -13,7 +14,7 @@ from flrl.clients import ClientStore
 from flrl.errors import DamagedError
 from flrl.layout import digest
 from flrl.runs.checkpoint import list_checkpoints, load_checkpoint, round_of
-from flrl.runs.rows import CLIENTS, DIGESTS, METRICS, damaged_lines, read_lines, read_rows, replace_rows
+from flrl.runs.rows import CLIENTS, DIGESTS, ERROR, METRICS, damaged_lines, read_lines, read_rows, replace_rows
 from flrl.types import RoundRecord, ServerState
 
 _TABLES = (METRICS, CLIENTS, DIGESTS)
@@ -51,6 +52,12 @@ class Resumption:
                 replace_rows(path, read_rows(path))
             notes.append(f"{path} {what}; kept as {aside.name}")
         return notes
+
+
+def is_finished(folder: Path, rounds: int) -> bool:
+    """Whether the run in a folder has ended, without an error, after that many rounds."""
+    path = folder / "summary.json"
+    return path.exists() and not (folder / ERROR).exists() and json.loads(path.read_text()).get("rounds") == rounds
 
 
 def run_to_resume(resume: str | None, folder: Path) -> Path | None:

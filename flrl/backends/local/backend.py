@@ -94,8 +94,9 @@ class ProcessBackend(PoolBackend):
 
 
 def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, divided among the jobs of a sweep that run at the same time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("FLRL_JOBS", "1")))
 
 
 @dataclass(frozen=True, slots=True)
