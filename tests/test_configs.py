@@ -104,7 +104,7 @@ def test_the_main_experiment_is_the_published_setting() -> None:
 
 
 def test_the_tree_keeps_its_rules() -> None:
-    beside = {"experiment", "debug", "attack", BASE}
+    beside = {"experiment", "debug", "attack", "hparams_search", BASE}
     assert {path.parts[0] for path in relative if len(path.parts) > 1} == GROUPS | beside
     for path in YAMLS:
         text, group = path.read_text(), path.relative_to(CONF_DIR).parts[0]

@@ -59,7 +59,7 @@ TRAIN = {
     "strategy/samplr=all": "strategy/samplr=all: there is no such key; did you mean strategy/sampler?",
     "foo/bar=3": (
         "foo/bar=3: there is no such key; the groups are: adversary, backend, callbacks, dataset, debug, evaluation, "
-        "experiment, hydra, logger, model, partition, paths, strategy, trainer"
+        "experiment, hparams_search, hydra, logger, model, partition, paths, strategy, trainer"
     ),
     "+strategy=fedprox": "strategy has a choice already: write strategy=fedprox, without +",
     "strategy@foo=fedavg": "Could not override 'strategy@foo'. Did you mean to override strategy?",

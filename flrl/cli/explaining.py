@@ -156,7 +156,9 @@ def _on_one_line(text: str) -> str:
 
 
 def _other_choice(text: str) -> str:
-    """A suggestion of the choice that was meant, if a choice of the group is similar."""
+    """A suggestion of the choice that was meant, if a choice of the group is similar, or of what is to be installed."""
+    if re.search(r"hydra/(?:launcher|sweeper)(?:/sampler)?/(?:joblib|submitit|optuna|tpe|random|cmaes)", text):
+        return "; pip install 'flrl[sweep]' brings it"
     wrong = re.search(r"Could not (?:find|load) '([\w/]+)/(\w+)'", text)
     if wrong is None:
         return ""
