@@ -1,5 +1,6 @@
 """`flrl.train` and `flrl.load` give what the command line gives."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import flrl
 from flrl.results import Run
 
+ROOT = Path(__file__).parents[2]
 SMALL = ("strategy.rounds=2", "logger=none", "callbacks=none")
 
 
@@ -64,3 +66,19 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         run.clients  # noqa: B018
     with pytest.raises(FileNotFoundError, match="the run has not finished"):
         run.model()
+
+
+def test_the_page_on_python_runs_as_it_stands(cli: Any) -> None:
+    text = (ROOT / "docs" / "python.md").read_text()
+    first, second, parts = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert (ROOT / "README.md").read_text().count(first) == 1
+    here: dict[str, Any] = {}
+    small = ", ".join(f'"{key}"' for key in (*SMALL, "hydra.run.dir=outputs/multirun/0"))
+    exec(first.replace('"+experiment=mnist_fedavg"', small), here)
+    assert here["run"].seed == 1
+    exec(second, here)
+    assert here["rows"]["digest"].iloc[-1] == here["run"].digest
+    exec(parts, here)
+    assert tuple(here["update"].shape) == (1000,)
+    assert any(here["update"].equal(row) for row in here["rows"])
+    assert (len(here["owner"]), here["owner"].max(), len(set(here["cohort"].tolist()))) == (1000, 4, 3)
