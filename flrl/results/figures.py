@@ -14,7 +14,8 @@ from flrl.results.statistics import Spread
 from flrl.results.tables import percent
 
 if TYPE_CHECKING:
-    from flrl.results.comparing import Group, Options
+    from flrl.results.comparing import Options
+    from flrl.results.grouping import Group
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; lines differ by style and marker too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

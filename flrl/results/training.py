@@ -50,6 +50,8 @@ def trained(task: Callable[[DictConfig], float | None], *overrides: str) -> Run:
         except SystemExit as end:
             if end.code == 130:
                 raise KeyboardInterrupt from end
+            if end.code == 143:  # SIGTERM
+                raise
             raise ValueError(f"{' '.join(overrides)}: not a command line of flrl-train") from end
     if not folders:
         raise ValueError(f"{' '.join(overrides)}: nothing was trained")
