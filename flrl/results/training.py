@@ -77,3 +77,5 @@ def _as_if_started(*overrides: str) -> Iterator[None]:
         for handler in [handler for handler in root.handlers if handler not in handlers]:
             root.removeHandler(handler)
             handler.close()
+        for handler in handlers:
+            root.addHandler(handler)  # Hydra has removed those of before

@@ -32,7 +32,7 @@ def test_the_same_as_on_the_command_line(cli: Any, capfd: pytest.CaptureFixture[
     assert (sys.argv, logging.getLogger().handlers) == (argv, handlers)
     assert not GlobalHydra.instance().is_initialized()
     assert (run.seed, run.finished, run.choices["strategy"]) == (1, True, "fedavg")
-    assert run.overrides == [*SMALL, "seed=1", "log_clients=True"]
+    assert run.overrides == [*SMALL, "seed=1", "log_clients=true"]
     assert run.config["partition"]["num_clients"] == 3
     assert run.metrics.index.tolist() == [1, 2]
     assert run.metrics["comm/up_bytes"].tolist() == [3 * 650 * 4] * 2
