@@ -79,7 +79,7 @@ def test_what_it_costs_to_reach_a_target(make: MakeRun) -> None:
 
 
 def test_costs_are_means_over_the_runs_that_reach_the_target(make: MakeRun) -> None:
-    found = [make([0.9, 0.9, 0.9], seed=0), make([0.1, 0.1, 0.9], seed=1), make([0.1, 0.1, 0.1], seed=2)]
+    found = [make([0.9, 0.9, 0.9], seed=0), make([0.1, 0.1, 0.9], seed=1), make([0.1, 0.3, 0.1], seed=2)]
     table, _ = summary(grouped(found, None)[0], Options(target=0.9))
     row = table.iloc[0]
     assert (row["group"], row["reached"], row["rounds_to_target"], row["bytes_to_target"]) == ("all runs", 2, 2, 600)

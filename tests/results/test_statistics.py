@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from flrl.results.statistics import Spread, differences, holm
+from flrl.results.statistics import Difference, Spread, differences, holm
 
 T_975 = {1: 12.706204736432095, 2: 4.302652729911275}  # of any table of Student's t
 
@@ -58,6 +58,12 @@ def test_significant_ones_are_named_after_correction() -> None:
     assert first.corrected == second.corrected == pytest.approx(3 * second.p)
     assert third.verdict == "not significant"
     assert third.corrected == third.p
+
+
+def test_the_verdict_is_that_after_correction() -> None:
+    assert Difference("a", "b", -1.0, "paired t", 5, p=0.02, corrected=0.06).verdict == "not significant"
+    assert Difference("a", "b", -1.0, "paired t", 5, p=0.02, corrected=0.04).verdict == "a is lower"
+    assert Difference("a", "b", 1.0, "paired t", 5, p=0.02, corrected=0.04).verdict == "a is higher"
 
 
 @pytest.mark.parametrize(
