@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from flrl.bound_model import BoundModel
 from flrl.cli.instantiation import make
@@ -108,11 +109,16 @@ def load_saved(model: BoundModel, folder: Path, round: int | None) -> str:
     path = folder / MODEL
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the run has not finished; choose a checkpoint with round=...")
+    load_weights(model.module, path)
+    return path.name
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a run's final model into a module; ValueError if the file is damaged or of another model."""
     try:
-        model.module.load_state_dict(load_file(path))
+        module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be loaded into the run's model: {error}") from error
-    return path.name
 
 
 def saved_config(folder: Path, data_dir: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flrl.backends.mpi.launch import run_under_mpi
+from flrl.backends.mpi.world import world
 from flrl.cli.app import run_app
 from flrl.cli.arguments import arranged
 from flrl.cli.importing import uncollected
@@ -38,6 +39,8 @@ class _Trains(ModuleType):
 
     def __call__(self, *overrides: str) -> Any:
         """See `flrl.results.training.trained`."""
+        if world() is not None:
+            raise ValueError("flrl.train: trains in one process; under mpiexec start flrl-train")
         from flrl.results.training import trained
 
         return trained(train, *overrides)

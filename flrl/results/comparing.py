@@ -1,7 +1,7 @@
 """`flrl-compare`: groups of runs beside each other, as tables and figures."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,10 +12,9 @@ import pandas as pd
 from rich.console import Console
 
 from flrl.results import figures, tables
-from flrl.results.run import Run, runs, setting
+from flrl.results.grouping import Group, grouped, listed
+from flrl.results.run import Run, runs
 from flrl.results.statistics import Difference, Spread, differences
-
-SEEDS = ("seed", "partition.seed", "model_seed", "sampling_seed")
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,6 @@ class Options:
     def lower_is_better(self) -> bool:
         """Whether the metric is to be small."""
         return self.goal == "min" or (self.goal is None and any(w in self.metric.lower() for w in ("loss", "error")))
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that are alike but for their seeds.
-
-    Attributes:
-        name: their values of what divides the runs.
-        runs: the runs by what pairs them with another group's.
-    """
-
-    name: str
-    runs: Mapping[str, Run]
 
 
 def parsed(arguments: Sequence[str]) -> tuple[list[Path], Options]:
@@ -92,73 +78,51 @@ def compare(arguments: Sequence[str], console: Console | None = None) -> Path:
     """Compare the runs in folders: print the table and the tests, write tables and figures; returns their folder.
 
     Raises:
-        ValueError: an option is wrong, no run has the metric, or a run lacks what divides them.
+        ValueError: an option is wrong, no finished run has the metric, or see `grouped`.
         FileNotFoundError: a folder holds no run.
     """
     folders, options = parsed(arguments)
-    found = runs(*folders)
-    groups, left_out = grouped(found, options)
+    found, notes = having(runs(*folders), options.metric)
+    groups, differing = grouped(found, options.group_by)
+    if differing:
+        notes.append(f"the groups differ by more than what divides them: {listed(differing)}")
     table, tested = summary(groups, options)
     out = folders[0] / "comparison" if options.out is None else Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, soft_wrap=True) if console is None else console
-    for folder in left_out:
-        console.print(f"left out: {folder} has no {options.metric}", markup=False)
     tables.show(table, tested, options, console)
-    tables.write(table, tested, options, out)
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    tables.write(table, tested, notes, options, out)
     figures.write(groups, options, out)
     console.print(f"tables and figures: {out}", markup=False)
     return out
 
 
-def grouped(found: Sequence[Run], options: Options) -> tuple[list[Group], list[Path]]:
-    """The groups in the order of their first runs, and the folders of runs without the metric.
+def having(found: Sequence[Run], metric: str) -> tuple[list[Run], list[str]]:
+    """The finished runs that have the metric, and a line for each of the others.
 
     Raises:
-        ValueError: no run has the metric, a run lacks what divides them, or two runs of a group cannot be told apart.
+        ValueError: there is none.
     """
-    having = [run for run in found if options.metric in run.metrics and run.metrics[options.metric].notna().any()]
-    if not having:
-        known = sorted({str(name) for run in found for name in run.metrics if name != "digest"})
-        close = get_close_matches(options.metric, known, 1)
-        raise ValueError(
-            f"metric={options.metric}: no run has it; "
-            + (f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}")
-        )
-    varied = _varied(having)
-    dividing = options.group_by.split(",") if options.group_by else [key for key in varied if key not in SEEDS]
-    pairing = dict.fromkeys(key for key in ["seed", *varied] if key not in dividing)
-    groups: dict[str, dict[str, Run]] = {}
-    for run in having:
-        name = ", ".join(_text(setting(run, key)) for key in dividing) or "all runs"
-        key = " ".join(f"{key}={_text(_maybe(run, key))}" for key in pairing)
-        there = groups.setdefault(name, {}).setdefault(key, run)
-        if there is not run:
-            raise ValueError(
-                f"{there.folder} and {run.folder} are the same in all that is compared ({name}; {key}): leave one out, "
-                "or divide them by group_by=..."
-            )
-    left_out = [run.folder for run in found if run not in having]
-    return [Group(name, own) for name, own in groups.items()], left_out
-
-
-def _varied(found: Sequence[Run]) -> list[str]:
-    """The keys of overrides that the runs differ by, as far as all of them have a value for these."""
-    keys = dict.fromkeys(o.partition("=")[0].lstrip("+~") for run in found for o in run.overrides)
-    keys = {k: None for k in keys if not k.startswith("hydra") and k not in ("resume", "name", "experiment", "tags")}
-    values = {key: [_maybe(run, key) for run in found] for key in keys}
-    return [key for key, own in values.items() if len({_text(value) for value in own}) > 1]
-
-
-def _maybe(run: Run, key: str) -> Any:
-    try:
-        return setting(run, key)
-    except ValueError:
-        return None
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    kept, left_out = [], []
+    for run in found:
+        if not run.finished:
+            left_out.append(f"left out, not finished: {run!r}")
+        elif metric not in run.metrics or not run.metrics[metric].notna().any():
+            left_out.append(f"left out, without {metric}: {run.folder}")
+        else:
+            kept.append(run)
+    if kept:
+        return kept, left_out
+    if not any(run.finished for run in found):
+        raise ValueError(f"none of the {len(found)} runs has finished")
+    known = sorted({str(name) for run in found for name in run.metrics if name != "digest"})
+    close = get_close_matches(metric, known, 1)
+    raise ValueError(
+        f"metric={metric}: no finished run has it; "
+        + (f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}")
+    )
 
 
 def reached(run: Run, options: Options) -> dict[str, float] | None:

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flrl.results.statistics import Spread
 from flrl.results.tables import percent
 
 if TYPE_CHECKING:
-    from flrl.results.comparing import Group, Options
+    from flrl.results.comparing import Options
+    from flrl.results.grouping import Group
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; lines differ by style and marker too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -45,6 +47,8 @@ def figure_of(groups: Sequence["Group"], options: "Options", axis: str) -> Figur
     if options.target is not None:
         axes.axhline((100 if percent(options.metric) else 1) * options.target, color="0.5", linewidth=0.8)
     axes.set(xlabel=AXES[axis], ylabel=options.metric + (" (%)" if percent(options.metric) else ""))
+    if axis == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -3,16 +3,15 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from flrl.errors import DamagedError
-from flrl.runs.rows import CLIENTS, ENVIRONMENTS, METRICS, read_rows
+from flrl.runs.rows import CLIENTS, DIGESTS, ENVIRONMENTS, METRICS, read_rows
 from flrl.runs.saved import read_config
 
 if TYPE_CHECKING:
@@ -94,6 +93,11 @@ class Run:
         with np.load(path) as saved:
             return np.split(saved["indices"], saved["ends"][:-1])
 
+    @cached_property
+    def digests(self) -> pd.DataFrame:
+        """A row for each round: checksums of the `parameters` by name, and of what the `clients` sent by number."""
+        return _indexed(read_rows(self.folder / DIGESTS), "round")
+
     @property
     def digest(self) -> str:
         """The SHA-256 of the global model after the last round; empty before the first one."""
@@ -104,16 +108,16 @@ class Run:
 
         Raises:
             FileNotFoundError: the run has not finished.
+            ValueError: the file is damaged.
         """
-        from safetensors.torch import load_file
-
+        from flrl.evaluate_run import load_weights
         from flrl.recipe import Recipe
 
         path = self.folder / _MODEL
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: the run has not finished")
         module: nn.Module = Recipe(self.config).module()
-        module.load_state_dict(load_file(path))
+        load_weights(module, path)
         return module
 
     @cached_property
@@ -162,20 +166,22 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: [(len(part) if part.isdigit() else 0, part) for part in path.parts])
 
 
-def frame(runs: Iterable[Run], *columns: str) -> pd.DataFrame:
-    """The rows of `metrics` of several runs below each other.
+def frame(runs: Iterable[Run], *columns: str, of: Literal["metrics", "clients"] = "metrics") -> pd.DataFrame:
+    """The rows of `metrics`, or of `clients`, of several runs below each other.
 
     Args:
         runs: the runs.
         columns: groups and keys of the configuration (`strategy`, `seed`, `model.optimizer.lr`), which become columns
             beside `run`, the run's folder, and `round`.
+        of: which rows.
 
     Raises:
         ValueError: a run has neither such a group nor such a key.
+        FileNotFoundError: a run has not recorded its clients.
     """
     parts = []
     for run in runs:
-        own = run.metrics.reset_index()
+        own = (run.clients if of == "clients" else run.metrics).reset_index()
         for place, (name, value) in enumerate([("run", str(run.folder)), *((c, setting(run, c)) for c in columns)]):
             own.insert(place, name, [value] * len(own))
         parts.append(own)
@@ -193,8 +199,10 @@ def setting(run: Run, name: str) -> Any:
     value: Any = run.config
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            close = get_close_matches(name, [*run.choices, *run.config], 1)
-            more = f"did you mean {close[0]}?" if close else f"groups: {', '.join(run.choices)}"
+            from flrl.cli.keys import either, keys_of, meant
+
+            close = meant(name, [*dict.fromkeys([*run.choices, *keys_of(run.config)])])
+            more = f"did you mean {either(close)}?" if close else f"groups: {', '.join(run.choices)}"
             raise ValueError(f"{name}: neither a group nor a key of {run.folder}; {more}")
         value = value[part]
     return value if isinstance(value, bool | int | float | str) or value is None else json.dumps(value)

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -43,9 +43,10 @@ class Difference:
 
     Attributes:
         one, other: the groups' names.
-        mean: mean of `one` minus mean of `other`.
+        mean: mean of `one` minus mean of `other`; of the pairs, where runs are paired.
         test: "paired t", "Welch's t", or why there is none.
         n: number of pairs, or of runs of both.
+        alone: number of runs without a partner in the other group, which a paired test leaves out.
         p: the test's two-sided p value; NaN without a test.
         corrected: that value after Holm's correction for all pairs of groups.
     """
@@ -55,7 +56,8 @@ class Difference:
     mean: float
     test: str
     n: int
-    p: float
+    alone: int = 0
+    p: float = math.nan
     corrected: float = math.nan
 
     @property
@@ -72,39 +74,39 @@ def differences(groups: Mapping[str, Mapping[str, float]]) -> list[Difference]:
     """All pairs of groups, tested.
 
     Args:
-        groups: by name of the group, values of runs by what pairs them (their seed and whatever else differs within the
-            group). Groups whose runs have the same keys are compared by the paired t test, others by Welch's.
+        groups: by name of the group, values of runs by what pairs them (their seed and whatever else differs within a
+            group). Groups that share at least two of these are compared by the paired t test over the shared ones,
+            others by Welch's.
 
     Returns:
         The pairs in the groups' order, with p values corrected by Holm's method (Scandinavian J. of Statistics, 1979).
     """
     found = [_tested(*pair) for pair in itertools.combinations(groups.items(), 2)]
     corrected = iter(holm([pair.p for pair in found if not math.isnan(pair.p)]))
-    return [
-        pair
-        if math.isnan(pair.p)
-        else Difference(pair.one, pair.other, pair.mean, pair.test, pair.n, pair.p, next(corrected))
-        for pair in found
-    ]
+    return [pair if math.isnan(pair.p) else replace(pair, corrected=next(corrected)) for pair in found]
 
 
 def _tested(first: tuple[str, Mapping[str, float]], second: tuple[str, Mapping[str, float]]) -> Difference:
     (one, a), (other, b) = first, second
-    mean = float(np.mean([*a.values()]) - np.mean([*b.values()]))
-    paired = set(a) == set(b)
+    shared = [key for key in a if key in b]
+    if len(shared) >= 2:
+        gaps = np.array([a[key] - b[key] for key in shared])
+        found = Difference(one, other, float(gaps.mean()), "paired t", len(gaps), len(a) + len(b) - 2 * len(gaps))
+        if _constant(gaps, max(abs(a[key]) for key in shared)):
+            return replace(found, test="equal" if found.mean == 0 else "the same difference in every pair")
+        return replace(found, p=float(stats.ttest_1samp(gaps, 0.0).pvalue))
+    ours, theirs = np.array([*a.values()]), np.array([*b.values()])
+    found = Difference(one, other, float(ours.mean() - theirs.mean()), "Welch's t", len(a) + len(b))
     if min(len(a), len(b)) < 2:
-        return Difference(one, other, mean, "too few runs for a test", len(a) + len(b), math.nan)
-    gaps = np.array([a[key] - b[key] for key in a]) if paired else np.array([])
-    if paired and np.ptp(gaps) == 0:
-        same = "equal in every pair" if gaps[0] == 0 else "the same difference in every pair"
-        return Difference(one, other, mean, same, len(gaps), math.nan)
-    if paired:
-        p = stats.ttest_1samp(gaps, 0.0).pvalue
-        return Difference(one, other, mean, "paired t", len(gaps), float(p))
-    if np.ptp([*a.values()]) == np.ptp([*b.values()]) == 0:
-        return Difference(one, other, mean, "no variance within the groups", len(a) + len(b), math.nan)
-    p = stats.ttest_ind([*a.values()], [*b.values()], equal_var=False).pvalue
-    return Difference(one, other, mean, "Welch's t", len(a) + len(b), float(p))
+        return replace(found, test="too few runs for a test")
+    if all(_constant(values, abs(values).max()) for values in (ours, theirs)):
+        return replace(found, test="no variance within the groups")
+    return replace(found, p=float(stats.ttest_ind(ours, theirs, equal_var=False).pvalue))
+
+
+def _constant(values: np.ndarray, scale: float) -> bool:
+    """Whether values differ by no more than by rounding."""
+    return bool(np.ptp(values) <= 1e-12 * scale)
 
 
 def holm(p: Sequence[float]) -> list[float]:

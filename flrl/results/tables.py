@@ -44,9 +44,14 @@ def shown(table: pd.DataFrame, options: "Options") -> list[list[str]]:
         if options.target is not None:
             spent = [(row["rounds_to_target"], 1), (row["bytes_to_target"], 1e6), (row["seconds_to_target"], 1)]
             cells += [f"{row['reached']} of {row['runs']}"]
-            cells += ["" if math.isnan(value) else f"{value / unit:.1f}" for value, unit in spent]
+            cells += ["" if math.isnan(value) else _rounded(value / unit) for value, unit in spent]
         found.append(cells)
     return found
+
+
+def _rounded(value: float) -> str:
+    """With one digit after the point, small values with three significant ones."""
+    return f"{value:.1f}" if value >= 10 or value == int(value) else f"{value:.3g}"
 
 
 def sentences(tested: Sequence[Difference], options: "Options") -> list[str]:
@@ -56,7 +61,9 @@ def sentences(tested: Sequence[Difference], options: "Options") -> list[str]:
     for pair in tested:
         line = f"{pair.one} - {pair.other}: {scale * pair.mean:+.4g}{unit}, {pair.verdict}"
         if not math.isnan(pair.p):
-            line += f" ({pair.test}, n = {pair.n}, p = {pair.p:.3g}, {pair.corrected:.3g} after Holm's correction)"
+            how = "the runs cannot be paired" if pair.test == "Welch's t" else f"{pair.n} pairs"
+            how += f", {pair.alone} runs have no partner" if pair.alone else ""
+            line += f" ({pair.test}, {how}, p = {pair.p:.3g}, {pair.corrected:.3g} after Holm's correction)"
         lines.append(line)
     return lines
 
@@ -75,22 +82,24 @@ def show(table: pd.DataFrame, tested: Sequence[Difference], options: "Options", 
         console.print(line, markup=False)
 
 
-def write(table: pd.DataFrame, tested: Sequence[Difference], options: "Options", out: Path) -> None:
+def write(
+    table: pd.DataFrame, tested: Sequence[Difference], notes: Sequence[str], options: "Options", out: Path
+) -> None:
     """Write `table.csv`, `tests.csv`, `table.md` and `table.tex` into a folder."""
     replace_text(out / "table.csv", [table.to_csv(index=False)])
-    columns = ["one", "other", "mean", "test", "n", "p", "corrected", "verdict"]
+    columns = ["one", "other", "mean", "test", "n", "alone", "p", "corrected", "verdict"]
     rows: list[dict[str, Any]] = [{name: getattr(pair, name) for name in columns} for pair in tested]
     replace_text(out / "tests.csv", [pd.DataFrame(rows, columns=columns).to_csv(index=False)])
-    replace_text(out / "table.md", [markdown(table, tested, options)])
+    replace_text(out / "table.md", [markdown(table, [*sentences(tested, options), *notes], options)])
     replace_text(out / "table.tex", [latex(table, options)])
 
 
-def markdown(table: pd.DataFrame, tested: Sequence[Difference], options: "Options") -> str:
-    """The table and the tests as Markdown."""
+def markdown(table: pd.DataFrame, notes: Sequence[str], options: "Options") -> str:
+    """The table and what is said below it as Markdown."""
     titles, *rows = ([cell.replace("|", "\\|") for cell in row] for row in shown(table, options))
     lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return text + "\n\n" + "".join(f"- {line}\n" for line in sentences(tested, options))
+    return text + "\n\n" + "".join(f"- {line}\n" for line in notes)
 
 
 def latex(table: pd.DataFrame, options: "Options") -> str:

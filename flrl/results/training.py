@@ -50,6 +50,8 @@ def trained(task: Callable[[DictConfig], float | None], *overrides: str) -> Run:
         except SystemExit as end:
             if end.code == 130:
                 raise KeyboardInterrupt from end
+            if end.code == 143:  # SIGTERM
+                raise
             raise ValueError(f"{' '.join(overrides)}: not a command line of flrl-train") from end
     if not folders:
         raise ValueError(f"{' '.join(overrides)}: nothing was trained")
@@ -75,3 +77,5 @@ def _as_if_started(*overrides: str) -> Iterator[None]:
         for handler in [handler for handler in root.handlers if handler not in handlers]:
             root.removeHandler(handler)
             handler.close()
+        for handler in handlers:
+            root.addHandler(handler)  # Hydra has removed those of before
