@@ -20,21 +20,21 @@ def table(folder: str = "sweep") -> dict[str, dict[str, str]]:
 
 
 def test_a_failed_job_is_named_and_the_others_are_trained(cli: Any) -> None:
-    done = cli(*SMALL, "seed=-1,0,1", "strategy=fedavg,moon")  # the default model has no layer for MOON
+    done = cli(*SMALL, "seed=-1,0,1", "strategy=fedsgd")
     assert done.code == 1
     rows = table()
-    assert [rows[job]["status"] for job in "012345"] == ["failed", "failed", "finished", "failed", "finished", "failed"]
-    assert (rows["0"]["seed"], rows["0"]["strategy"], rows["0"]["rounds"]) == ("-1", "fedavg", "0")
+    assert [rows[job]["status"] for job in "012"] == ["failed", "finished", "finished"]
+    assert (rows["0"]["seed"], rows["0"]["strategy"], rows["0"]["rounds"]) == ("-1", "fedsgd", "0")
     negative = "seed=-1: must be at least 0 and below 2**63"
     assert rows["0"]["error"] == negative
     assert Path("sweep/0/error.txt").read_text() == f"{negative}\n"
-    assert len(rows["2"]["digest"]) == 64
-    assert rows["2"]["digest"] != rows["4"]["digest"]
+    assert len(rows["1"]["digest"]) == 64
+    assert rows["1"]["digest"] != rows["2"]["digest"]
     assert f"error: job 0: {negative}\n" in done.err
-    assert "error: 4 of 6 jobs failed; all are in sweep/sweep.csv\n" in done.err
-    assert f"  0  seed=-1 strategy=fedavg: {negative}\n" in done.err
-    mean = sum(float(rows[job]["test/accuracy"]) for job in "24") / 2
-    assert f"  fedavg        2   {mean:.4f} ± " in done.out
+    assert "error: 1 of 3 jobs failed; all are in sweep/sweep.csv\n" in done.err
+    assert f"  0  seed=-1: {negative}\n" in done.err
+    mean = sum(float(rows[job]["test/accuracy"]) for job in "12") / 2
+    assert f"  2   {mean:.4f} ± " in done.out
 
 
 def test_the_same_command_again_trains_only_what_has_not_finished(cli: Any) -> None:
@@ -46,8 +46,8 @@ def test_the_same_command_again_trains_only_what_has_not_finished(cli: Any) -> N
     assert f"finished already: {Path('sweep/0').resolve()}\n" in done.out
     assert "1 of 2 jobs failed" in done.err
     assert Path("sweep/0/summary.json").stat().st_mtime_ns == before
-    done = cli(*command[:-1], "strategy.sampler.num=null,3", "strategy.rounds=2")
-    assert (done.code, [row["rounds"] for row in table().values()]) == (0, ["2", "2"])
+    done = cli(*command[:-1], "strategy.sampler.num=null", "strategy.rounds=2")
+    assert (done.code, table()["0"]["rounds"]) == (0, "2")
     assert "finished already" not in done.out
     changed = cli(*command[:-1], "strategy.sampler.num=null", "strategy.rounds=2", "seed=5")
     assert "error: job 0: the results of " in changed.err
