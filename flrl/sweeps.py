@@ -27,7 +27,7 @@ from flrl.runs.rows import ERROR, METRICS, read_rows, replace_text
 
 TABLE = "sweep.csv"
 SEEDS = ("seed", "partition.seed", "model_seed", "sampling_seed")
-_SHOWN, _LINE = 15, 200
+_SHOWN, _LINE, _CLOCK_S = 15, 200, 0.02  # files have a coarser clock
 _BEFORE, _AFTER = ("job", "status"), ("seconds", "digest", "error")
 
 
@@ -65,7 +65,7 @@ class SweepFolder(Callback):
 
     def _is_new(self, folder: Path) -> bool:
         path = folder / ERROR
-        return path.exists() and path.stat().st_mtime >= self._started - 1
+        return path.exists() and path.stat().st_mtime >= self._started - _CLOCK_S
 
 
 def note_failure(folder: Path, line: str, started: float) -> None:
