@@ -17,6 +17,7 @@ from rich.syntax import Syntax
 
 from flrl.cli.arguments import config_dirs
 from flrl.cli.groups import BASE, defaults_of
+from flrl.cli.installed import installed_dirs
 from flrl.config import CONF_DIR
 
 _NOT_SHOWN = (BASE, "hydra", "paths", "debug")
@@ -33,8 +34,9 @@ def info(arguments: Sequence[str], console: Console | None = None) -> None:
         ValueError: there is no such group or choice.
     """
     console = Console(highlight=False, soft_wrap=True) if console is None else console
-    roots = [CONF_DIR, *map(Path, config_dirs(list(arguments)))]
-    wanted = [argument for argument in arguments if not argument.startswith("-") and argument not in map(str, roots)]
+    own = list(config_dirs(list(arguments)))
+    roots = [CONF_DIR, *installed_dirs(), *map(Path, own)]
+    wanted = [argument for argument in arguments if not argument.startswith("-") and argument not in own]
     found = choices(roots)
     if not wanted:
         for group in found:

@@ -24,7 +24,7 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
     {"replay"},
     {"attacks"},
     {"run", "verify_run", "attack_run", "report_run", "results"},
-    {"train", "evaluate", "verify", "attack", "report", "info", "compare", "backends", "audit"},
+    {"train", "evaluate", "verify", "attack", "report", "info", "new", "compare", "backends", "audit"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ENTRY_POINTS = {

@@ -19,6 +19,7 @@ def test_the_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"flrl/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")} <= names
     assert {"flrl/reporting/page.css", "flrl/reporting/page.js"} <= names
+    assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "flrl" / "new_study").rglob("*.txt")} <= names
     assert not any(name.startswith(("tests/", "conf/", "benchmarks/")) for name in names)
     # An environment of its own over the present one's packages, without the editable install of this checkout.
     venv.create(tmp_path / "env", with_pip=False)

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,6 +24,7 @@ import flrl
 from flrl.cli.arguments import config_dirs
 from flrl.cli.explaining import Explained, explained, raising
 from flrl.cli.groups import groups
+from flrl.cli.installed import installed_dirs
 from flrl.cli.keys import check_top_level, composed
 from flrl.cli.resuming import resumable
 from flrl.config import CONF_DIR, TrainConfig
@@ -38,6 +42,7 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
         return
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     register_resolvers()
+    Plugins.instance().register(InstalledConfigs)
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing; `explained` prints
 
@@ -81,7 +86,11 @@ def _at_once(n_jobs: int) -> int:
 def register_resolvers() -> None:
     """Register the resolvers that `conf/hydra/` uses: for a run's folder, and for the groups that `--help` lists."""
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
-    OmegaConf.register_new_resolver("flrl_groups", lambda *only: groups(config_dirs(sys.argv[1:]), only), replace=True)
+    OmegaConf.register_new_resolver("flrl_groups", _groups, replace=True)
+
+
+def _groups(*only: str) -> str:
+    return groups([*map(str, installed_dirs()), *config_dirs(sys.argv[1:])], only)
 
 
 def _run_dir(resume: str | None, default: str) -> str:
@@ -98,6 +107,15 @@ def restored(folder: Path) -> Iterator[None]:
         if (folder / BEFORE).is_dir():  # the run removes it once the command is accepted
             shutil.rmtree(folder / ".hydra", ignore_errors=True)
             (folder / BEFORE).rename(folder / ".hydra")
+
+
+class InstalledConfigs(SearchPathPlugin):
+    """Adds the folders of yamls that installed packages bring to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append them after flrl's own."""
+        for folder in installed_dirs():
+            search_path.append(provider="flrl.conf", path=f"file://{folder}")
 
 
 class KeepRunFolder(Callback):

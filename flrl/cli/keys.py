@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flrl.cli.arguments import config_dirs, key_of
 from flrl.cli.groups import group_names, options_with
+from flrl.cli.installed import installed_dirs
 from flrl.cli.signatures import shown, taken_by
 from flrl.config import CONF_DIR
 
@@ -119,7 +120,7 @@ def composed(config_name: str, arguments: Sequence[str]) -> Mapping[str, Any]:
         arguments: the command line's arguments, options first.
     """
     folders = [Path(folder).resolve() for folder in config_dirs(arguments)]
-    groups = [_first(argument) for argument in arguments if _is_group(argument, folders)]
+    groups = [_first(argument) for argument in arguments if _is_group(argument, [*installed_dirs(), *folders])]
     search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -138,7 +139,7 @@ def _first(argument: str) -> str:
 
 def _is_group(argument: str, folders: Sequence[Path]) -> bool:
     group = key_of(argument)
-    return bool(argument.partition("=")[2]) and any((folder / group).is_dir() for folder in (CONF_DIR, *folders))
+    return bool(argument.partition("=")[2]) and any((f / group).is_dir() for f in (CONF_DIR, *folders))
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
