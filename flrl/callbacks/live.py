@@ -75,7 +75,7 @@ class LiveTable:
         self._rows = (*self._rows, record)[-ROWS:]
         if self._metric not in record.metrics and not self._curve:
             self._metric = next(iter(shown_names(record)), "train/loss")
-        if self._metric in record.metrics:
+        if self._metric is not None and self._metric in record.metrics:
             self._curve.append(record.metrics[self._metric])
         if record.round:
             self._bars.advance(self._rounds)

@@ -13,6 +13,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import flrl
@@ -55,14 +56,22 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
 
 
 def register_resolvers() -> None:
-    """Register the resolvers that `conf/hydra/` uses: for a run's folder, and for the groups that `--help` lists."""
+    """Register the resolvers of `conf/`: a run's folder, its group in dashboards, the groups that `--help` lists."""
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
+    OmegaConf.register_new_resolver("flrl_group", _group, replace=True)
     OmegaConf.register_new_resolver("flrl_groups", lambda *only: groups(config_dirs(sys.argv[1:]), only), replace=True)
 
 
 def _run_dir(resume: str | None, default: str) -> str:
     """The folder of the run to resume, or `default`."""
     return default if resume in (None, "auto") else str(resume)
+
+
+def _group(name: str) -> str:
+    """The group of a run in dashboards: its name, in a sweep with that of the sweep's folder."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"{name}/{Path(HydraConfig.get().sweep.dir).name}"
+    return name
 
 
 @contextlib.contextmanager
