@@ -25,6 +25,8 @@ from flrl.cli.resuming import resumable
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.runs.saved import BEFORE
 
+_LAUNCH = {False: "INFO", True: "WARNING"}
+
 
 def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
     """Run a task under Hydra with `conf/<config_name>.yaml`.
@@ -59,6 +61,7 @@ def register_resolvers() -> None:
     """Register the resolvers of `conf/`: a run's folder, its group in dashboards, the groups that `--help` lists."""
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("flrl_group", _group, replace=True)
+    OmegaConf.register_new_resolver("flrl_launch_level", lambda console: _LAUNCH[console == "quiet"], replace=True)
     OmegaConf.register_new_resolver("flrl_groups", lambda *only: groups(config_dirs(sys.argv[1:]), only), replace=True)
 
 

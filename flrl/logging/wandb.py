@@ -151,6 +151,11 @@ class FlrlWandbLogger(WandbLogger):
             self.experiment.summary.update(self._confusion(state))
         model = self._artifact(f"{run.name}-model", "model", [run.folder / "model.safetensors"])
         model.metadata |= {"round": state.round, "partition": run.data.hash}
+        for name in self._defined:  # over all rounds, of which a resumed run's file has the later ones
+            values = [record.metrics[name] for record in history if name in record.metrics]
+            if goal := _goal(name):
+                best = min(values) if goal == "min" else max(values)
+                self.experiment.summary.update({name: {goal: best, "last": values[-1]}})
         if history:
             model.metadata["digest"] = history[-1].digest
             self.experiment.summary["digest"] = history[-1].digest

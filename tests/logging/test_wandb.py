@@ -44,6 +44,17 @@ def test_online_the_server_says_which_rounds_it_lacks(logger: FlrlWandbLogger, t
     assert logger.experiment.summary == {"rounds_to_target": 2, "bytes_to_target": 21.0}
 
 
+def test_the_summary_has_the_best_of_all_rounds(logger: FlrlWandbLogger, tmp_path: Path) -> None:
+    logger.log_start(info(tmp_path))
+    history = [record(round, accuracy) for round, accuracy in enumerate((0.1, 0.6, 0.2, 0.3, 0.5))]
+    for done in history:
+        logger.log_round(None, done, done.metrics)
+    logger.log_end(SimpleNamespace(round=5), history)  # type: ignore[arg-type]
+    assert logger.experiment.summary["test/accuracy"] == {"max": 0.6, "last": 0.5}
+    assert logger.experiment.define_metric.call_args.args == ("test/accuracy",)
+    assert logger.experiment.define_metric.call_args.kwargs["summary"] == "max,last"
+
+
 def test_the_partition_is_used_and_the_model_made(logger: FlrlWandbLogger, tmp_path: Path) -> None:
     logger.log_start(info(tmp_path))
     used = logger.experiment.use_artifact.call_args.args[0]
