@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
@@ -20,6 +21,7 @@ from flrl.logging.confusion import confusion
 from flrl.logging.pictures import confusion_figure, partition_figure
 from flrl.logging.wandb_files import last_step, records, run_id
 
+ROOT = Path(__file__).parents[2]
 SECRET = "hunter2-hunter2"
 
 
@@ -126,6 +128,21 @@ def test_a_resume_goes_on_with_the_wandb_run(cli: Any) -> None:
     assert [row["_step"] for row in resumed] == [row["round"] for row in resumed] == [2, 3, 4]
     assert [row["test/accuracy"] for row in resumed] == [row["test/accuracy"] for row in written("run")[1:]]
     assert "partition.path" not in resumed[0]
+
+
+def test_the_sweep_of_the_docs_is_one_of_flrl(cli: Any) -> None:
+    """Each combination is a command line that runs; `wandb agent` replaces the last argument by it."""
+    page = (ROOT / "docs" / "watching.md").read_text()
+    sweep = yaml.safe_load(page.split("# sweep.yaml\n")[1].split("```")[0])
+    program, logger, arguments = sweep["command"]
+    assert (program, logger, arguments) == ("flrl-train", "logger=wandb", "${args_no_hyphens}")
+    assert sweep["metric"] == {"name": "objective", "goal": "maximize"}
+    chosen = {name: parameter["values"][-1] for name, parameter in sweep["parameters"].items()}
+    overrides = [f"{name}={value}" for name, value in chosen.items()]
+    assert cli(f"{logger}_offline", *overrides, "--cfg", "job", "--resolve").code == 0
+    assert cli("logger=none", *overrides, "strategy.rounds=1", "hydra.run.dir=run").code == 0
+    saved = yaml.safe_load(Path("run/.hydra/config.yaml").read_text())
+    assert (saved["strategy"]["_target_"], saved["model"]["optimizer"]["lr"]) == ("flrl.strategies.FedProx", 0.1)
 
 
 def test_the_jobs_of_a_sweep_are_runs_of_one_group_and_a_failed_one_has_failed(cli: Any) -> None:
