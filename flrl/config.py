@@ -15,6 +15,9 @@ FROM_DATA = ("input_shape", "num_classes")
 FILLED = ("model", "adversary", "strategy")
 """The groups that have such arguments."""
 _PACKAGE = Path(__file__).parent
+CONSOLES = ("auto", "rich", "plain", "json", "quiet")
+"""The forms in which a run is shown."""
+LOG_LEVELS = ("INFO", "WARNING", "ERROR")
 # In a wheel conf/ is inside of the package, in a clone beside it.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 
@@ -31,6 +34,8 @@ class TrainConfig:
     tags: list[str] = field(default_factory=list)
     optimized_metric: str | None = "test/accuracy"
     log_clients: bool = False
+    console: str = field(default="auto", metadata={"allowed": CONSOLES})
+    log_level: str = field(default="WARNING", metadata={"allowed": LOG_LEVELS})
     holdout: float = 0.0
     root_samples: int = 0
     held_out_clients: Any = 0

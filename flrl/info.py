@@ -4,8 +4,9 @@ Lines come from the first comment of each choice's yaml, pages from that yaml an
 """
 
 import ast
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +16,15 @@ import yaml
 from rich.console import Console
 from rich.syntax import Syntax
 
-from flrl.cli.arguments import config_dirs
+from flrl.cli.arguments import config_dirs, key_of
 from flrl.cli.groups import BASE, defaults_of
 from flrl.cli.installed import installed_dirs
 from flrl.config import CONF_DIR
 
 _NOT_SHOWN = (BASE, "hydra", "paths", "debug")
+_ARGS = re.compile(r"^Args:\n((?:(?: .*)?(?:\n|$))+)", re.MULTILINE)
+_AS_FOR = re.compile(r"(?:options:|arguments and errors) as for `([\w.]+)`")
+_ENTRY = re.compile(r"^ {4}(\w+)(?: \(.*?\))?: (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
 def info(arguments: Sequence[str], console: Console | None = None) -> None:
@@ -80,23 +84,61 @@ def settings(path: Path, roots: Sequence[Path], group: str) -> dict[str, Any]:
             base = f"{name.lstrip('/')}.yaml" if name.startswith("/") else f"{group}/{name}.yaml"
             there = [root / base for root in roots if (root / base).is_file()]
             if there:
-                merged |= settings(there[-1], roots, group)
+                merged |= settings(there[-1], roots, Path(base).parent.as_posix())
     return merged | {key: value for key, value in content.items() if key != "defaults"}
 
 
 def documentation(target: str) -> list[str]:
     """The docstrings of a module and of what is named in it, for `flrl.strategies.Scaffold`; nothing is imported."""
+    found = _definition(target)
+    return [] if found is None else [text for part in found[1:] if (text := ast.get_docstring(part))]
+
+
+def meanings(target: str) -> dict[str, str]:
+    """What each argument means, by the docstring of a class or function, and of the classes that it is derived from."""
+    found = _definition(target)
+    if found is None:
+        return {}
+    module, tree, node = found
+    merged: dict[str, str] = {}
+    for base in reversed(node.bases) if isinstance(node, ast.ClassDef) else ():
+        merged |= meanings(_imported(tree, ast.unparse(base)) or f"{module}.{ast.unparse(base)}")
+    text = ast.get_docstring(node) or ""
+    for other in _AS_FOR.findall(text):
+        merged |= meanings(other if "." in other else _imported(tree, other) or f"{module}.{other}")
+    section = _ARGS.search(text)
+    for entry in _ENTRY.finditer(section[1] if section else ""):
+        merged[entry[1]] = " ".join(entry[2].split())
+    return {name: text for name, text in merged.items() if name != "options"}
+
+
+def _definition(target: str) -> tuple[str, ast.Module, ast.ClassDef | ast.FunctionDef] | None:
+    """The name of the module that defines what is named, its tree, and the definition."""
     module, _, name = target.rpartition(".")
     path = _file_of(module)
     if path is None:
-        return []
+        return None
     tree = ast.parse(path.read_text())
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return [text for text in (ast.get_docstring(tree), ast.get_docstring(node)) if text]
-        if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
-            return documentation(f"{node.module}.{name}")
-    return []
+            return module, tree, node
+    there = _imported(tree, name)
+    if there is None and path.name == "__init__.py" and f"class {name}" not in path.read_text():
+        # imported when it is first used, as flrl.backends does
+        files = (file for file in sorted(path.parent.rglob("*.py")) if f"\nclass {name}" in file.read_text())
+        there = next((".".join([module, *_parts(file, path.parent), name]) for file in files), None)
+    return None if there is None else _definition(there)
+
+
+def _imported(tree: ast.Module, name: str) -> str | None:
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and not node.level and name in [a.asname or a.name for a in node.names]:
+            return f"{node.module}.{name}"
+    return None
+
+
+def _parts(file: Path, above: Path) -> tuple[str, ...]:
+    return file.relative_to(above).with_suffix("").parts
 
 
 def _file_of(module: str) -> Path | None:
@@ -106,7 +148,7 @@ def _file_of(module: str) -> Path | None:
     if spec is None:
         return None
     if not rest:
-        return Path(spec.origin) if spec.origin else None
+        return Path(spec.origin) if spec.has_location and spec.origin else None  # not of what is frozen or built in
     for folder in spec.submodule_search_locations or ():
         place = Path(folder).joinpath(*rest)
         for path in (place.with_suffix(".py"), place / "__init__.py"):
@@ -117,8 +159,10 @@ def _file_of(module: str) -> Path | None:
 
 def _known(what: str, name: str, among: Any) -> None:
     if name not in among:
-        near = get_close_matches(name, among, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = get_close_matches(name, among, 1) or [
+            f"{group}={name}" for group in among if isinstance(among[group], dict) and name in among[group]
+        ]
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"{what} {name!r}: there is none; there are {', '.join(among)}{hint}")
 
 
@@ -133,13 +177,56 @@ def _list(group: str, paths: dict[str, Path], console: Console) -> None:
 def _page(group: str, path: Path, roots: Sequence[Path], console: Console) -> None:
     console.print(f"[bold]{group}={path.stem}[/bold]")
     console.print("\n".join(header(path)), markup=False)
-    values = settings(path, roots, group)
-    targets = [values["_target_"]] if isinstance(values.get("_target_"), str) else []
-    for text in (text for target in targets for text in documentation(target)):
-        console.print(f"\n{text}", markup=False)
-    console.print("\n[bold]settings[/bold]")
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip()
-    console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text, markup=False)
+    values, taken = settings(path, roots, group), _taken(path, roots, group)
+    objects = [values, *(value for value in values.values() if isinstance(value, dict))]
+    targets = [value["_target_"] for value in objects if isinstance(value.get("_target_"), str)]
+    for text in (text for target in dict.fromkeys(targets) for text in documentation(target)):
+        console.print(f"\n{_ARGS.sub('', text).strip()}", markup=False)
+    if values:
+        console.print("\n[bold]settings[/bold]")
+        groups = [key_of(name).rpartition("/")[2] for names in taken.values() for name in names]
+        text = "\n".join(_with_meanings(values, groups))
+        console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text, markup=False)
+    for what, names in taken.items():
+        console.print(f"\n[bold]{what}[/bold]\n{' '.join(names)}")
+
+
+def _with_meanings(values: Mapping[str, Any], groups: Sequence[str] = (), indent: str = "") -> Iterator[str]:
+    """The lines of a yaml, the meaning of each key above it; then arguments that are neither there nor groups."""
+    target = values.get("_target_")
+    known = meanings(target) if isinstance(target, str) else {}
+    for key, value in values.items():
+        if key in known:
+            yield f"{indent}# {known[key]}"
+        if isinstance(value, dict) and "_target_" in value:
+            yield f"{indent}{key}:"
+            yield from _with_meanings(value, indent=indent + "  ")
+        else:
+            text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=1000).rstrip()
+            yield from (indent + line for line in text.splitlines())
+    also = {} if values.get("_partial_") else known  # a partial one's are given by what calls it
+    yield from (f"{indent}# +{name}=...: {text}" for name, text in also.items() if name not in {*values, *groups})
+
+
+def _taken(path: Path, roots: Sequence[Path], group: str) -> dict[str, list[str]]:
+    """The choices that a choice takes in other groups, and those of its own that it joins, itself or by inclusion."""
+    taken: dict[str, str] = {}
+    joined: list[str] = []
+    for entry in defaults_of(path):
+        if isinstance(entry, dict):
+            taken |= {str(name).removeprefix("override "): str(choice) for name, choice in entry.items()}
+        elif entry != "_self_" and not entry.startswith("/"):
+            entry = entry.partition("@")[0]
+            joined.append(f"{group}={entry}")
+            there = [file for root in roots if (file := root / group / f"{entry}.yaml").is_file()]
+            for names in _taken(there[-1], roots, group).values() if there else ():
+                taken = dict(name.split("=", 1) for name in names if "/" in name) | taken
+    spelled = [
+        f"{name.strip('/') if name.startswith('/') or '/' in name else f'{group}/{name}'}={choice}"
+        for name, choice in taken.items()
+        if "@" not in name
+    ]
+    return {what: names for what, names in (("includes", joined), ("takes", spelled)) if names}
 
 
 def main() -> None:

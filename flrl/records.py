@@ -5,6 +5,17 @@ from collections.abc import Mapping, Sequence
 
 from flrl.types import Aggregate, ClientReport, RoundRecord
 
+_OF_TRAINING = (
+    "train/",
+    "time/",
+    "comm/",
+    "transforms/",
+    "aggregator/",
+    "adversary/",
+    "clients/num",
+    "clients/rejected",
+)
+
 
 def evaluation_record(metrics: Mapping[str, float], digest: str) -> RoundRecord:
     """The record of the evaluation before training, as round 0."""
@@ -65,3 +76,12 @@ def adversary_numbers(reports: Sequence[ClientReport], *, exists: bool, selects:
         if filtered:
             numbers["aggregator/precision"] = found / filtered
     return numbers
+
+
+def evaluated(record: RoundRecord) -> list[str]:
+    """The names of a round's metrics that come from its evaluation, in the order of their logging.
+
+    Metrics that clients logged in training are left out if the record still has their reports.
+    """
+    trained = {name for report in record.reports for name in report.metrics}
+    return [name for name in record.metrics if not name.startswith(_OF_TRAINING) and name not in trained]

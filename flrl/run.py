@@ -89,6 +89,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
         model=worker.model,
         data=data,
         resumed_from=resumed_from,
+        console=config["console"],
         environment=_chosen(resumed_from) | environment(),
     )
     store = recipe.client_store()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from flrl.backends.mpi.launch import run_under_mpi
 from flrl.backends.mpi.world import world
 from flrl.cli.app import run_app
-from flrl.cli.arguments import arranged
+from flrl.cli.arguments import arranged, quietened
 from flrl.cli.importing import uncollected
 from flrl.config import TrainConfig
 
@@ -30,7 +30,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """The console script `flrl-train`."""
-    sys.argv[1:] = arranged(sys.argv[1:])
+    sys.argv[1:] = arranged(quietened(sys.argv[1:]))
     run_under_mpi(lambda: run_app(train, config_name="train", schema=TrainConfig))
 
 

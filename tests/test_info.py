@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from flrl.config import CONF_DIR
-from flrl.info import choices, documentation, header, info
+from flrl.info import choices, documentation, header, info, meanings, settings
 
 
 def printed(*arguments: str) -> str:
@@ -32,9 +32,27 @@ def test_a_page_has_header_references_and_settings() -> None:
     page = printed("strategy=scaffold")
     assert page.startswith("strategy=scaffold\nSCAFFOLD (Karimireddy et al., ICML 2020)")
     assert "arXiv 1910.06378" in page
-    assert "option: a client's new variate" in page
-    assert "rounds: 10" in page  # of fedavg.yaml, which it includes
-    assert page.rstrip().endswith("option: 2")
+    assert "\n# a client's new variate is its full gradient at the global model (1, costs" in page
+    assert page.index("the mean of the gradients of its local steps") < page.index("\noption: 2\n")
+    assert "\n# number of rounds" in page  # of fedavg.yaml, which it includes, and of the base class
+    assert "\nrounds: 10\n" in page
+    assert "\nincludes\nstrategy=fedavg\n" in page
+    assert "strategy/sampler=uniform" in page.rpartition("\ntakes\n")[2]
+    assert "Args:" not in page
+
+
+def test_every_page_says_what_its_settings_mean() -> None:
+    """All settings of flrl's own objects are explained, by a docstring; those of a base class too."""
+    without = []
+    for group, found in choices([CONF_DIR]).items():
+        for name, path in found.items():
+            values = settings(path, [CONF_DIR], group)
+            for part in [values, *values.values()]:
+                if isinstance(part, dict) and str(part.get("_target_", "")).startswith("flrl."):
+                    unknown = part.keys() - meanings(part["_target_"]).keys() - {"_target_", "_partial_"}
+                    without += [f"{group}={name}: {key}" for key in unknown]
+                    assert documentation(part["_target_"]), (group, name)
+    assert without == []
 
 
 def test_docstrings_are_found_without_importing() -> None:
@@ -57,7 +75,11 @@ def test_own_yamls_are_listed_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("strategi", r"group 'strategi': .*; did you mean strategy\?"), ("strategy=scafold", r"did you mean scaffold\?")],
+    [
+        ("strategi", r"group 'strategi': .*; did you mean strategy\?"),
+        ("strategy=scafold", r"did you mean scaffold\?"),
+        ("dlg", r"did you mean attack=dlg\?"),
+    ],
 )
 def test_a_mistyped_name_is_an_error(argument: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

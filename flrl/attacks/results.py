@@ -113,6 +113,7 @@ def log(settings: Mapping[str, Any], folder: Path, result: Mapping[str, Any], fi
         project=settings["project"],
         name=f"{settings['name']}-{result['attack']}-{folder.name}",
         group=settings["group"],
+        job_type="attack",
         tags=[*settings["tags"], "attack", result["attack"]],
         offline=settings["offline"],
     )

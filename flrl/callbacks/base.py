@@ -25,6 +25,7 @@ class RunInfo:
         model: the controller's model.
         data: the clients' samples and the central test samples.
         resumed_from: the run folder that the state was loaded from, or None.
+        console: the form in which the run is shown, see `flrl.callbacks.Progress`.
         environment: what bits depend on besides the configuration, from `flrl.runs.environment`; can be written as
             JSON.
     """
@@ -39,6 +40,7 @@ class RunInfo:
     model: BoundModel
     data: FederatedData
     resumed_from: Path | None = None
+    console: str = "auto"
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 

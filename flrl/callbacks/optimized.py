@@ -4,19 +4,10 @@ import logging
 from collections.abc import Sequence
 
 from flrl.callbacks.base import Callback
+from flrl.records import evaluated
 from flrl.types import RoundRecord, ServerState
 
 log = logging.getLogger(__name__)
-_OF_TRAINING = (
-    "train/",
-    "time/",
-    "comm/",
-    "transforms/",
-    "aggregator/",
-    "adversary/",
-    "clients/num",
-    "clients/rejected",
-)
 
 
 class OptimizedMetric(Callback):
@@ -47,12 +38,3 @@ class OptimizedMetric(Callback):
         if self.required:
             raise ValueError(message)
         log.warning("%s", message)
-
-
-def evaluated(record: RoundRecord) -> list[str]:
-    """The names of a round's metrics that come from its evaluation, in the order of their logging.
-
-    Metrics that clients logged in training are left out if the record still has their reports.
-    """
-    trained = {name for report in record.reports for name in report.metrics}
-    return [name for name in record.metrics if not name.startswith(_OF_TRAINING) and name not in trained]

@@ -31,6 +31,8 @@ from flrl.config import CONF_DIR, TrainConfig
 from flrl.runs.saved import BEFORE
 from flrl.sweeps import note_failure
 
+_LAUNCH = {False: "INFO", True: "WARNING"}
+
 
 def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
     """Run a task under Hydra with `conf/<config_name>.yaml`.
@@ -84,8 +86,10 @@ def _at_once(n_jobs: int) -> int:
 
 
 def register_resolvers() -> None:
-    """Register the resolvers that `conf/hydra/` uses: for a run's folder, and for the groups that `--help` lists."""
+    """Register the resolvers of `conf/`: a run's folder, its group in dashboards, the groups that `--help` lists."""
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
+    OmegaConf.register_new_resolver("flrl_group", _group, replace=True)
+    OmegaConf.register_new_resolver("flrl_launch_level", lambda console: _LAUNCH[console == "quiet"], replace=True)
     OmegaConf.register_new_resolver("flrl_groups", _groups, replace=True)
 
 
@@ -96,6 +100,13 @@ def _groups(*only: str) -> str:
 def _run_dir(resume: str | None, default: str) -> str:
     """The folder of the run to resume, or `default`."""
     return default if resume in (None, "auto") else str(resume)
+
+
+def _group(name: str) -> str:
+    """The group of a run in dashboards: its name, in a sweep with that of the sweep's folder."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"{name}/{Path(HydraConfig.get().sweep.dir).name}"
+    return name
 
 
 @contextlib.contextmanager

@@ -29,6 +29,16 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     return options + [f"+{given}" if given.partition("=")[0] in ADDED_GROUPS else given for given in overrides]
 
 
+def quietened(arguments: Sequence[str]) -> list[str]:
+    """Arguments with `console=quiet` in place of `-q`.
+
+    Example:
+        >>> quietened(["-q", "seed=1"])
+        ['console=quiet', 'seed=1']
+    """
+    return ["console=quiet" if argument in ("-q", "--quiet") else argument for argument in arguments]
+
+
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Divide arguments into options with their values, and overrides."""
     options, overrides = [], []

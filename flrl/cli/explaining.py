@@ -63,6 +63,21 @@ class TerminalFormatter(logging.Formatter):
         return f"{record.levelname.lower()}: {super().format(record)}"
 
 
+class TerminalHandler(logging.Handler):
+    """Writes to whatever `sys.stderr` is at the moment, so that a live table stays whole; each message once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, unless it has been written."""
+        line = self.format(record)
+        if line not in self._written:
+            self._written.add(line)
+            print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def explained(full_error: bool, known: Known = dict) -> Iterator[None]:
     """For an error in the block, print one line and end the process with code 1.

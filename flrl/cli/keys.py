@@ -38,6 +38,13 @@ def check_top_level(config: DictConfig, schema: type) -> None:
         if key not in types:
             known = {name: value for name, value in given.items() if name in types}
             raise ValueError(unknown(key, f"{key}={shown(value)}", known))
+    for field in fields(schema):
+        allowed = field.metadata.get("allowed")
+        if allowed and given.get(field.name) not in (None, *allowed):
+            value = str(given[field.name])
+            close = meant(value, allowed)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{field.name}={value}: must be {', '.join(allowed[:-1])} or {allowed[-1]}{hint}")
     for name, kind in types.items():
         needed = kind == dict[str, Any] and name not in _MAY_BE_EMPTY
         if name not in given or (needed and not given[name]):

@@ -15,6 +15,13 @@ def iid(
 ) -> np.ndarray:
     """Random equal split: sizes differ by at most one.
 
+    Args:
+        num_samples: number of training samples.
+        labels: not used.
+        rng: generator of all random numbers.
+        num_clients: number of clients.
+        min_samples: smallest number of samples of a client.
+
     Raises:
         ValueError: there are fewer samples than `num_clients * min_samples`.
     """
@@ -74,6 +81,14 @@ def shards(
     Samples are sorted by class and cut into `num_clients * shards_per_client` shards of equal size (to one sample),
     which are assigned to clients at random.
 
+    Args:
+        num_samples: number of training samples.
+        labels: class of each sample.
+        rng: generator of all random numbers.
+        num_clients: number of clients.
+        shards_per_client: shards of each client, and about as many classes.
+        min_samples: smallest number of samples of a client.
+
     Raises:
         ValueError: there are no labels, or too few samples for one in every shard and `min_samples` per client.
     """
@@ -107,6 +122,14 @@ def quantity_skew(
     """Quantity skew: sizes follow a symmetric Dirichlet distribution, samples are drawn uniformly.
 
     As in Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022, arXiv 2102.02079.
+
+    Args:
+        num_samples: number of training samples.
+        labels: not used.
+        rng: generator of all random numbers.
+        num_clients: number of clients.
+        alpha: positive; the smaller, the more the sizes differ.
+        min_samples: smallest number of samples of a client.
 
     Raises:
         ValueError: `alpha` is not positive, or there are too few samples.

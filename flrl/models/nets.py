@@ -9,7 +9,12 @@ from torch import nn
 
 
 def softmax_regression(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
-    """One linear layer: 7,850 parameters on MNIST."""
+    """One linear layer: 7,850 parameters on MNIST.
+
+    Args:
+        input_shape: shape of one sample.
+        num_classes: number of classes.
+    """
     return nn.Sequential(nn.Flatten(), nn.Linear(prod(input_shape), num_classes))
 
 

@@ -75,7 +75,12 @@ def sources() -> dict[str, str]:
 
     A file is named relative to the entry of `sys.path` that contains it, else to the working directory.
     """
-    found: dict[str, str] = {}
+    return dict(sorted((_named(path), _sha256(path)) for path in own_files()))
+
+
+def own_files() -> list[Path]:
+    """The imported files of the user's own: of neither flrl nor an installed package."""
+    found: dict[Path, None] = {}
     for name, module in sorted(sys.modules.items()):
         root = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
         file = getattr(module, "__file__", None)
@@ -83,8 +88,8 @@ def sources() -> dict[str, str]:
             continue
         path = Path(os.path.abspath(file))
         if path.is_file() and is_own_file(file):
-            found[_named(path)] = _sha256(path)
-    return dict(sorted(found.items()))
+            found[path] = None
+    return [*found]
 
 
 def _named(path: Path) -> str:

@@ -8,7 +8,19 @@ from flrl.config import FILLED, FROM_DATA, NOBODY
 from flrl.runs.saved import read_config, saved_in
 from flrl.seeding import Seeds
 
-_FREE = {"resume", "name", "tags", "paths", "logger", "callbacks", "log_clients", "optimized_metric", "evaluation"}
+_FREE = {
+    "resume",
+    "name",
+    "tags",
+    "paths",
+    "logger",
+    "callbacks",
+    "log_clients",
+    "console",
+    "log_level",
+    "optimized_metric",
+    "evaluation",
+}
 _FREE |= {
     "vars",
     "on_client_failure",

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from flrl.callbacks import OptimizedMetric
-from flrl.callbacks.optimized import evaluated
+from flrl.records import evaluated
 from flrl.types import ClientReport, RoundRecord
 
 REPORTS = (ClientReport(0, 10, 1, {"train/loss": 1.0, "noise": 0.5}, 400),)

@@ -1,11 +1,18 @@
 import io
+import json
 import math
+import os
+import pty
 import re
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from flrl.callbacks.progress import Progress, round_line
+from flrl.callbacks.lines import round_line, sparkline
+from flrl.callbacks.live import LiveTable
 from flrl.types import ClientReport, RoundRecord
 
 
@@ -89,18 +96,6 @@ def test_a_line_fits_the_terminal(width: int | None, line: str) -> None:
     assert plain(round_line(record(2), rounds=10, max_clients=4, width=width)) == line
 
 
-def test_lines_in_a_terminal_have_its_width_and_in_a_file_all_there_is() -> None:
-    progress = Progress()
-    progress._run = type("Run", (), {"rounds": 10})()
-    for terminal, length in ((True, 60), (False, len(WHOLE))):
-        file = io.StringIO()
-        progress._console = Console(
-            file=file, force_terminal=terminal, width=60, soft_wrap=True, color_system=None, highlight=False
-        )
-        progress.on_round_end(type("State", (), {"round": 0})(), [record(2)])
-        assert [len(line) for line in file.getvalue().splitlines()] == [length]
-
-
 def test_metrics_of_any_name_are_shown_but_not_those_of_training() -> None:
     reports = (ClientReport(0, 10, 1, {"train/loss": 1.0, "noise": 0.5}, 400),)
     metrics = {"noise": 0.5, "train/loss": 1.0, "val_loss": 2.0, "clients/loss_mean": 3.0}
@@ -115,16 +110,102 @@ def test_bytes(count: float, text: str) -> None:
     assert f"up {text} " in round_line(RoundRecord(3, metrics, "", shown.reports), rounds=5, max_clients=4)
 
 
-def test_the_bar_lives_in_terminals_only() -> None:
-    progress = Progress()
-    for terminal in (False, True):
-        progress._console = Console(file=io.StringIO(), force_terminal=terminal)
-        progress._run = type("Run", (), {"rounds": 5})()
-        progress.on_fit_start(type("State", (), {"round": 2})(), [])
-        progress.on_round_start(3, [0, 1])
-        progress.on_client_end(record(1).reports[0])
-        assert (progress._bar is not None) == terminal
-        if progress._bar is not None:
-            assert [(task.completed, task.total) for task in progress._bar.tasks] == [(2, 5), (1, 2)]
-        progress.close()
-        assert progress._bar is None
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([], ""),
+        ([2.0, 2.0], "▁▁"),
+        ([0.0, math.nan, 7.0, 3.0], "▁█▄"),
+        ([1.0, 0.0, 0.0, 7.0, 0.0, 6.0], "▁█▇"),  # the 2nd, 4th and 6th
+    ],
+)
+def test_a_sparkline(values: list[float], bars: str) -> None:
+    assert sparkline(values, width=3) == bars
+
+
+def test_the_live_table_has_ten_rounds_the_course_and_who_trains() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=100, color_system=None, force_terminal=False)
+    table = LiveTable(console, rounds=20, metric="test/accuracy")
+    for round in range(12):
+        old = record(3, rejected="no" if round == 11 else None)
+        rejected = float(round == 11)
+        metrics = {**old.metrics, "clients/num": 3.0, "clients/rejected": rejected, "test/accuracy": round / 20}
+        table.add(RoundRecord(round, metrics, "", old.reports))
+    table.begin_round(12, [*range(3, 15)])
+    table.client_done(4)
+    console.print(table.picture())
+    lines = file.getvalue().splitlines()
+    assert lines[0].split() == ["round", "clients", "train/loss", "test/loss", "test/accuracy", "time", "up"]
+    assert [line.split()[0] for line in lines[1:11]] == [str(round) for round in range(2, 12)]
+    assert lines[10].split() == "11 3 -1 1.0000 0.4387 55.00 % 0.50 s 62.8 kB".split()
+    assert lines[11].rstrip() == "test/accuracy  ▁▁▂▂▃▄▄▅▆▆▇█  55.00 %"
+    assert "11/20" in lines[12]
+    assert lines[13].startswith("round 12")
+    assert "1/12" in lines[13]
+    assert lines[14].rstrip() == "training, or to come: 3, 5, 6, 7, 8, 9, 10, 11 and 3 more"
+
+
+def test_the_course_is_of_the_evaluation_where_the_metric_is_not_logged() -> None:
+    table = LiveTable(Console(file=io.StringIO()), rounds=20, metric="nothing")
+    table.add(record(1))
+    assert (table._metric, table._curve) == ("test/loss", [0.43871])
+
+
+def test_console_json_prints_the_rows_and_nothing_else(cli: Any) -> None:
+    done = cli("console=json", "strategy.rounds=2", "hydra.run.dir=run", "logger=none")
+    assert (done.out, done.err) == (Path("run/metrics.jsonl").read_text(), "")
+    assert [json.loads(line)["round"] for line in done.out.splitlines()] == [1, 2]
+    again = cli("resume=run", "strategy.rounds=3", "console=quiet")
+    assert (again.code, again.out, again.err) == (0, "", "")
+
+
+def test_quiet_leaves_warnings_each_once_and_errors(cli: Any) -> None:
+    done = cli("-q", "strategy.rounds=1", "optimized_metric=accuracy", "hydra.run.dir=run", "logger=none")
+    assert done.out == ""
+    assert done.err.startswith("warning: optimized_metric=accuracy: nothing of that name is logged")
+    assert len(done.err.splitlines()) == 1
+    assert cli("-q", "console=fancy").err == "error: console=fancy: must be auto, rich, plain, json or quiet\n"
+    assert cli("log_level=debug").err == "error: log_level=debug: must be INFO, WARNING or ERROR\n"
+    assert cli("console=jsn").err.endswith(" or quiet; did you mean json?\n")
+    silent = cli("-q", "strategy.rounds=1", "optimized_metric=accuracy", "hydra.run.dir=b", "log_level=ERROR")
+    assert silent.err == ""
+    assert "nothing of that name is logged" in Path("b/train.log").read_text()
+
+
+@pytest.mark.parametrize("console", ["auto", "rich"])
+def test_no_control_characters_in_files_and_pipes(console: str, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment asks for."""
+    for name, value in {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(name, value)
+    done = cli(f"console={console}", "strategy.rounds=3", "logger=none", "hydra.run.dir=run")
+    assert [line.split()[0] for line in done.out.splitlines()] == [
+        "train:",
+        *["round"] * 3,
+        "result",
+        "digest",
+        "folder",
+    ]
+    for text in (done.out, done.err, Path("run/train.log").read_text()):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
+
+
+@pytest.mark.slow
+def test_a_terminal_has_the_live_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"COLUMNS": "100", "LINES": "40", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    seen = bytearray()
+
+    def read(descriptor: int) -> bytes:
+        seen.extend(part := os.read(descriptor, 65536))
+        return part
+
+    command = ["-m", "flrl.train", "strategy.rounds=12", "logger=none", "hydra.run.dir=run"]
+    assert pty.spawn([sys.executable, *command], read) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode()).replace("\r", "")
+    last = text[text.rindex("clients  train/loss") :]
+    rows = [line.split()[0] for line in last.splitlines()[1:11]]
+    assert rows == [str(round) for round in range(3, 13)]
+    assert "\ntest/accuracy  ▁" in last
+    assert "\nfolder  " in last
