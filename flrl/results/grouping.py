@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flrl.cli.arguments import key_of
 from flrl.results.run import Run, setting
 from flrl.sweeps import SEEDS
 
@@ -73,7 +74,7 @@ def _paired(
 
 def _varied_overrides(found: Sequence[Run]) -> list[str]:
     """The groups and keys among the runs' overrides by which the runs differ, without seeds."""
-    given = dict.fromkeys(o.partition("=")[0].lstrip("+~") for run in found for o in run.overrides)
+    given = dict.fromkeys(key_of(override) for run in found for override in run.overrides)
     keys = [key for key in given if not key.startswith("hydra") and not _below(key, _NO_GROUP)]
     return [key for key in keys if len({_maybe(run, key) for run in found}) > 1]
 

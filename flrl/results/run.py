@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from flrl.cli.arguments import key_of
 from flrl.errors import DamagedError
 from flrl.runs.rows import CLIENTS, DIGESTS, ENVIRONMENTS, METRICS, read_rows
 from flrl.runs.saved import read_config
@@ -38,12 +39,14 @@ class Run:
     @cached_property
     def choices(self) -> dict[str, str]:
         """The choice in each group, `{"strategy": "fedprox", ...}`."""
-        return dict(self._environment.get("choices", {}))
+        return dict(self._environments[-1].get("choices", {})) if self._environments else {}
 
     @property
     def overrides(self) -> list[str]:
-        """The run's own overrides, as they were given on the command line."""
-        return list(self._environment.get("overrides", []))
+        """The run's own overrides, as they were given on the command line; those of a resume replace earlier ones."""
+        given = [override for row in self._environments for override in row.get("overrides", [])]
+        by_key = {key_of(override): override for override in given}
+        return [override for key, override in by_key.items() if key != "resume"]
 
     @property
     def seed(self) -> int:
@@ -121,9 +124,8 @@ class Run:
         return module
 
     @cached_property
-    def _environment(self) -> Mapping[str, Any]:
-        rows = [*read_rows(self.folder / ENVIRONMENTS)]
-        return rows[-1] if rows else {}
+    def _environments(self) -> list[dict[str, Any]]:
+        return [*read_rows(self.folder / ENVIRONMENTS)]
 
     def __repr__(self) -> str:
         rounds = f"{len(self.metrics)} of {self.config['strategy']['rounds']} rounds"

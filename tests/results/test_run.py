@@ -1,5 +1,6 @@
 """`flrl.train` and `flrl.load`: as on the command line, any number of times in a process, errors as exceptions."""
 
+import json
 import logging
 import os
 import subprocess
@@ -129,6 +130,13 @@ def test_an_unfinished_run(make: MakeRun) -> None:
         run.model()
     with pytest.raises(FileNotFoundError, match=r"partition.npz is missing"):
         _ = run.partition
+
+
+def test_overrides_of_a_resume_replace_earlier_ones(make: MakeRun) -> None:
+    run = make([0.5], overrides=["+a=1"])
+    with (run.folder / "environments.jsonl").open("a") as file:
+        file.write(json.dumps({"after_round": 1, "overrides": [f"resume={run.folder}", "seed=3", "b=2"]}) + "\n")
+    assert run.overrides == ["strategy=fedavg", "seed=3", "+a=1", "b=2"]
 
 
 def test_a_folder_without_a_run(sweep: Path, tmp_path: Path) -> None:
