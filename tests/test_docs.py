@@ -84,6 +84,8 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     new(tmp_path / "my_study")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    for path in tmp_path.rglob("*.py"):  # those of another test's folder
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
     return tmp_path
 
 
@@ -99,7 +101,14 @@ def test_every_command_can_be_composed(shown: Path) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         for (program, arguments), page in found.items():
             options, overrides = parted(arranged(arguments))
-            assert {option.partition("=")[0] for option in options} <= {"-m", "--config-dir", "--cfg", "job", "--help"}
+            assert {option.partition("=")[0] for option in options} <= {
+                "-m",
+                "-q",
+                "--config-dir",
+                "--cfg",
+                "job",
+                "--help",
+            }
             plain = [given for given in overrides if not is_choice(given, roots)]
             if {key_of(given) for given in plain} <= {field.name for field in fields(SCHEMAS[program])}:
                 continue

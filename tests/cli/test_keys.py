@@ -68,6 +68,6 @@ def test_the_configuration_to_look_in_has_the_groups_that_were_chosen(tmp_path: 
     assert found["strategy"]["sharpness"] == 3
     assert found["partition"]["alpha"] == 0.5
     both = composed("train", ["callbacks=[default,early_stopping]"])["callbacks"]
-    assert [*both] == ["progress", "checkpoint", "nan_guard", "early_stopping"]
+    assert [*both] == ["progress", "checkpoint", "nan_guard", "report", "early_stopping"]
     assert composed("train", ["--config-dir", str(tmp_path), "strategy=mine"])["strategy"]["sharpness"] == 3
     assert "sharpness" not in composed("train", ["strategy=nothing"])["strategy"]

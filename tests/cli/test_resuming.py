@@ -29,7 +29,7 @@ def test_values_and_choices_of_today_win_and_all_else_is_as_it_was(cli: Any) -> 
     now = saved()
     assert now["backend"]["_target_"] == "flrl.backends.ProcessBackend"
     assert (now["trainer"]["_target_"], now["trainer"]["batch_size"]) == ("flrl.trainers.EagerTrainer", 8)
-    assert (now["tags"], [*now["callbacks"]]) == (["a"], ["progress", "checkpoint"])
+    assert (now["tags"], [*now["callbacks"]]) == (["a"], ["progress", "checkpoint", "report"])
     for name in ("model", "dataset", "partition", "evaluation", "seed"):
         assert now[name] == was[name]
     rows = [json.loads(line) for line in Path("run/environments.jsonl").read_text().splitlines()]
