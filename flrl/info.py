@@ -41,12 +41,18 @@ def info(arguments: Sequence[str], console: Console | None = None) -> None:
     own = list(config_dirs(list(arguments)))
     roots = [CONF_DIR, *installed_dirs(), *map(Path, own)]
     wanted = [argument for argument in arguments if not argument.startswith("-") and argument not in own]
+    for option in (argument for argument in arguments if argument.startswith("-")):
+        if option.partition("=")[0] not in ("--config-dir", "-cd"):
+            raise ValueError(f"{option}: there is no such option; flrl-info [group] [group=choice] [--config-dir=folder]")
+    for folder in own:
+        if not Path(folder).is_dir():
+            raise ValueError(f"--config-dir={folder}: there is no such folder")
     found = choices(roots)
     if not wanted:
         for group in found:
             _list(group, found[group], console)
     for argument in wanted:
-        group, _, name = argument.partition("=")
+        group, name = _meant(argument, found)
         _known("group", group, found)
         if name:
             _known(group, name, found[group])
@@ -157,6 +163,17 @@ def _file_of(module: str) -> Path | None:
     return None
 
 
+def _meant(argument: str, found: dict[str, dict[str, Path]]) -> tuple[str, str]:
+    """The group and the choice of `strategy=scaffold`, `aggregator=krum` or `krum`; no choice for a group alone."""
+    group, _, name = argument.partition("=")
+    if group not in found and not name:
+        having = [other for other in found if group in found[other]]
+        if len(having) == 1:
+            return having[0], group
+    ending = [other for other in found if other.rpartition("/")[2] == group]
+    return (ending[0] if group not in found and len(ending) == 1 else group), name
+
+
 def _known(what: str, name: str, among: Any) -> None:
     if name not in among:
         near = get_close_matches(name, among, 1) or [
@@ -233,6 +250,9 @@ def main() -> None:
     """The console script `flrl-info`."""
     try:
         info(sys.argv[1:])
+    except yaml.YAMLError as error:
+        print(f"error: a yaml cannot be read: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

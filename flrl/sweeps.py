@@ -54,7 +54,8 @@ class SweepFolder(Callback):
         """Show the best jobs and those that have failed."""
         sweep = Path(config.hydra.sweep.dir)
         overrides, rows = read_table(sweep)
-        show(rows, overrides, str(config.optimized_metric), sweep)
+        if config.get("console") not in ("json", "quiet"):
+            show(rows, overrides, str(config.optimized_metric), sweep)
         failed = [row for row in rows if row["status"] == "failed" and self._is_new(sweep / row["job"])]
         if failed:
             print(f"error: {len(failed)} of {len(rows)} jobs failed; all are in {sweep / TABLE}", file=sys.stderr)

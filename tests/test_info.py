@@ -2,12 +2,14 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from flrl.config import CONF_DIR
 from flrl.info import choices, documentation, header, info, meanings, settings
+from flrl.info import main as info_main
 
 
 def printed(*arguments: str) -> str:
@@ -84,3 +86,19 @@ def test_own_yamls_are_listed_too(tmp_path: Path) -> None:
 def test_a_mistyped_name_is_an_error(argument: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         printed(argument)
+
+
+def test_parts_of_names_are_enough() -> None:
+    pages = [printed(name) for name in ("strategy/aggregator=krum", "aggregator=krum", "krum")]
+    assert pages[0].startswith("strategy/aggregator=krum\n")
+    assert pages[1] == pages[2] == pages[0]
+
+
+def test_wrong_options_and_yamls(cli: Any, tmp_path: Path) -> None:
+    done = cli("--nonsense", main=info_main)
+    assert (done.code, done.err.startswith("error: --nonsense: there is no such option")) == (1, True)
+    assert cli("--config-dir=nowhere", main=info_main).err == "error: --config-dir=nowhere: there is no such folder\n"
+    (tmp_path / "bad" / "strategy").mkdir(parents=True)
+    (tmp_path / "bad" / "strategy" / "bad.yaml").write_text("a: [1,\nb: {")
+    done = cli("--config-dir=bad", "strategy=bad", main=info_main)
+    assert (done.code, done.err.count("\n"), "cannot be read" in done.err) == (1, 1, True)

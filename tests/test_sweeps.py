@@ -1,8 +1,8 @@
 """A sweep goes on after a failed job, keeps a table, ends with the failures, and does not train twice."""
 
 import csv
+import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,9 @@ def test_the_same_command_again_trains_only_what_has_not_finished(cli: Any) -> N
 def test_what_a_job_before_left_is_not_this_sweeps_failure(cli: Any) -> None:
     assert cli(*SMALL, "seed=-1", "hydra.sweep.subdir=old").code == 1
     os.utime("sweep/old/error.txt", (0, 0))
-    done = cli(*SMALL, "seed=0")
-    assert (done.code, done.err) == (0, "")
+    done = cli(*SMALL, "seed=0", "console=json")
+    assert (done.code, done.out.count("\n")) == (0, 1)
+    assert json.loads(done.out)["round"] == 1
     assert [row["status"] for row in table().values()] == ["failed", "finished"]
 
 
@@ -83,16 +84,6 @@ def test_optuna_finds_the_best_of_its_trials(cli: Any, sampler: str) -> None:
     assert cli(*SMALL, *search).code == 0
     best = max(float(row["test/accuracy"]) for row in table().values())
     assert f"best_value: {best}" in Path("sweep/optimization_results.yaml").read_text()
-
-
-def test_a_plugin_that_is_not_installed_is_named(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_joblib_launcher.joblib_launcher", None)
-    from flrl.cli.explaining import one_line
-
-    error = "In 'hydra/config': Could not find 'hydra/launcher/joblib'"
-    from hydra.errors import MissingConfigException
-
-    assert one_line(MissingConfigException(error)) == f"{error}; pip install 'flrl[sweep]' brings it"
 
 
 def test_a_row_replaces_the_jobs_earlier_one_and_brings_its_columns(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import HydraException
 
 import flrl.run  # noqa: F401  # matplotlib logs when it is first imported on a machine
 from flrl.attack import main as attack
+from flrl.cli.explaining import one_line
 from flrl.evaluate import main as evaluate
 from flrl.train import main as train
 from flrl.verify import main as verify
@@ -243,6 +245,56 @@ TRAIN = {
     "model.optimizer.lr=null": "model.optimizer.lr=null: must be a number",
     "model.net._target_=torch.nn.Nothing": "model.net._target_=torch.nn.Nothing: torch.nn has no 'Nothing'",
     "model._target_=nowhere.Model": "model._target_=nowhere.Model: there is no module 'nowhere' that Python finds",
+    "model.net._target_=torch.nn.Liner": (
+        "model.net._target_=torch.nn.Liner: torch.nn has no 'Liner'; did you mean 'Linear'?"
+    ),
+    "model._target_=trch.nn.Linear": (
+        "model._target_=trch.nn.Linear: there is no module 'trch' that Python finds; did you mean 'torch'?"
+    ),
+    "hydra/launcher=jobblib": (
+        "In 'hydra/config': Could not find 'hydra/launcher/jobblib'; Available options in 'hydra/launcher': basic; "
+        "joblib; submitit_local; submitit_slurm; did you mean 'joblib'?"
+    ),
+    "backend=mpi backend.dedicated_server=true": (
+        "backend.dedicated_server=true: needs a process for the server and one for clients at least: mpiexec -n 3 "
+        "python -m flrl.train ..."
+    ),
+    "hydra.run.dir=/dev/null/x": (
+        "hydra.run.dir=/dev/null/x: cannot be written into (Not a directory); choose another hydra.run.dir or "
+        "paths.outputs_dir"
+    ),
+    "-m seed=0,1 hydra.sweep.dir=/dev/null/x": (
+        "hydra.sweep.dir=/dev/null/x: cannot be written into (Not a directory); choose another hydra.sweep.dir or "
+        "paths.outputs_dir"
+    ),
+    "--config-name=trian": "Cannot find primary config 'trian'. Check that it's in your config search path.",
+    "-m model.optimizer.lr=interval(0,1)": (
+        "a sweep takes lists of values; an interval is searched with +hparams_search=optuna_tpe"
+    ),
+    "model/optimizer=adamww": (
+        "In 'model/softmax_regression': Could not find 'model/optimizer/adamww'; Available options in "
+        "'model/optimizer': adam; adamw; sgd; did you mean 'adamw'?"
+    ),
+    "strategy/sampler=unform": (
+        "In 'strategy/fedavg': Could not find 'strategy/sampler/unform'; Available options in 'strategy/sampler': "
+        "all; poisson; power_of_choice; uniform; did you mean 'uniform'?"
+    ),
+    "hparams_search=optuna_tp": (
+        "In 'train': Could not find 'hparams_search/optuna_tp'; Available options in 'hparams_search': optuna_cmaes; "
+        "optuna_random; optuna_tpe; did you mean 'optuna_tpe'?"
+    ),
+    "-m +hparams_search=optuna_tpe hydra.sweeper.n_trails=3": (
+        "hydra.sweeper.n_trails=3: there is no such key; did you mean hydra.sweeper.n_trials?"
+    ),
+    "hydra.job.chdr=true": "hydra.job.chdr=true: there is no such key; did you mean hydra.job.chdir?",
+    "hydra.rn.dir=x": "hydra.rn.dir=x: there is no such key; did you mean hydra.run.dir or hydra.sweep.dir?",
+    "callbacks.progres.x=1": "callbacks.progres.x=1: there is no such key; did you mean callbacks.progress.x?",
+    "client_store.budget=5": ("client_store.budget=5: there is no such key; did you mean client_store.budget_bytes?"),
+    "client_store.budget_bytes=-1": "client_store.budget_bytes=-1: must be at least 0",
+    "vars=3": "Error merging override vars=3; Cannot assign int to Dict[str, Any]",
+    "backend.portable=maybe": "backend.portable=maybe: must be true or false",
+    "backend=process backend.workers=many": "backend.workers=many: must be a whole number or null",
+    "strategy.rounds=0": "strategy.rounds=0: must be at least 1",
     "strategy.transforms=[abc]": "strategy.transforms=[abc]: must be a dict, name: object, not a list",
     "resume=nowhere": "resume=nowhere: there is no run in this folder",
     "--config-dir=nowhere": "Additional config directory '{here}/nowhere' not found",
@@ -367,6 +419,72 @@ def test_train(cli: Any, arguments: str, message: str) -> None:
         f"error: {message.format(here=os.getcwd()) if '{here}' in message else message}\n",
     )
     assert not list(Path().glob("**/metrics.jsonl"))
+
+
+# Yamls of a user's own in my/, each with a mistake; the command line that takes it, and the message.
+OWN = {
+    "model/bad.yaml": ("_target_: torch.nn.Liner", "model=bad", "model._target_=torch.nn.Liner: torch.nn has no "
+                       "'Liner'; did you mean 'Linear'?"),
+    "strategy/mine.yaml": ("defaults: [fedavgg]", "strategy=mine",
+                           "In 'strategy/mine': Could not load 'strategy/fedavgg'.; did you mean 'fedavg'?"),
+    "strategy/typo.yaml": ("defaults: [fedavg, _self_]\nroundz: 3", "strategy=typo",
+                           "strategy.roundz=3: FedAvg takes no 'roundz'; did you mean rounds?"),
+    "evaluation/own.yaml": ("every: 1", "evaluation=onw", "In 'train': Could not find 'evaluation/onw'; Available "
+                            "options in 'evaluation': clients; default; every_10; own; did you mean 'own'?"),
+    "experiment/a.yaml": ("# @package _global_\ntrainer:\n  batchsize: 3", "experiment=a",
+                          "trainer.batchsize=3: TracedTrainer takes no 'batchsize'; did you mean batch_size?"),
+    "experiment/b.yaml": ("# @package _global_\nsede: 3", "experiment=b", "experiment/b: sede: there is no such key; "
+                          "did you mean seed or partition.seed?; values of your own go below vars"),
+    "experiment/c.yaml": ("# @package _global_\ndefaults:\n  - override /stratgy: fedavg", "experiment=c",
+                          "In 'experiment/c': Could not override 'stratgy'. No match in the defaults list. Did you "
+                          "mean strategy?"),
+    "dataset/h.yaml": ("_target_: my_dta.halves", "dataset=h",
+                       "dataset._target_=my_dta.halves: there is no module 'my_dta' that Python finds"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "case"), OWN.items(), ids=OWN)
+def test_a_mistake_in_a_yaml_of_ones_own(cli: Any, file: str, case: tuple[str, str, str]) -> None:
+    text, argument, message = case
+    Path("my", file).parent.mkdir(parents=True)
+    Path("my", file).write_text(f"{text}\n")
+    done = cli("--config-dir=my", argument, "logger=none")
+    assert (done.code, done.err) == (1, f"error: {message}\n")
+
+
+def test_a_yaml_that_is_none(cli: Any) -> None:
+    Path("my/experiment").mkdir(parents=True)
+    Path("my/experiment/e.yaml").write_text("a: [1\n")
+    done = cli("--config-dir=my", "experiment=e")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert done.err.startswith("error: a yaml cannot be read: while parsing a flow sequence")
+    assert "my/experiment/e.yaml" in done.err
+
+
+def test_absent_plugins_are_named_with_their_command() -> None:
+    text = (
+        "In 'hydra/config': Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tbasic"
+    )
+    assert one_line(HydraException(text)).endswith(
+        "; it comes with a plugin: pip install 'flrl[sweep]', or hydra-joblib-launcher"
+    )
+
+
+@pytest.mark.parametrize("setting", ["callbacks.early_stopping.monitor=test/acc", "optimized_metric=test/acc"])
+def test_a_metric_that_nothing_logs_is_named_after_the_first_evaluation(cli: Any, setting: str) -> None:
+    done = cli("callbacks=[default,early_stopping]", setting, "strategy.rounds=3", "logger=none", "hydra.run.dir=run")
+    assert done.err.count("\n") == 1
+    assert "test/acc" in done.err
+    assert "test/accuracy" in done.err
+    rounds = len(Path("run/metrics.jsonl").read_text().splitlines())
+    assert (done.code, rounds) == ((1, 1) if setting.startswith("callbacks") else (0, 3))
+
+
+def test_no_data_and_no_download(cli: Any) -> None:
+    done = cli("dataset=mnist", "dataset.download=false", "dataset.data_dir=nowhere")
+    assert done.code == 1
+    assert done.err.startswith(f"error: MNIST is not in {Path('nowhere/MNIST/raw').resolve()} and could not be fetched")
+    assert "by hand" in done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("arguments", "message"), EVALUATE.items(), ids=EVALUATE)

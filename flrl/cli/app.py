@@ -1,6 +1,7 @@
 """Entry points under Hydra: every error ends in one clear line, and no run overwrites another."""
 
 import contextlib
+import errno
 import functools
 import os
 import shutil
@@ -146,6 +147,7 @@ class KeepRunFolder(Callback):
             in_place = resume == "auto" or (resume is not None and Path(resume).resolve() == folder.resolve())
             if not in_place:
                 _check_free(folder, "hydra.run.dir")
+            _make(folder, "hydra.run.dir")
         if (folder / ".hydra").is_dir():
             shutil.copytree(folder / ".hydra", folder / BEFORE)
 
@@ -157,6 +159,7 @@ class KeepRunFolder(Callback):
             if config.resume is None:
                 for metrics in sorted(Path(config.hydra.sweep.dir).glob("**/metrics.jsonl")):
                     _check_free(metrics.parent, "hydra.sweep.dir")
+            _make(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
         if config.resume == "auto":  # Hydra calls nothing before it writes a job's `.hydra`
             for saved in sorted(Path(config.hydra.sweep.dir).glob("**/.hydra")):
                 with restored(saved.parent):
@@ -177,6 +180,17 @@ class KeepRunFolder(Callback):
 def _check_name(name: str) -> None:
     if not name.isprintable() or any(part.strip() in ("", ".", "..") for part in name.split("/")):
         raise ValueError(f"name={name}: must be the name of a folder below paths.outputs_dir, not empty and without ..")
+
+
+def _make(folder: Path, key: str) -> None:
+    """Make a folder before Hydra does, to say which key chose it if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = f"{key}={folder}: cannot be written into ({error.strerror})"
+        raise ValueError(f"{reason}; choose another {key} or paths.outputs_dir") from error
 
 
 def _check_free(folder: Path, key: str) -> None:

@@ -6,12 +6,16 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from flrl.cli.keys import meant, unknown
+from flrl.cli.arguments import config_dirs
+from flrl.cli.groups import group_names
+from flrl.cli.keys import either, meant, unknown
 from flrl.cli.tracebacks import Place, culprit, described, place_in
 from flrl.config import CONF_DIR
 from flrl.errors import ClientError, FlrlError, WorkerError
@@ -20,6 +24,12 @@ from flrl.errors import ClientError, FlrlError, WorkerError
 _DELIBERATE = (FlrlError, ValueError, OSError, ArithmeticError)
 _COMPOSING = (HydraException, OmegaConfBaseException)
 _MORE = "HYDRA_FULL_ERROR=1 shows the whole traceback"
+_OF_PLUGINS = {
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+    "hydra/sweeper=optuna": "hydra-optuna-sweeper",
+}
 Known = Callable[[], Mapping[str, Any]]
 
 
@@ -112,6 +122,8 @@ def one_line(error: BaseException, known: Known = dict) -> str:
         return f"{described(found)}{_at(place)}"
     if isinstance(error, InstantiationException):
         return _of_instantiation(error)
+    if isinstance(error, YAMLError):
+        return f"a yaml cannot be read: {_on_one_line(str(error))}"
     if isinstance(error, _COMPOSING):
         return _of_composition(error, known)
     return str(error) if isinstance(error, _DELIBERATE) else f"{described(error)}{_at(place)}"
@@ -157,7 +169,11 @@ def _of_composition(error: BaseException, known: Known) -> str:
     of_list = re.fullmatch(r"Error merging override (.+); Cannot merge DictConfig with ListConfig", line)
     if of_list:
         return f"{of_list[1]}: must be a dict, name: object, not a list"
-    return line + _other_choice(line)
+    if "does not support sweep type" in line:
+        return "a sweep takes lists of values; an interval is searched with +hparams_search=optuna_tpe"
+    group = re.search(r"Could not override '([\w/]+)'\. No match in the defaults list", line)
+    close = meant(group[1], group_names()) if group else []
+    return f"{line} Did you mean {either(close)}?" if close else line + _other_choice(line)
 
 
 def _on_one_line(text: str) -> str:
@@ -171,11 +187,14 @@ def _on_one_line(text: str) -> str:
 
 
 def _other_choice(text: str) -> str:
-    """A suggestion of the choice that was meant, if a choice of the group is similar, or of what is to be installed."""
-    if re.search(r"hydra/(?:launcher|sweeper)(?:/sampler)?/(?:joblib|submitit|optuna|tpe|random|cmaes)", text):
-        return "; pip install 'flrl[sweep]' brings it"
+    """A suggestion of the choice that was meant, if one of the group is similar; or of the package that brings it."""
     wrong = re.search(r"Could not (?:find|load) '([\w/]+)/(\w+)'", text)
     if wrong is None:
         return ""
-    close = meant(wrong[2], sorted(path.stem for path in (CONF_DIR / wrong[1]).glob("*.yaml")))
+    if f"{wrong[1]}={wrong[2]}" in _OF_PLUGINS:
+        return f"; it comes with a plugin: pip install 'flrl[sweep]', or {_OF_PLUGINS[f'{wrong[1]}={wrong[2]}']}"
+    listed = re.search(r"Available options in '[^']+': ([\w; ]+)", text)
+    folders = [CONF_DIR, *map(Path, config_dirs(sys.argv[1:]))]
+    there = {path.stem for folder in folders for path in (folder / wrong[1]).glob("*.yaml")}
+    close = meant(wrong[2], sorted(there | {*(listed[1].split("; ") if listed else ())}))
     return f"; did you mean {close[0]!r}?" if close else ""

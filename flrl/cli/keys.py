@@ -60,6 +60,8 @@ def unknown(key: str, override: str, known: Mapping[str, Any]) -> str:
         known: the configuration without the override.
     """
     start = f"{override}: there is no such key"
+    of_hydra = key.startswith("hydra.")  # its keys are suggested for its own alone
+    known = {name: node for name, node in known.items() if (name == "hydra") == of_hydra}
     found = meant(key, list(keys_of(known)))
     if found:
         return f"{start}; did you mean {either([_spelled(place) for place in found])}?"
@@ -74,6 +76,9 @@ def unknown(key: str, override: str, known: Mapping[str, Any]) -> str:
         close = meant(name, takes)
         if close:
             return f"{start}; did you mean {either([f'+{parent}.{other}' for other in close])} of {target}?"
+    above = meant(parent, list(keys_of(known))) if parent and node is None else []
+    if above:
+        return f"{start}; did you mean {either([f'{place}.{name}' for place in above])}?"
     others = options_with(parent, name)
     if others:
         return f"{start} with the present choice; {either(others)} has it"
@@ -133,7 +138,8 @@ def composed(config_name: str, arguments: Sequence[str]) -> Mapping[str, Any]:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         for overrides in (search + groups, search, []):
             try:
-                return _plain(compose(config_name, overrides=overrides))
+                found = compose(config_name, overrides=overrides, return_hydra_config=True)
+                return {**_plain(found), "hydra": OmegaConf.to_container(found.hydra, resolve=False)}
             except (HydraException, OmegaConfBaseException):  # a choice of a group may be the error
                 continue
     return {}

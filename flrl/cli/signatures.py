@@ -1,5 +1,6 @@
 """The signatures of constructors and functions that yamls name: their arguments, and the types of plain values."""
 
+import difflib
 import importlib
 import inspect
 import types
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+_TOP = ("flrl", "torch", "torchvision", "torchmetrics", "pytorch_lightning", "sklearn")
 _PLAIN = (bool, int, float, str)
 # Packages whose annotations are exact; those of others may be loose.
 _STRICT = ("flrl.", "torch.optim.")
@@ -30,10 +32,15 @@ def named_by(target: str) -> Any:
             continue
         for part in parts[number:]:
             if not hasattr(found, part):
-                raise ValueError(f"_target_={target}: {name} has no {part!r}")
+                raise ValueError(f"_target_={target}: {name} has no {part!r}{_instead(part, dir(found))}")
             found, name = getattr(found, part), f"{name}.{part}"
         return found
-    raise ValueError(f"_target_={target}: there is no module {parts[0]!r} that Python finds")
+    raise ValueError(f"_target_={target}: there is no module {parts[0]!r} that Python finds{_instead(parts[0], _TOP)}")
+
+
+def _instead(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, [other for other in names if not other.startswith("_")], 1, 0.75)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def taken_by(target: str) -> list[str] | None:

@@ -60,13 +60,13 @@ class FlrlWandbLogger(WandbLogger):
     ) -> None:
         if not offline and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
             _require_key()
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing phones home
         import wandb
 
         super().__init__(
             name=name,
             save_dir=save_dir,
             project=project,
-            offline=offline,
             group=group,
             job_type=job_type,
             tags=list(tags),
@@ -76,6 +76,8 @@ class FlrlWandbLogger(WandbLogger):
             settings=wandb.Settings(silent=True, console="off"),
             **options,
         )
+        if offline:  # Lightning's own argument would set it for the whole process
+            self._wandb_init["mode"] = "offline"
         self._wandb_init.pop("anonymous", None)  # wandb warns of Lightning's default
         self.target = target
         self._run: RunInfo
@@ -167,9 +169,11 @@ class FlrlWandbLogger(WandbLogger):
             self._experiment.finish(exit_code=exit_code)
 
     def hint(self) -> str | None:
-        """The command that sends an offline run; None if there is nothing to send."""
+        """The command that sends an offline run, with what it had before a resume; None if there is nothing to send."""
         experiment = self._experiment
-        return f"wandb sync {Path(experiment.dir).parent}" if experiment is not None and experiment.offline else None
+        if experiment is None or not experiment.offline:
+            return None
+        return f"wandb sync {Path(experiment.dir).parents[1] / f'offline-run-*-{experiment.id}'}"
 
     def _artifact(self, name: str, kind: str, files: Sequence[Path]) -> Any:
         import wandb

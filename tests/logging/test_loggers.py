@@ -66,11 +66,11 @@ def test_an_offline_wandb_run_holds_it_all(cli: Any, monkeypatch: pytest.MonkeyP
     assert done.err == ""
     assert len(done.out.splitlines()) == 1 + 1 + 3 + 3 + 1
     (path,) = Path("run/wandb").glob("offline-run-*/run-*.wandb")
-    assert done.out.splitlines()[-1] == f"offline wandb sync {path.parent.absolute()}"
     found = finished(path)
     run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
     assert (run.project, run.run_group, run.display_name, list(run.tags)) == ("flrl", "study", "study-0", ["a", "b"])
     assert run.job_type == "train"
+    assert done.out.splitlines()[-1] == f"offline wandb sync {path.parents[1].absolute()}/offline-run-*-{run.run_id}"
 
     metrics, logged = written("run"), rows(found)
     assert [row["_step"] for row in logged] == [row["round"] for row in logged] == [0, 1, 2, 3]

@@ -18,7 +18,7 @@ from flrl.backends.mpi.rank import Setup
 from flrl.backends.mpi.transport import MpiHub
 from flrl.backends.mpi.world import world
 from flrl.backends.pool.controller import PoolBackend
-from flrl.backends.pool.job import Hub
+from flrl.backends.pool.job import Hub, WorkerLostError
 from flrl.backends.pool.schedule import at_random, longest_first
 from flrl.backends.pool.shared_memory import into_shared_memory
 from flrl.backends.pool.worker_loop import device_of, share_kept_samples
@@ -108,6 +108,10 @@ class MpiBackend(PoolBackend):
     def connect(self, worker: Worker, recipe: WorkerRecipe, folder: Path | None) -> Hub:
         """Send the other processes what they need to make their workers."""
         hub = MpiHub(self._world, self.timeout_s)
+        try:
+            hub.finish_earlier()
+        except WorkerLostError as lost:
+            raise WorkerError(f"{hub.name(lost.worker)} {lost.how}, since the job before this one failed") from None
         setup = Setup(
             recipe=recipe,
             data=None if self.shared is None else self.shared.handle,

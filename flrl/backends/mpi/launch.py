@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from flrl.backends.mpi.world import DATA, DOWN, UP, Content, Pause, Prepare, World, wait_for_message, world
@@ -59,11 +60,19 @@ def prepare(backend: str, *, portable: bool = False) -> None:
     if here is None:
         return
     if backend.endswith(".MpiBackend"):
-        for rank in range(1, here.comm.size):
-            here.comm.send(Content(Prepare(portable)), rank, DOWN)
+        _prepare_others(portable)
     else:
         idle = f"{here.comm.size - 1} of {here.comm.size} MPI processes"
         print(f"{idle} have nothing to do: backend=mpi would use them", file=sys.stderr)
+
+
+@cache
+def _prepare_others(portable: bool) -> None:
+    """Send `Prepare`, once: at the next jobs of a sweep the others may still be busy with one that has failed."""
+    here = world()
+    assert here is not None
+    for rank in range(1, here.comm.size):
+        here.comm.send(Content(Prepare(portable)), rank, DOWN)
 
 
 def _lead(comm: "MPI.Comm", app: Callable[[], None]) -> None:

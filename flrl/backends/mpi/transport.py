@@ -32,6 +32,8 @@ from flrl.backends.pool.worker_loop import Tensors
 from flrl.types import ClientReport, ClientTask
 
 _HERE, _REDUCE, _OVER = "here", "reduce", "over"
+_UNFINISHED: "list[MpiHub]" = []
+"""The line of a failed run whose processes were still busy, for the next run of a sweep to end."""
 LOOK_EVERY_S = 0.05
 """Seconds between two checks that a process is still alive."""
 
@@ -42,11 +44,15 @@ class MpiHub:
     Args:
         here: the processes of the job; None without mpiexec.
         timeout_s: longest time in seconds until all processes are ready for tensors; None sets no limit.
+
+    Attributes:
+        unanswered: ranks that have not answered the latest message to them.
     """
 
     def __init__(self, here: World | None, timeout_s: float | None) -> None:
         self.others: Sequence[int] = range(1, 1 if here is None else here.comm.size)
         self._timeout_s = timeout_s
+        self.unanswered = {*self.others}
         self._known: dict[str, tuple[Tensor, int]] = {}
         self._backlog: list[Received] = []
         self._processes = {0: Ready(os.getpid(), socket.gethostname())}
@@ -84,6 +90,7 @@ class MpiHub:
         heads = tuple((name, tensor.dtype, tuple(tensor.shape), name in fresh) for name, tensor in common.items())
         specs = {rank: Specs.of(own.get(rank, {})) for rank in self.others}
         wait = bool(fresh) or any(spec.nbytes for spec in specs.values())
+        self.unanswered = {*messages}
         for rank, message in messages.items():
             self._send(rank, Content(message, heads, specs[rank], wait))
         if wait:
@@ -133,10 +140,32 @@ class MpiHub:
         return [rank for rank, ready in self._processes.items() if ready.host == here and not alive(ready.process)]
 
     def close(self, *, busy: bool) -> None:
-        """End the run in the other processes, which wait for the next one; busy ones end with the entry point."""
+        """End the run in the other processes, which wait for the next one.
+
+        Busy ones end with the entry point, or before the next run of a sweep begins.
+        """
+        self.trains(None)
         self._segment.close()
-        if not busy:
+        if busy:
+            _UNFINISHED.append(self)
+        else:
             self.send(_OVER)
+
+    def finish_earlier(self) -> None:
+        """Wait until the processes that were busy when the run before this one failed are free.
+
+        Raises:
+            WorkerLostError: one has ended, or has not answered within the timeout.
+        """
+        while _UNFINISHED:
+            earlier = _UNFINISHED[-1]
+            while earlier.unanswered:
+                received = earlier.receive(self._timeout_s)
+                if not received:
+                    rank = min(earlier.unanswered)
+                    raise WorkerLostError(rank, f"has not answered for {self._timeout_s:g} s (backend.timeout_s)")
+            earlier.send(_OVER)
+            _UNFINISHED.remove(earlier)
 
     def _has(self, name: str, tensor: Tensor) -> bool:
         known, version = self._known.get(name, (None, 0))
@@ -171,6 +200,8 @@ class MpiHub:
                 self._comm.Recv(_bytes(buffer), rank, DATA)
             if isinstance(message, Ready):
                 self._processes[rank] = message
+            if message != _HERE and not isinstance(message, Started):
+                self.unanswered.discard(rank)
             self._backlog.append((rank, message, specs.views(buffer)))
         # The launcher notices a death too, and ends all processes a moment later without naming the client.
         if not self._backlog and time.monotonic() - self._looked > LOOK_EVERY_S:
