@@ -61,7 +61,9 @@ def register_resolvers() -> None:
     """Register the resolvers of `conf/`: a run's folder, its group in dashboards, the groups that `--help` lists."""
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("flrl_group", _group, replace=True)
-    OmegaConf.register_new_resolver("flrl_launch_level", lambda console: _LAUNCH[console == "quiet"], replace=True)
+    OmegaConf.register_new_resolver(
+        "flrl_launch_level", lambda console: _LAUNCH[console in ("json", "quiet")], replace=True
+    )
     OmegaConf.register_new_resolver("flrl_groups", lambda *only: groups(config_dirs(sys.argv[1:]), only), replace=True)
 
 
