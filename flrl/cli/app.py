@@ -25,8 +25,6 @@ from flrl.cli.resuming import resumable
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.runs.saved import BEFORE
 
-_LAUNCH = {False: "INFO", True: "WARNING"}
-
 
 def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
     """Run a task under Hydra with `conf/<config_name>.yaml`.
@@ -61,15 +59,18 @@ def register_resolvers() -> None:
     """Register the resolvers of `conf/`: a run's folder, its group in dashboards, the groups that `--help` lists."""
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("flrl_group", _group, replace=True)
-    OmegaConf.register_new_resolver(
-        "flrl_launch_level", lambda console: _LAUNCH[console in ("json", "quiet")], replace=True
-    )
+    OmegaConf.register_new_resolver("flrl_launch_level", _launch_level, replace=True)
     OmegaConf.register_new_resolver("flrl_groups", lambda *only: groups(config_dirs(sys.argv[1:]), only), replace=True)
 
 
 def _run_dir(resume: str | None, default: str) -> str:
     """The folder of the run to resume, or `default`."""
     return default if resume in (None, "auto") else str(resume)
+
+
+def _launch_level(console: str) -> str:
+    """The level from which on Hydra's own messages are printed."""
+    return "WARNING" if console in ("json", "quiet") else "INFO"
 
 
 def _group(name: str) -> str:
