@@ -201,8 +201,8 @@ TRAIN = {
     "base=trainer": "Could not override 'base'. No match in the defaults list.",
     "+base=trainer": (
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
-        "tags, optimized_metric, log_clients, console, log_level, holdout, root_samples, held_out_clients, public_samples, "
-        "on_client_failure, dataset, partition, model, "
+        "tags, optimized_metric, log_clients, console, log_level, holdout, root_samples, held_out_clients, "
+        "public_samples, on_client_failure, dataset, partition, model, "
         "trainer, strategy, adversary, backend, evaluation, client_store, callbacks, logger, paths, vars; "
         "values of your own go below vars"
     ),
@@ -234,7 +234,8 @@ TRAIN = {
     "+foo=3": (
         "foo=3: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, tags, "
         "optimized_metric, "
-        "log_clients, console, log_level, holdout, root_samples, held_out_clients, public_samples, on_client_failure, dataset, partition, "
+        "log_clients, console, log_level, holdout, root_samples, held_out_clients, public_samples, "
+        "on_client_failure, dataset, partition, "
         "model, trainer, strategy, "
         "adversary, backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
