@@ -43,7 +43,9 @@ def info(arguments: Sequence[str], console: Console | None = None) -> None:
     wanted = [argument for argument in arguments if not argument.startswith("-") and argument not in own]
     for option in (argument for argument in arguments if argument.startswith("-")):
         if option.partition("=")[0] not in ("--config-dir", "-cd"):
-            raise ValueError(f"{option}: there is no such option; flrl-info [group] [group=choice] [--config-dir=folder]")
+            raise ValueError(
+                f"{option}: there is no such option; flrl-info [group] [group=choice] [--config-dir=folder]"
+            )
     for folder in own:
         if not Path(folder).is_dir():
             raise ValueError(f"--config-dir={folder}: there is no such folder")

@@ -80,7 +80,6 @@ def test_own_yamls_are_listed_too(tmp_path: Path) -> None:
     [
         ("strategi", r"group 'strategi': .*; did you mean strategy\?"),
         ("strategy=scafold", r"did you mean scaffold\?"),
-        ("dlg", r"did you mean attack=dlg\?"),
     ],
 )
 def test_a_mistyped_name_is_an_error(argument: str, message: str) -> None:

@@ -32,8 +32,6 @@ from flrl.config import CONF_DIR, TrainConfig
 from flrl.runs.saved import BEFORE
 from flrl.sweeps import note_failure
 
-_LAUNCH = {False: "INFO", True: "WARNING"}
-
 
 def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
     """Run a task under Hydra with `conf/<config_name>.yaml`.
@@ -90,7 +88,7 @@ def register_resolvers() -> None:
     """Register the resolvers of `conf/`: a run's folder, its group in dashboards, the groups that `--help` lists."""
     OmegaConf.register_new_resolver("flrl_run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("flrl_group", _group, replace=True)
-    OmegaConf.register_new_resolver("flrl_launch_level", lambda console: _LAUNCH[console == "quiet"], replace=True)
+    OmegaConf.register_new_resolver("flrl_launch_level", _launch_level, replace=True)
     OmegaConf.register_new_resolver("flrl_groups", _groups, replace=True)
 
 
@@ -101,6 +99,11 @@ def _groups(*only: str) -> str:
 def _run_dir(resume: str | None, default: str) -> str:
     """The folder of the run to resume, or `default`."""
     return default if resume in (None, "auto") else str(resume)
+
+
+def _launch_level(console: str) -> str:
+    """The level from which on Hydra's own messages are printed."""
+    return "WARNING" if console in ("json", "quiet") else "INFO"
 
 
 def _group(name: str) -> str:
