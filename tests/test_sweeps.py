@@ -1,7 +1,6 @@
 """A sweep goes on after a failed job, keeps a table, ends with the failures, and does not train twice."""
 
 import csv
-import json
 import os
 import time
 from pathlib import Path
@@ -58,8 +57,7 @@ def test_what_a_job_before_left_is_not_this_sweeps_failure(cli: Any) -> None:
     assert cli(*SMALL, "seed=-1", "hydra.sweep.subdir=old").code == 1
     os.utime("sweep/old/error.txt", (0, 0))
     done = cli(*SMALL, "seed=0", "console=json")
-    assert (done.code, done.out.count("\n")) == (0, 1)
-    assert json.loads(done.out)["round"] == 1
+    assert (done.code, done.out, done.err) == (0, "", "")
     assert [row["status"] for row in table().values()] == ["failed", "finished"]
 
 
