@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from flrl.sweeps.results import read_table
 
+from flrl.sweeps import read_table
 from tests.faults import FaultyTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def test_the_next_job_is_as_it_is_alone(tmp_path: Path) -> None:
     mpi = ("mpiexec", "--allow-run-as-root", "--oversubscribe", "-n", "3")
     done = run(tmp_path / "mpi", *faulty, launcher=mpi)
     assert done.returncode == 1
-    assert [row["status"] for row in read_table(tmp_path / "mpi")] == ["failed", "finished"]
+    assert [row["status"] for row in read_table(tmp_path / "mpi")[1]] == ["failed", "finished"]
     first, second = (
         json.loads((tmp_path / name / "1" / "summary.json").read_text())["digest"] for name in ("alone", "mpi")
     )
