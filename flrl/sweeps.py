@@ -8,9 +8,9 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from flrl.runs.rows import ERROR, METRICS, read_rows, replace_text
 
 TABLE = "sweep.csv"
 SEEDS = ("seed", "partition.seed", "model_seed", "sampling_seed")
-_SHOWN, _LINE, _CLOCK_S = 15, 200, 0.02  # files have a coarser clock
-_BEFORE, _AFTER = ("job", "status"), ("seconds", "digest", "error")
+_SHOWN, _LINE = 15, 200
+_BEFORE, _AFTER = ("job", "status"), ("seconds", "digest", "ended", "error")
+_FAILED: dict[Path, str] = {}
+"""Why jobs of this process have failed, by folder, until their rows are written."""
 
 
 class SweepFolder(Callback):
@@ -38,11 +40,11 @@ class SweepFolder(Callback):
     """
 
     def __init__(self) -> None:
-        self._started = 0.0
+        self._started = ""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the time: jobs that failed before are not this sweep's."""
-        self._started = time.time()
+        self._started = _now()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write the job's row."""
@@ -56,7 +58,7 @@ class SweepFolder(Callback):
         overrides, rows = read_table(sweep)
         if config.get("console") not in ("json", "quiet"):
             show(rows, overrides, str(config.optimized_metric), sweep)
-        failed = [row for row in rows if row["status"] == "failed" and self._is_new(sweep / row["job"])]
+        failed = [row for row in rows if row["status"] == "failed" and row["ended"] >= self._started]
         if failed:
             print(f"error: {len(failed)} of {len(rows)} jobs failed; all are in {sweep / TABLE}", file=sys.stderr)
             for row in failed:
@@ -64,15 +66,15 @@ class SweepFolder(Callback):
                 print(f"  {row['job']}  {chosen}: {row['error'][:_LINE]}", file=sys.stderr)
             sys.exit(1)
 
-    def _is_new(self, folder: Path) -> bool:
-        path = folder / ERROR
-        return path.exists() and path.stat().st_mtime >= self._started - _CLOCK_S
-
 
 def note_failure(folder: Path, line: str, started: float) -> None:
-    """Write why a job has failed into its folder's `error.txt`, unless the run has done so since it started."""
+    """Keep why a job has failed for its row, and in its `error.txt` unless the run has written that since it started.
+
+    A folder with a finished run, which the job was refused, is left as it is.
+    """
     path = folder / ERROR
-    if not path.exists() or path.stat().st_mtime < started:
+    _FAILED[folder] = line
+    if not (folder / "summary.json").exists() and (not path.exists() or path.stat().st_mtime < started):
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(path, [line + "\n"])
 
@@ -85,12 +87,19 @@ def row_of(sweep: Path, folder: Path, overrides: Iterable[str]) -> dict[str, Any
     last: dict[str, Any] = next(iter(deque(read_rows(folder / METRICS), maxlen=1)), {})
     row |= {"rounds": last.get("round", 0)}
     row |= {name: value for name, value in last.items() if name not in ("round", "digest")}
-    if (folder / ERROR).exists():
+    failure = _FAILED.pop(folder, None)
+    if failure is not None:
+        row |= {"status": "failed", "error": failure}
+    elif (folder / ERROR).exists():
         row |= {"status": "failed", "error": (folder / ERROR).read_text().strip().rpartition("\n")[2]}
     elif (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text())
         row |= {"status": "finished", "seconds": summary["wall_time_s"]}
-    return row | {"digest": last.get("digest", "")}
+    return row | {"digest": last.get("digest", ""), "ended": _now()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def read_table(sweep: Path) -> tuple[list[str], list[dict[str, Any]]]:

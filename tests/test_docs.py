@@ -77,16 +77,22 @@ def is_choice(override: str, roots: Sequence[Path]) -> bool:
 
 
 @pytest.fixture
-def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with all files that the pages show, and a study of `flrl-new`."""
     for page in PAGES:
         write_files(page.read_text(), tmp_path)
     new(tmp_path / "my_study")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for path in tmp_path.rglob("*.py"):  # those of another test's folder
-        monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    return tmp_path
+    names = [path.stem for path in tmp_path.rglob("*.py")]
+    _forget(names)  # those of another test's folder
+    yield tmp_path
+    _forget(names)
+
+
+def _forget(names: list[str]) -> None:
+    for name in names:
+        sys.modules.pop(name, None)
 
 
 def test_every_command_can_be_composed(shown: Path) -> None:

@@ -1,6 +1,7 @@
 """A sweep goes on after a failed job, keeps a table, ends with the failures, and does not train twice."""
 
 import csv
+import json
 import os
 import time
 from pathlib import Path
@@ -55,7 +56,6 @@ def test_the_same_command_again_trains_only_what_has_not_finished(cli: Any) -> N
 
 def test_what_a_job_before_left_is_not_this_sweeps_failure(cli: Any) -> None:
     assert cli(*SMALL, "seed=-1", "hydra.sweep.subdir=old").code == 1
-    os.utime("sweep/old/error.txt", (0, 0))
     done = cli(*SMALL, "seed=0", "console=json")
     assert (done.code, done.out, done.err) == (0, "", "")
     assert [row["status"] for row in table().values()] == ["failed", "finished"]
@@ -70,6 +70,10 @@ def test_jobs_in_other_processes(cli: Any, monkeypatch: pytest.MonkeyPatch, laun
     assert done.code == 1
     rows = table()
     assert [rows[job]["status"] for job in "012"] == ["finished", "failed", "finished"]
+    summary = json.loads(Path("sweep/0/summary.json").read_text())
+    assert summary["command"].endswith(
+        f" -m {' '.join(SMALL[1:])} seed=0,-1,1 hydra/launcher={launcher} {' '.join(parallel)}".rstrip()
+    )
     alone = cli("strategy.rounds=1", "logger=none", "callbacks=none", "hydra.run.dir=alone")
     assert f"digest  {rows['0']['digest']}" in alone.out
 
@@ -88,11 +92,11 @@ def test_a_row_replaces_the_jobs_earlier_one_and_brings_its_columns(tmp_path: Pa
     write_row(tmp_path, {"job": "0", "status": "failed", "seed": 1, "rounds": 0, "digest": "", "error": "no"})
     write_row(tmp_path, {"job": "1", "status": "finished", "lr": 2, "rounds": 3, "test/loss": 0.5, "digest": "d"})
     write_row(tmp_path, {"job": "0", "status": "finished", "seed": 1, "rounds": 3, "test/loss": 0.25, "digest": "e"})
-    header = "job,status,seed,lr,rounds,test/loss,seconds,digest,error"
+    header = "job,status,seed,lr,rounds,test/loss,seconds,digest,ended,error"
     assert (tmp_path / "sweep.csv").read_text().split() == [
         header,
-        "0,finished,1,,3,0.25,,e,",
-        "1,finished,,2,3,0.5,,d,",
+        "0,finished,1,,3,0.25,,e,,",
+        "1,finished,,2,3,0.5,,d,,",
     ]
     assert read_table(tmp_path)[0] == ["seed", "lr"]
 

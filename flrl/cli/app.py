@@ -45,6 +45,7 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
     register_resolvers()
     Plugins.instance().register(InstalledConfigs)
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    command: list[str] = []
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise instead of printing; `explained` prints
 
     @functools.wraps(task)
@@ -59,6 +60,7 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
     def of_sweep(cfg: DictConfig, job: Any) -> Any:
         """A job that fails does not end its sweep: see `flrl.sweeps.SweepFolder`."""
         folder, started = Path(job.runtime.output_dir), time.time()
+        sys.argv[:] = command  # a launcher's other process has another one
         os.environ["FLRL_JOBS"] = str(_at_once(job.launcher.get("n_jobs") or 1))
         try:
             with raising(), explained(full_error), restored(folder):
@@ -71,6 +73,7 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
 
     try:
         with resumable(config_name, sys.argv[1:]) as (name, sys.argv[1:]):
+            command[:] = sys.argv
             known = functools.partial(composed, name, sys.argv[1:])
             with explained(full_error, known):
                 hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(guarded)()
