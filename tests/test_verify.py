@@ -151,6 +151,7 @@ def test_a_checkpoint_of_another_history_is_refused(verify: Any) -> None:
     assert "round-00004 is not the state after round 4" in verify("rounds=5").err
 
 
+@pytest.mark.slow
 def test_a_client_is_retrained_with_its_client_batch(cli: Any) -> None:
     """The last bits of a convolution's step depend on the number of clients in the batch."""
     module = (f"--config-dir={Path(__file__).parent / 'conf'}", "model=convolved", "trainer=vectorized")

@@ -261,7 +261,7 @@ def test_ctrl_c_twice(subject: Subject) -> None:
     subject.check()
 
 
-@BOTH
+@BOTH_SLOW
 def test_the_disk_is_full_while_a_checkpoint_is_written(subject: Subject) -> None:
     round = subject.saved + 2
     disk = ("callbacks=full_disk", f"callbacks.full_disk.round={round}", f"callbacks.full_disk.mark={subject.mark}")

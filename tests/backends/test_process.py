@@ -173,7 +173,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
     "toy",
     [
         Toy(module=Rich),
-        Toy(strategy=Scaffold),
+        pytest.param(Toy(strategy=Scaffold), marks=pytest.mark.slow),
         pytest.param(Toy(strategy=Named), marks=pytest.mark.slow),
         Toy(strategy=partial(ROBUST, personal=["net.bias"])),
         pytest.param(Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))), marks=pytest.mark.slow),
