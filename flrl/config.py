@@ -15,11 +15,18 @@ FROM_DATA = ("input_shape", "num_classes")
 FILLED = ("model", "adversary", "strategy")
 """The groups that have such arguments."""
 _PACKAGE = Path(__file__).parent
+LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
+"""Metrics with such a word in their name are best when they are low."""
 CONSOLES = ("auto", "rich", "plain", "json", "quiet")
 """The forms in which a run is shown."""
 LOG_LEVELS = ("INFO", "WARNING", "ERROR")
 # In a wheel conf/ is inside of the package, in a clone beside it.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric of this name is best when it is low."""
+    return any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from torchmetrics import Metric
 
 from flrl.bound_model import BoundModel
+from flrl.config import lower_is_better
 from flrl.data.federated import FederatedData
 from flrl.data.sources import Source
 from flrl.lightning.hooks import overridden
@@ -26,7 +27,6 @@ from flrl.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 WORST_SHARE = 0.1
-LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
 _TRIED_SAMPLES = 64
 
 
@@ -225,7 +225,7 @@ def summarize_clients(rows: list[dict[str, float]], prefix: str) -> dict[str, fl
         short = short_name(name)
         ascending = np.sort(values)
         count = ceil(WORST_SHARE * len(values))
-        worst = ascending[-count:] if any(word in short.lower() for word in LOWER_IS_BETTER) else ascending[:count]
+        worst = ascending[-count:] if lower_is_better(short) else ascending[:count]
         statistics: dict[str, float] = {
             "mean": values.mean(),
             "weighted_mean": (values * weights).sum() / weights.sum(),

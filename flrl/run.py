@@ -67,7 +67,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
         config = continued(config, earlier, resumed_from)
         if swept and is_finished(folder, config["strategy"]["rounds"]):
             print(f"finished already: {folder}")
-            return _last(config["optimized_metric"], ({**row} for row in read_rows(folder / METRICS)))
+            return _last(config["optimized_metric"], read_rows(folder / METRICS))
     recipe = Recipe(config)
     backend = make(config, "backend")
     whole = recipe.data()

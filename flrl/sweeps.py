@@ -23,6 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flrl.config import lower_is_better
 from flrl.runs.rows import ERROR, METRICS, read_rows, replace_text
 
 TABLE = "sweep.csv"
@@ -36,31 +37,31 @@ _FAILED: dict[Path, str] = {}
 class SweepFolder(Callback):
     """A Hydra callback that writes `sweep.csv`, ends a sweep with a table, and with code 1 if a job has failed.
 
-    Jobs may end in other processes at the same time: each of these changes its own row.
+    Jobs may end in other processes at the same time, to which launchers send this object: each changes its own row. A
+    job's own `hydra.sweep.dir` may be another one, where that has something in it that is swept over.
     """
 
     def __init__(self) -> None:
-        self._started = ""
+        self._started, self._sweep = "", Path()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the time: jobs that failed before are not this sweep's."""
-        self._started = _now()
+        """Note the folder, and the time: jobs that failed before are not this sweep's."""
+        self._started, self._sweep = _now(), Path(config.hydra.sweep.dir)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write the job's row."""
         if config.hydra.mode == RunMode.MULTIRUN:
-            sweep, folder = Path(config.hydra.sweep.dir), Path(config.hydra.runtime.output_dir)
-            write_row(sweep, row_of(sweep, folder, config.hydra.overrides.task))
+            folder = Path(config.hydra.runtime.output_dir)
+            write_row(self._sweep, row_of(self._sweep, folder, config.hydra.overrides.task))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show the best jobs and those that have failed."""
-        sweep = Path(config.hydra.sweep.dir)
-        overrides, rows = read_table(sweep)
+        overrides, rows = read_table(self._sweep)
         if config.get("console") not in ("json", "quiet"):
-            show(rows, overrides, str(config.optimized_metric), sweep)
+            show(rows, overrides, str(config.optimized_metric), self._sweep)
         failed = [row for row in rows if row["status"] == "failed" and row["ended"] >= self._started]
         if failed:
-            print(f"error: {len(failed)} of {len(rows)} jobs failed; all are in {sweep / TABLE}", file=sys.stderr)
+            print(f"error: {len(failed)} of {len(rows)} jobs failed; all are in {self._sweep / TABLE}", file=sys.stderr)
             for row in failed:
                 chosen = " ".join(f"{name}={row[name]}" for name in varied(rows, overrides) if row.get(name))
                 print(f"  {row['job']}  {chosen}: {row['error'][:_LINE]}", file=sys.stderr)
@@ -153,8 +154,7 @@ def show(rows: Sequence[Mapping[str, Any]], overrides: Sequence[str], metric: st
             groups.setdefault(tuple(row.get(key) or "" for key in dividing), []).append(float(row[metric]))
     if not groups:
         return
-    lowest_first = any(word in metric for word in ("loss", "error"))
-    ordered = sorted(groups.items(), key=lambda group: statistics.fmean(group[1]), reverse=not lowest_first)
+    ordered = sorted(groups.items(), key=lambda group: statistics.fmean(group[1]), reverse=not lower_is_better(metric))
     table = Table(*dividing, "jobs", metric, box=box.SIMPLE_HEAD)
     for column in table.columns[len(dividing) :]:
         column.justify = "right"

@@ -61,6 +61,22 @@ def test_what_a_job_before_left_is_not_this_sweeps_failure(cli: Any) -> None:
     assert [row["status"] for row in table().values()] == ["failed", "finished"]
 
 
+def test_a_name_that_is_swept_over_makes_folders_and_one_table(cli: Any) -> None:
+    """The jobs' own `hydra.sweep.dir` has the name in it."""
+    done = cli("-m", "name=a,b", "seed=0,-1", "strategy.rounds=1", "logger=none", "callbacks=none")
+    assert done.code == 1
+    (sweep,) = Path("outputs/multirun/train").iterdir()
+    rows = table(str(sweep))
+    assert [(row["name"], row["status"]) for row in rows.values()] == [
+        ("a", "finished"), ("a", "failed"), ("b", "finished"), ("b", "failed")
+    ]  # fmt: skip
+    assert {Path(sweep, job).resolve().parents[1].name for job in rows} == {"a", "b"}
+    assert "error: 2 of 4 jobs failed" in done.err
+    away = cli("-m", "name=..,b", "strategy.rounds=1", "logger=none", "callbacks=none")
+    assert (away.code, away.err.startswith("error: name=..: must be the name of a folder below")) == (1, True)
+    assert not [*Path("outputs").glob("2*/**/metrics.jsonl")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_in_other_processes(cli: Any, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -56,7 +57,8 @@ class SweepTable(Callback):
         """Write the table of the jobs that have finished."""
         if config.hydra.mode == RunMode.MULTIRUN:
             sweep = Path(config.hydra.sweep.dir)
-            write_csv(sweep / self.table, self.rows(sweep))
+            with FileLock(sweep / f".{self.table}.lock"):  # jobs may end at the same time
+                write_csv(sweep / self.table, self.rows(sweep))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write what is made of all jobs in the sweep's folder."""

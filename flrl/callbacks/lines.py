@@ -99,7 +99,12 @@ def number(name: str, value: float) -> str:
 
 
 def in_bytes(number: float) -> str:
-    """A number of bytes with its unit."""
+    """A number of bytes with its unit.
+
+    Example:
+        >>> in_bytes(999), in_bytes(62800), in_bytes(1.5e9)
+        ('999 B', '62.8 kB', '1.5 GB')
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000 or unit == "GB":
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import flrl
 from flrl.cli.arguments import config_dirs
-from flrl.cli.explaining import Explained, explained, raising
+from flrl.cli.explaining import Explained, explained, print_error, raising
 from flrl.cli.groups import groups
 from flrl.cli.installed import installed_dirs
 from flrl.cli.keys import check_top_level, composed
@@ -67,7 +67,7 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
                 check_top_level(cfg, schema)
                 return task(cfg)
         except Explained as end:
-            print(f"error: job {job.job.num}: {end.line}", file=sys.stderr)
+            print_error(f"job {job.job.num}: {end.line}", end.error)
             note_failure(folder, end.line, started)
         return None
 
@@ -176,9 +176,9 @@ class KeepRunFolder(Callback):
         """End the process if an earlier job of the sweep had the same folder."""
         with explained(full_error=False):
             swept = not OmegaConf.is_missing(config.hydra.job, "num")
-            if not swept:  # what is wrong with one job of a sweep ends that job alone
+            if not swept:  # what is wrong with one job of a sweep ends that job alone, unless it is its folder
                 check_top_level(config, TrainConfig)
-                _check_name(config.name)
+            _check_name(config.name)
             if config.resume is None:
                 _check_free(Path(config.hydra.runtime.output_dir), "hydra.sweep.dir" if swept else "hydra.run.dir")
 

@@ -105,10 +105,15 @@ def explained(full_error: bool, known: Known = dict) -> Iterator[None]:
             raise
         line = one_line(error, known)
         if not _SILENT.get():
-            print(f"error: {line}", file=sys.stderr)
-            for note in getattr(error, "__notes__", ()):
-                print(f"  {note}", file=sys.stderr)
+            print_error(line, error)
         raise Explained(line, error) from error
+
+
+def print_error(line: str, error: Exception) -> None:
+    """Print a line for an error, and what has been noted on it."""
+    print(f"error: {line}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)
 
 
 def one_line(error: BaseException, known: Known = dict) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from pytorch_lightning.loggers import WandbLogger
 
 from flrl.callbacks.base import RunInfo
+from flrl.config import lower_is_better
 from flrl.logging.confusion import confusion
 from flrl.logging.pictures import confusion_figure, partition_figure
 from flrl.logging.secrets import masked_arguments
@@ -24,7 +25,6 @@ from flrl.types import ClientReport, RoundRecord, ServerState
 MAX_CLIENTS = 200
 """Rows of a table of clients at most; histograms are of all clients."""
 _BINS = 32
-_LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity", "backdoor_success")
 _HIGHER_IS_BETTER = ("accuracy", "acc", "f1", "auroc", "precision", "recall")
 
 
@@ -201,7 +201,7 @@ class FlrlWandbLogger(WandbLogger):
 
 def _goal(name: str) -> str | None:
     words = name.lower()
-    lower = any(word in words for word in _LOWER_IS_BETTER)
+    lower = lower_is_better(name) or "backdoor_success" in words
     return "min" if lower else "max" if any(word in words for word in _HIGHER_IS_BETTER) else None
 
 

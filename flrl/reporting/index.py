@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from flrl.callbacks.lines import in_bytes
 from flrl.reporting.charts import kept
 from flrl.reporting.folder import RunFiles
 from flrl.reporting.html import Html, joined, page, table, tag
-from flrl.reporting.numbers import best, headlines, last, number, size
+from flrl.reporting.numbers import best, headlines, last, number
 
 REPORT = "report.html"
 MAX_DRAWN = 60
@@ -77,7 +78,7 @@ def _row(run: RunFiles, given: dict[str, str], sweep: Path, varied: Sequence[str
     sent = sum(value or 0 for value in run.metrics().get("comm/up_bytes", []))
     seconds = run.summary.get("wall_time_s")
     rounds = (Html(f"{run.rounds[-1]}") if run.summary else f"{run.rounds[-1]}, not finished", run.rounds[-1])
-    return [*row, rounds, (size(sent), sent), _sorted(seconds), tag("code", run.rows[-1]["digest"][:12])]
+    return [*row, rounds, (in_bytes(sent), sent), _sorted(seconds), tag("code", run.rows[-1]["digest"][:12])]
 
 
 def _sorted(value: Any) -> tuple[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flrl.evaluation import LOWER_IS_BETTER
+from flrl.config import lower_is_better
 from flrl.reporting.folder import RunFiles
 
 
@@ -11,8 +11,7 @@ def best(run: RunFiles, metric: str) -> tuple[Any, int] | None:
     found = [(row[metric], -row["round"]) for row in run.rows if isinstance(row.get(metric), int | float)]
     if not found:
         return None
-    lower = any(word in metric.lower() for word in LOWER_IS_BETTER)
-    value, round = min(found, key=lambda one: (one[0], -one[1])) if lower else max(found)
+    value, round = min(found, key=lambda one: (one[0], -one[1])) if lower_is_better(metric) else max(found)
     return value, -round
 
 
@@ -32,14 +31,3 @@ def last(run: RunFiles, metric: str) -> Any:
 def number(value: Any) -> str:
     """A number as the page's text has it."""
     return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) and abs(value) >= 1e-3 else f"{value:.4g}"
-
-
-def size(value: float) -> str:
-    """A number of bytes as the page's text has it.
-
-    Example:
-        >>> size(999), size(62800), size(1.5e9)
-        ('999 B', '62.8 kB', '1.5 GB')
-    """
-    unit, prefix = next(((u, p) for u, p in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= u), (1, ""))
-    return f"{value / unit:.4g} {prefix}B"

@@ -4,11 +4,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flrl.callbacks.lines import in_bytes
 from flrl.config import CONF_DIR
 from flrl.reporting import charts, sections
 from flrl.reporting.folder import RunFiles
 from flrl.reporting.html import Html, folded, joined, page, table, tag, tiles, tree
-from flrl.reporting.numbers import best, headlines, last, number, size
+from flrl.reporting.numbers import best, headlines, last, number
 from flrl.reporting.predicted import Predicted
 from flrl.reporting.sections import MAX_ROWS, Drawing
 
@@ -69,7 +70,7 @@ def _result(run: RunFiles, metrics: Mapping[str, Sequence[Any]]) -> Html:
         if found:
             items.append((name, number(value), f"best {number(found[0])} in round {found[1]}"))
     items += [
-        (f"sent {way}", size(sum(v or 0 for v in metrics[name])), "by all clients, in all rounds")
+        (f"sent {way}", in_bytes(sum(v or 0 for v in metrics[name])), "by all clients, in all rounds")
         for way, name in (("up", "comm/up_bytes"), ("down", "comm/down_bytes"))
         if name in metrics
     ]

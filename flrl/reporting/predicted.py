@@ -16,12 +16,8 @@ from flrl.bound_model import BoundModel
 from flrl.data import FederatedData
 from flrl.data.facts import bounds_of, facts_of
 from flrl.data.sources import Source
-from flrl.lightning.modes import evaluating
-from flrl.lightning.stand_in import TrainerStandIn, attached
-from flrl.lightning.steps import replaced
-from flrl.lightning.transfer import to_device
-from flrl.seeding import SERVER, generator_for, isolated_randomness
-from flrl.trainers.predicting import outputs_of
+from flrl.lightning.predicting import classes_of
+from flrl.seeding import SERVER, generator_for
 
 BATCH_SIZE = 100
 OF_A_CLIENT = 50
@@ -127,19 +123,12 @@ def _clients(found: Predicted, model: BoundModel, data: FederatedData, seed: int
 
 def _predictions(model: BoundModel, source: Source, indices: np.ndarray, seconds: float) -> Iterator[np.ndarray]:
     """The predicted class of each sample, a batch at a time, until the time is over."""
-    module: Any = model.module
-    begun, device = time.perf_counter(), model.local.device
+    begun = time.perf_counter()
     model.put_back()
-    quiet = replaced(module, log=_nothing, log_dict=_nothing)
-    trainer = attached(module, TrainerStandIn(1, 1, engine="report"))
-    with isolated_randomness(0, device), torch.inference_mode(), evaluating(module), quiet, trainer:
-        for batch in source.batches(indices, BATCH_SIZE):
-            outputs = outputs_of(module, to_device(module, batch, device))
-            if not isinstance(outputs, Tensor) or outputs.ndim != 2 or not outputs.is_floating_point():
-                raise ValueError("the module's forward, or predict_step, gives no class scores, [batch, classes]")
-            yield outputs.argmax(dim=1).cpu().numpy()
-            if time.perf_counter() - begun > seconds:
-                break
+    for predicted in classes_of(model, source, indices, BATCH_SIZE):
+        yield predicted
+        if time.perf_counter() - begun > seconds:
+            break
 
 
 def _pictures(source: Source, indices: np.ndarray) -> list[str]:
@@ -163,7 +152,3 @@ def _png(picture: Tensor) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _nothing(*args: Any, **options: Any) -> None:
-    pass

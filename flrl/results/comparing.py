@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from flrl.config import lower_is_better
 from flrl.results import figures, tables
 from flrl.results.grouping import Group, grouped, listed
 from flrl.results.run import Run, runs
@@ -26,7 +27,7 @@ class Options:
             overrides differ by, except for seeds.
         metric: a column of `metrics.jsonl`; its last value counts.
         target: a value of the metric; how many rounds, bytes and seconds runs take to reach it.
-        goal: "max" or "min"; None: "min" for names with loss or error in them.
+        goal: "max" or "min"; None: "min" for losses and errors, see `flrl.config.LOWER_IS_BETTER`.
         out: the folder for tables and figures; None: `comparison/` in the first folder given.
     """
 
@@ -39,7 +40,7 @@ class Options:
     @property
     def lower_is_better(self) -> bool:
         """Whether the metric is to be small."""
-        return self.goal == "min" or (self.goal is None and any(w in self.metric.lower() for w in ("loss", "error")))
+        return self.goal == "min" or (self.goal is None and lower_is_better(self.metric))
 
 
 def parsed(arguments: Sequence[str]) -> tuple[list[Path], Options]:

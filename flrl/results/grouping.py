@@ -6,12 +6,10 @@ from typing import Any
 
 from flrl.cli.arguments import key_of
 from flrl.results.run import Run, setting
+from flrl.runs.settings import FREE
 from flrl.sweeps import SEEDS
 
-_NO_MATTER = {
-    *("name", "tags", "resume", "paths", "logger", "callbacks", "backend", "evaluation", "log_clients"),
-    *("optimized_metric", "client_store", "dataset.data_dir", "dataset.download", "vars"),
-}
+_NO_MATTER = FREE - {"strategy.rounds", "strategy.min_clients", "on_client_failure"} | {"backend"}
 """Keys, or nodes of keys, from which no result follows."""
 _NO_GROUP = {*SEEDS, "name", "tags", "resume", "hparams_search"}
 _MOST = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from flrl.cli.arguments import arranged
+from flrl.cli.arguments import arranged, quietened
 from flrl.cli.explaining import Explained, raising
 from flrl.results.run import Run, load
 
@@ -65,7 +65,7 @@ def _as_if_started(*overrides: str) -> Iterator[None]:
     handlers, level = list(root.handlers), root.level
     full = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "0"  # `run_app` sets it
-    sys.argv = ["flrl-train", *arranged(overrides)]
+    sys.argv = ["flrl-train", *arranged(quietened(overrides))]
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from flrl.config import FILLED, FROM_DATA, NOBODY
 from flrl.runs.saved import read_config, saved_in
 from flrl.seeding import Seeds
 
-_FREE = {
+FREE = {
     "resume",
     "name",
     "tags",
@@ -20,8 +20,6 @@ _FREE = {
     "log_level",
     "optimized_metric",
     "evaluation",
-}
-_FREE |= {
     "vars",
     "on_client_failure",
     "client_store",
@@ -30,6 +28,7 @@ _FREE |= {
     "dataset.data_dir",
     "dataset.download",
 }
+"""Keys, and nodes of keys, that may change when a run is resumed."""
 _OF_BACKENDS = {"backend.threads", "backend.device", "backend.portable"}
 """The settings of a backend that bits depend on; its kind and the number of processes may change."""
 _SAME_BITS = {f"flrl.trainers.{name}Trainer" for name in ("Eager", "Traced", "Lightning")}
@@ -91,7 +90,7 @@ def differences(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> list[t
 
 def _is_free(key: str) -> bool:
     parts = key.split(".")
-    return any(".".join(parts[: end + 1]) in _FREE for end in range(len(parts))) or (
+    return any(".".join(parts[: end + 1]) in FREE for end in range(len(parts))) or (
         parts[0] == "backend" and key not in _OF_BACKENDS
     )
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flrl.data.retargeted import retargeted
 from flrl.data.sources import Source
-from flrl.lightning.hooks import overridden
 from flrl.lightning.modes import evaluating
+from flrl.lightning.predicting import outputs_of
 from flrl.lightning.stand_in import TrainerStandIn, attached, configure
 from flrl.lightning.steps import loss_of, replaced, step_caller
 from flrl.lightning.transfer import to_device
@@ -56,15 +56,6 @@ def predictions(
             "its forward, or predict_step, must give class scores, [batch, classes]"
         )
     return outputs.float()
-
-
-def outputs_of(module: pl.LightningModule, batch: Any) -> Tensor:
-    """What the module's `predict_step`, else its `forward`, gives for a batch or for its inputs alone."""
-    if overridden(module, "predict_step"):
-        output: Tensor = step_caller(module.predict_step)(batch, 0)
-    else:
-        output = module(batch[0] if isinstance(batch, tuple | list) else batch)
-    return output
 
 
 def check_distillable(module: pl.LightningModule, source: Source, num_classes: int) -> None:

@@ -197,7 +197,7 @@ def test_predictions_that_fail_are_left_out_by_name(
         raise RuntimeError("no such layer")
 
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    monkeypatch.setattr("flrl.reporting.predicted.outputs_of", fails)
+    monkeypatch.setattr("flrl.lightning.predicting.outputs_of", fails)
     done = cli(f"run={copy}", main=report)
     words = words_of(copy / "report.html")
     assert (done.code, done.err) == (0, "")
