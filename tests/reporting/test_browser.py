@@ -144,6 +144,7 @@ def test_a_series_can_be_switched_off_and_read_as_a_table(opened: Any, run: Path
     key.click()
     assert chart.locator("path.series").count() == 2
     chart.locator("summary").click()
+    chart.locator("td").first.wait_for()
     cells = chart.locator("td").all_inner_texts()
     assert len(cells) == 8
     assert float(cells[0]) == pytest.approx(rows_of(run / "metrics.jsonl")[0]["test/loss"], rel=1e-4)
@@ -165,7 +166,8 @@ def test_a_sweep_sorts_and_draws_what_is_chosen(opened: Any, sweep: Path) -> Non
     there.page.locator("#metric").select_option("train/loss")
     assert there.script("document.querySelector('figcaption').textContent") == "train/loss"
     assert there.script("document.querySelectorAll('path.series').length") == 3
-    there.page.locator("a", has_text="0").first.click()
+    with there.page.expect_navigation():
+        there.page.locator("a", has_text="0").first.click()
     assert there.page.title() == "a<b>&c: report"
 
 
