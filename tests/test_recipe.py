@@ -59,6 +59,7 @@ def test_each_seed_moves_its_own(cli: Any, base: dict[str, Any], overrides: tupl
     ]
 
 
+@pytest.mark.slow
 def test_a_run_with_seeds_apart_is_resumed_to_the_same_end(cli: Any) -> None:
     apart = ("partition.seed=5", "model_seed=6", "sampling_seed=7")
     assert cli(*RUN, *apart, "strategy.rounds=4", "hydra.run.dir=whole").code == 0

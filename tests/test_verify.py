@@ -106,6 +106,7 @@ def test_other_threads_are_noted(verify: Any) -> None:
     assert "the run had backend.threads=1, this is 2: expect other bits" in done.out
 
 
+@pytest.mark.slow
 def test_verified_on_another_backend(verify: Any) -> None:
     done = verify("rounds=5", "backend=process", "backend.workers=2")
     assert (done.code, done.err) == (0, "")

@@ -144,6 +144,7 @@ def test_of_a_malicious_client_the_truth_is_what_it_trained_on(cli: Any) -> None
         assert result["samples"] == samples if "samples" in result else result["label_accuracy"] >= 0.5
 
 
+@pytest.mark.slow
 def test_what_a_transform_measures_is_not_what_was_trained_on(cli: Any) -> None:
     from flrl.attack import main
 

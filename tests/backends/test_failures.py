@@ -163,7 +163,7 @@ def test_the_controller_is_killed(subject: Subject) -> None:
 @pytest.mark.parametrize(
     ("backend", "number", "to"),
     [
-        ("process", signal.SIGTERM, "all"),
+        pytest.param("process", signal.SIGTERM, "all", marks=pytest.mark.slow),
         pytest.param("process", signal.SIGTERM, "main", marks=pytest.mark.slow),
         pytest.param("process", signal.SIGINT, "all", marks=pytest.mark.slow),
         pytest.param("mpi", signal.SIGTERM, "rank 0", marks=pytest.mark.mpi),

@@ -175,7 +175,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         Toy(module=Rich),
         pytest.param(Toy(strategy=Scaffold), marks=pytest.mark.slow),
         pytest.param(Toy(strategy=Named), marks=pytest.mark.slow),
-        Toy(strategy=partial(ROBUST, personal=["net.bias"])),
+        pytest.param(Toy(strategy=partial(ROBUST, personal=["net.bias"])), marks=pytest.mark.slow),
         pytest.param(Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))), marks=pytest.mark.slow),
         Toy(strategy=partial(FedAvg, aggregator=FLTrust(before=Bucketing(size=1)))),
         Toy(strategy=biased, rounds=5),
@@ -191,7 +191,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
             )
         ),
         pytest.param(Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1), marks=pytest.mark.slow),
-        Toy(source="unpicklable"),
+        pytest.param(Toy(source="unpicklable"), marks=pytest.mark.slow),
         Toy(module=Convolved, vectorized=True),
     ],
     ids=[

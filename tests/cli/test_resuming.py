@@ -87,6 +87,7 @@ def test_nothing_of_a_resume_stays_in_the_process(cli: Any, wrong: str) -> None:
     assert "resumed" not in cli("strategy=nothing").err
 
 
+@pytest.mark.slow
 def test_a_resume_may_be_the_first_of_several_commands_of_a_process(cli: Any) -> None:
     """Hydra registers its own configurations with the first command; those a resume adds go, the others stay."""
     assert cli("strategy.rounds=1", "logger=none", "hydra.run.dir=run").code == 0

@@ -31,6 +31,7 @@ class Talkative(Linear):
         super().test_step(batch, batch_idx)
 
 
+@pytest.mark.slow
 def test_a_warning_is_logged_once_over_all_workers(caplog: pytest.LogCaptureFixture) -> None:
     run(ProcessBackend(workers=2), Toy(module=Talkative, rounds=2))
     logged = [(record.name, record.getMessage()) for record in caplog.records if record.levelno == logging.WARNING]
