@@ -15,7 +15,7 @@ from flrl.errors import ClientError
 from flrl.evaluation import Evaluator
 from flrl.examiner import Examiner
 from flrl.layout import checksum_of
-from flrl.sampling import LOSS_BYTES, needs_losses
+from flrl.sampling import LOSS_BYTES, needs
 from flrl.seeding import clients_in_turn
 from flrl.snapshot import Snapshot, refuse_changes
 from flrl.strategies import Strategy
@@ -78,7 +78,7 @@ class Worker:
         reducer = self.reducer(broadcast)
         reports = []
         malicious = self.threat.present(broadcast.round, [task.client_id for task in tasks])
-        more = LOSS_BYTES if needs_losses(self.strategy.sampler) else 0
+        more = LOSS_BYTES if "losses" in needs(self.strategy.sampler) else 0
         before = self._parts()
         with clients_in_turn(self.model.local.device):
             for batch in client_batches(tasks):

@@ -1,0 +1,134 @@
+"""The cohort of a round: what a sampler is given, and what is kept of what clients reported."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from flrl.setup import Setup
+from flrl.types import ClientReport, Tensors
+
+LOSSES = "sampler/losses"
+"""The name among a state's variables of the last losses reported, float64 `[num_clients]`; infinite where none was."""
+NORMS = "sampler/norms"
+"""That of the last norms of updates, likewise."""
+LOSS_BYTES = 8
+"""What a client's loss costs to send."""
+_REPORTED = {"losses": (LOSSES, "train/loss"), "norms": (NORMS, "update/norm")}
+"""What a sampler may need of clients: its name among a state's variables, and among a client's metrics."""
+
+
+class Sampler(Protocol):
+    """Chooses a round's cohort. It may have an attribute `needs` and a keyword `available` too, see `draw`."""
+
+    def check(self, setup: Setup) -> None:
+        """Raise ValueError if the setup has too few clients for such a cohort."""
+
+    def largest(self, num_clients: int) -> int:
+        """The largest possible number of clients in one round."""
+
+    def __call__(self, num_clients: int, *, seed: int, round: int) -> np.ndarray:
+        """The cohort's client ids, ascending, int64 `[cohort]`."""
+
+
+def needs(sampler: Any) -> tuple[str, ...]:
+    """What a sampler is called with besides `seed` and `round`, from its attribute `needs`.
+
+    Raises:
+        ValueError: it needs something else than `sizes`, `losses` and `norms`.
+    """
+    names = tuple(getattr(sampler, "needs", ()))
+    for name in names:
+        if name != "sizes" and name not in _REPORTED:
+            raise ValueError(
+                f"strategy.sampler: {type(sampler).__name__}.needs={names}: must be of {('sizes', *_REPORTED)}"
+            )
+    return names
+
+
+def draw(
+    sampler: Sampler,
+    variables: Tensors,
+    sizes: np.ndarray,
+    *,
+    seed: int,
+    round: int,
+    available: np.ndarray | None = None,
+) -> np.ndarray:
+    """The cohort of a round.
+
+    A sampler whose `needs` has `sizes`, `losses` or `norms` is called with those as well: the samples of every client,
+    and what each last reported, float64 `[num_clients]`, infinite where it has not; None before the first report. Where
+    some clients are not available, it is called with `available`; the cohort is drawn among the available ones alone,
+    and is all of them where they are fewer than the sampler asks for.
+
+    Args:
+        sampler: the run's.
+        variables: of the server's state before the round.
+        sizes: training samples of every client, int64 `[num_clients]`.
+        seed: of the cohorts.
+        round: counted from 1.
+        available: whether each client is available, bool `[num_clients]`; None: all are.
+
+    Raises:
+        ValueError: some clients are not available and the sampler has no such keyword, or it chooses one of them.
+    """
+    given = _given(sampler, variables, sizes)
+    if available is None or available.all():  # so that samplers without the keyword serve here
+        return sampler(len(sizes), seed=seed, round=round, **given)
+    name = type(sampler).__name__
+    if not takes_available(sampler):
+        raise ValueError(f"strategy.sampler: {name}.__call__ has no keyword `available`, and not all clients are")
+    drawn = sampler(len(sizes), seed=seed, round=round, available=available, **given)  # type: ignore[call-arg]
+    away = [int(client) for client in drawn if not available[client]]
+    if away:
+        raise ValueError(f"strategy.sampler: {name} gives {away[:10]}, which are not available in round {round}")
+    return drawn
+
+
+def takes_available(sampler: Sampler) -> bool:
+    """Whether a sampler draws among the clients that are available: its call has the keyword `available`."""
+    return "available" in inspect.signature(sampler).parameters
+
+
+def everybody_of(num_clients: int, available: np.ndarray | None) -> np.ndarray:
+    """The ids of the available clients, ascending; of all if `available` is None."""
+    return np.arange(num_clients) if available is None else np.flatnonzero(available)
+
+
+def noted(sampler: Sampler, variables: Tensors, reports: Sequence[ClientReport], num_clients: int) -> dict[str, Any]:
+    """The sampler's variables after a round; none unless it needs losses or norms.
+
+    A client that was left out, or whose loss or norm is not finite, keeps its last one.
+
+    Args:
+        sampler: the run's.
+        variables: of the server's state before the round.
+        reports: of the cohort.
+        num_clients: number of all clients.
+    """
+    kept: dict[str, Any] = {}
+    for name, (key, metric) in _REPORTED.items():
+        if name in needs(sampler):
+            unknown = torch.full((num_clients,), math.inf, dtype=torch.float64)
+            kept[key] = variables.get(key, unknown).clone()
+            for report in reports:
+                value = report.metrics.get(metric, math.nan)
+                if report.rejected is None and math.isfinite(value):
+                    kept[key][report.client_id] = value
+    return kept
+
+
+def _given(sampler: Sampler, variables: Tensors, sizes: np.ndarray) -> dict[str, Any]:
+    """What a sampler needs besides `seed` and `round`, by name."""
+    given: dict[str, Any] = {}
+    for name in needs(sampler):
+        if name == "sizes":
+            given[name] = sizes
+        else:
+            key, _ = _REPORTED[name]
+            given[name] = variables[key].numpy() if key in variables else None
+    return given
