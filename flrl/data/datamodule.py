@@ -22,7 +22,7 @@ def from_datasets(
         train: training samples.
         test: central test samples.
         num_workers: worker processes of the DataLoaders.
-        label_key: if training samples are dicts, the key of their class; see `flrl.data.sources.labels_of`.
+        label_key: if training samples are dicts, the key of their class; see `flrl.data.labels.labels_of`.
 
     Raises:
         ValueError: samples do not have the key.
@@ -37,7 +37,7 @@ def from_datamodule(*, datamodule: pl.LightningDataModule, label_key: str | None
 
     Args:
         datamodule: any LightningDataModule.
-        label_key: if training samples are dicts, the key of their class; see `flrl.data.sources.labels_of`.
+        label_key: if training samples are dicts, the key of their class; see `flrl.data.labels.labels_of`.
 
     Raises:
         ValueError: a loader is missing, is not a single DataLoader, or has a dataset without length or indexing.

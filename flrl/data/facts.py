@@ -17,7 +17,7 @@ class Facts:
 
     Attributes:
         input_shape: shape of one sample's inputs; None if samples are no tensors.
-        num_classes: the largest class of all samples, plus one; None if samples have no class.
+        num_classes: the dataset's own number, else the largest class of all samples, plus one; None without classes.
     """
 
     input_shape: tuple[int, ...] | None
@@ -37,7 +37,7 @@ def facts_of(splits: Splits) -> Facts:
     labels = [source.labels for source in (splits.train, splits.test) if source.labels is not None]
     known = splits.train.labels is not None
     classes = max((int(part.max()) + 1 for part in labels if len(part)), default=None) if known else None
-    return Facts(_shape_in(splits.train), classes)
+    return Facts(_shape_in(splits.train), classes if splits.num_classes is None else splits.num_classes)
 
 
 def bounds_of(source: Source) -> tuple[Tensor, Tensor] | None:

@@ -3,7 +3,7 @@
 A source returns batches for an array of indices; it has no notion of clients.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
+
+from flrl.data.labels import LABEL_KEYS as LABEL_KEYS
+from flrl.data.labels import labels_of as labels_of
 
 # A TensorSource gathers and normalises this many bytes of float32 inputs at a time: many small batches share the cost
 # of the calls, and the block still fits the cache.
@@ -20,8 +23,6 @@ _KEPT_BYTES = 2**28
 # Overhead of two tensors, their key and their entry in the dict (measured). Samples that take less are not kept: they
 # are prepared quickly, and the overhead of a million small clients would fill memory.
 _KEPT_ENTRY_BYTES = 1200
-LABEL_KEYS = ("label", "labels", "target", "targets", "y")
-"""Keys under which the class of a sample is searched, if samples are dicts."""
 
 
 class Source(Protocol):
@@ -51,11 +52,15 @@ class Splits:
         train: training samples, which are divided among clients.
         test: central test samples.
         public: samples that the server and all clients have; None for none.
+        groups: natural owner of each training sample, int64 `[len(train)]`, for `partition=natural`; None for none.
+        num_classes: number of classes, where samples may show fewer (a vocabulary); None: the largest class plus one.
     """
 
     train: Source
     test: Source
     public: Source | None = None
+    groups: np.ndarray | None = None
+    num_classes: int | None = None
 
 
 class TensorSource:
@@ -255,46 +260,3 @@ class DatasetSource:
     def of(self, dataset: Dataset[Any], labels: np.ndarray | None) -> "DatasetSource":
         """A source of another dataset, loaded like this one; arguments as for the constructor."""
         return DatasetSource(dataset, labels=labels, num_workers=self._num_workers, collate_fn=self._collate_fn)
-
-
-def labels_of(dataset: Dataset[Any], key: str | None = None) -> np.ndarray | None:
-    """The classes of a dataset's samples: its `targets`, `labels` or `y`, else read from each sample.
-
-    The class of a sample is its second part, or for a dict the first of `LABEL_KEYS` that it has.
-
-    Args:
-        dataset: a map-style dataset.
-        key: key of the class in samples that are dicts; then nothing else is tried.
-
-    Returns:
-        int64 `[len]`, or None if classes are not one whole number per sample.
-
-    Raises:
-        ValueError: samples do not have the key.
-    """
-    if isinstance(dataset, Subset):
-        inner = labels_of(dataset.dataset, key)
-        return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
-    names = (name for name in ("targets", "labels", "y") if getattr(dataset, name, None) is not None)
-    found: Any = None if key else next((getattr(dataset, name) for name in names), None)
-    if found is None:
-        found = [_label_in(dataset[index], key) for index in range(len(dataset))]  # type: ignore[arg-type]
-        if any(label is None for label in found):
-            return None
-    try:
-        labels = np.asarray(found)
-    except ValueError:  # ragged: not one number per sample
-        return None
-    if labels.ndim != 1 or len(labels) != len(dataset) or not np.issubdtype(labels.dtype, np.integer):  # type: ignore[arg-type]
-        return None
-    return labels.astype(np.int64)
-
-
-def _label_in(sample: Any, key: str | None) -> Any:
-    if isinstance(sample, Mapping):
-        if key is not None and key not in sample:
-            raise ValueError(f"label_key={key}: samples have the keys {', '.join(map(str, sample))}")
-        return sample.get(next((name for name in LABEL_KEYS if name in sample), "") if key is None else key)
-    if key is not None:
-        raise ValueError(f"label_key={key}: samples are no dicts but of type {type(sample).__name__}")
-    return sample[1] if isinstance(sample, tuple | list) and len(sample) > 1 else None
