@@ -10,6 +10,8 @@ CLIENT_STORE = {"_target_": "flrl.clients.ClientStore", "budget_bytes": 2**30}
 """The default client store; configurations of earlier versions have no such group."""
 NOBODY = {"_target_": "flrl.adversaries.Nobody", "clients": 0, "start": 1, "stop": None}
 """The default adversary; likewise."""
+NO_DEVICES = {"_target_": "flrl.devices.NoDevices"}
+"""The default devices; likewise."""
 FROM_DATA = ("input_shape", "num_classes")
 """Arguments of models, adversaries and strategies that are read from the dataset if their yaml has null for them."""
 FILLED = ("model", "adversary", "strategy")
@@ -54,6 +56,7 @@ class TrainConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     adversary: dict[str, Any] = field(default_factory=lambda: dict(NOBODY))
+    devices: dict[str, Any] = field(default_factory=lambda: dict(NO_DEVICES))
     backend: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     client_store: dict[str, Any] = field(default_factory=lambda: dict(CLIENT_STORE))

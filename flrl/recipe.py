@@ -10,9 +10,10 @@ from flrl.adversaries import Adversary, Threat
 from flrl.bound_model import BoundModel
 from flrl.cli.instantiation import make, without_seed
 from flrl.clients import ClientStore
-from flrl.config import CLIENT_STORE, NOBODY
+from flrl.config import CLIENT_STORE, NO_DEVICES, NOBODY
 from flrl.data import FederatedData, TensorSource
 from flrl.data.federated import Partition
+from flrl.devices import Devices, Fleet, NoDevices, Work
 from flrl.models import Kinds
 from flrl.process_setup import prepare
 from flrl.seeding import Seeds
@@ -91,6 +92,11 @@ class Recipe:
         adversary: Adversary = make({"adversary": self.config.get("adversary") or NOBODY}, "adversary")
         return adversary
 
+    def devices(self) -> Devices | None:
+        """What clients train on; None if there is no virtual clock, as in configurations of earlier versions."""
+        made: Any = make({"devices": self.config.get("devices") or NO_DEVICES}, "devices")
+        return None if isinstance(made, NoDevices) else made
+
     def client_store(self) -> ClientStore:
         """The store of client memory."""
         store: ClientStore = make({"client_store": self.config.get("client_store") or CLIENT_STORE}, "client_store")
@@ -132,13 +138,15 @@ class Recipe:
             ValueError: parts cannot be combined, or the model has nothing to train.
         """
         trainer, strategy, evaluator = make(self.config, "trainer"), self.strategy(), make(self.config, "evaluation")
-        adversary = self.adversary()
+        adversary, devices = self.adversary(), self.devices()
         model, kinds = self.models(strategy, threads=threads, device=device)
         numbers = {"num_holding_out": len(data.holding_out()), "num_root_samples": data.num_root_samples}
         public = data.splits.public
         modules: list[Any] = [each.module for each in (model, *kinds)]
         for module in modules:
-            setup = Setup.of(module, strategy, trainer, data.sizes, adversary=adversary, public=public, **numbers)
+            setup = Setup.of(
+                module, strategy, trainer, data.sizes, adversary=adversary, public=public, devices=devices, **numbers
+            )
             setup.check()
         if len(data.splits.train):
             adversary.check_samples(data.splits.train, data.num_dataset_samples)
@@ -147,6 +155,21 @@ class Recipe:
             for source in (data.splits.train, data.splits.test, public):
                 if isinstance(source, TensorSource):
                     source.move_to(model.local.device)
-        drop, seed = self._on_client_failure == "drop", self.seeds.run
+        seed = self.seeds.run
         threat = Threat.of(adversary, data.num_clients, seed, data.splits.test)
-        return Worker(model, data, trainer, strategy, evaluator, seed, drop_failures=drop, threat=threat, kinds=kinds)
+        fleet = None
+        if devices is not None:
+            work = Work(trainer.batch_size, trainer.local_epochs, trainer.local_steps, strategy.passes)
+            fleet = Fleet(devices, work, self.seeds.sampling)
+        return Worker(
+            model,
+            data,
+            trainer,
+            strategy,
+            evaluator,
+            seed,
+            drop_failures=self._on_client_failure == "drop",
+            threat=threat,
+            kinds=kinds,
+            fleet=fleet,
+        )

@@ -12,6 +12,8 @@ _OF_TRAINING = (
     "transforms/",
     "aggregator/",
     "adversary/",
+    "devices/",
+    "schedule/",
     "clients/num",
     "clients/rejected",
 )

@@ -23,6 +23,7 @@ from flrl.recorded import Comparison, SavedRun
 from flrl.rounds import initial_state, planned
 from flrl.runs.checkpoint import list_checkpoints, load_checkpoint, round_of
 from flrl.runs.rows import METRICS
+from flrl.scheduling import Plan
 from flrl.seeding import clients_in_turn
 from flrl.transforms.apply import on_server
 from flrl.types import Broadcast, ClientTask, ClientUpdate, RoundRecord, ServerState, Tensors
@@ -107,6 +108,7 @@ class Replay:
             sampling_seed=self.recipe.seeds.sampling,
             callbacks=Callbacks([self.comparison, kept, _Stop(self.comparison, last)]),
             threat=self.worker.threat,
+            fleet=self.worker.fleet,
         )
         return state
 
@@ -132,27 +134,28 @@ class Replay:
 
     # What is on the wire.
 
-    def sent(self, state: ServerState) -> tuple[Broadcast, list[ClientTask]]:
-        """What the clients of the round after a state are sent, and their tasks."""
+    def sent(self, state: ServerState) -> Plan:
+        """The plan of the round after a state: what its clients were sent, and their tasks."""
         worker, sizes, seed = self.worker, self.backend.sizes, self.recipe.seeds.sampling
-        return planned(worker.strategy, worker.threat, state, sizes, seed, self.layout)
+        return planned(worker.strategy, worker.threat, state, sizes, seed, self.layout, worker.fleet)
 
-    def batch_of(self, tasks: Sequence[ClientTask], client: int) -> list[ClientTask]:
-        """The client batch that a client is trained in, since the last bits may depend on the others in it.
+    def batch_of(self, plan: Plan, client: int) -> tuple[Broadcast, list[ClientTask]]:
+        """What a client was sent, and the client batch that it is trained in: the last bits may depend on the others.
 
         Raises:
             ValueError: the client takes no part in the round.
         """
-        for batch in client_batches(self.worker.batched(tasks)):
-            if client in (task.client_id for task in batch):
-                return batch
-        cohort = ", ".join(str(task.client_id) for task in tasks) or "empty"
-        round = f"round {tasks[0].round}" if tasks else "this round"
+        part = plan.part_of(client)
+        for batch in client_batches(self.worker.batched(part.tasks)) if part else []:
+            if part and client in (task.client_id for task in batch):
+                return part.broadcast, batch
+        cohort = ", ".join(str(task.client_id) for task in plan.tasks) or "empty"
+        round = f"round {plan.whole.round}"
         raise ValueError(f"client={client}: takes no part in {round}; its cohort is {cohort}")
 
     def cohort(self, round: int) -> list[int]:
         """Ids of the clients that take part in a round."""
-        return [task.client_id for task in self.sent(self.before(round))[1]]
+        return [task.client_id for task in self.sent(self.before(round)).tasks]
 
     def exchange(self, round: int, client: int) -> Exchange:
         """What a client was sent in a round and what it sent back, compared with the run's checksum; trained here.
@@ -161,9 +164,8 @@ class Replay:
             ValueError: the client takes no part in the round, or sent nothing.
             FlrlError: the recomputed update, or a round before, is not what the run has recorded.
         """
-        broadcast, tasks = self.sent(self.before(round))
-        batch = self.batch_of(tasks, client)
-        for task, update in self._updates(broadcast, batch):
+        broadcast, batch = self.batch_of(self.sent(self.before(round)), client)
+        for task, update in self._updates(round, broadcast, batch):
             if task.client_id == client:
                 return Exchange(broadcast, [task], _on_cpu(update.vectors))
         raise AssertionError
@@ -174,17 +176,22 @@ class Replay:
         Of transforms that hide single updates, the server's part is applied to the mean, which undoes it.
 
         Raises:
-            ValueError: the cohort is empty, or sent nothing that could be used.
+            ValueError: the cohort is empty, sent nothing that could be used, or started from models of several rounds.
             FlrlError: a recomputed update, or a round before, is not what the run has recorded.
         """
         state = self.before(round)
-        broadcast, tasks = self.sent(state)
+        plan = self.sent(state)
+        if len(plan.parts) > 1:
+            raise ValueError(f"round {round}: its clients started from models of several rounds; observe one of them")
+        broadcast, tasks = plan.whole, plan.tasks
+        if plan.parts:
+            broadcast = plan.parts[0].broadcast
         strategy, device = self.worker.strategy, self.worker.model.local.device
         sizes = strategy.vector_sizes(self.layout)
         reducer = Mean().reducer(sizes, total_weight=broadcast.total_weight, device=device)
         accepted = []
         for batch in client_batches(self.worker.batched(tasks)):
-            for task, update in self._updates(broadcast, batch, whole=True):
+            for task, update in self._updates(round, broadcast, batch, whole=True):
                 stats = stats_of(update)
                 if reducer.rejection(update, stats) is None:
                     reducer.add(update, stats)
@@ -204,7 +211,7 @@ class Replay:
         return self._trained_on[round, client]
 
     def _updates(
-        self, broadcast: Broadcast, batch: Sequence[ClientTask], *, whole: bool = False
+        self, round: int, broadcast: Broadcast, batch: Sequence[ClientTask], *, whole: bool = False
     ) -> Iterator[tuple[ClientTask, ClientUpdate]]:
         """The clients' updates, compared with the run's checksums; of a `whole` cohort, those that were sent."""
         asked: Asked = []
@@ -216,8 +223,8 @@ class Replay:
             if isinstance(update, ClientError):
                 if whole:
                     continue
-                raise ValueError(f"client={task.client_id}: sent nothing in round {task.round}: {update}") from update
-            self.comparison.client(task.round, task.client_id, checksum_of(stats_of(update).values()))
+                raise ValueError(f"client={task.client_id}: sent nothing in round {round}: {update}") from update
+            self.comparison.client(round, task.client_id, checksum_of(stats_of(update).values()))
             self._require_equal()
             own = set(self.worker.data.train_indices(task.client_id).tolist())
             used = [index for part in asked for index in part.tolist() if index in own]
@@ -225,7 +232,7 @@ class Replay:
             if task.client_id in threat.poisoned:
                 source, parts = threat.poisoned[task.client_id]
                 used = [index for part in parts for index in part.tolist()]
-            self._trained_on[task.round, task.client_id] = source, np.array([*dict.fromkeys(used)], np.int64)
+            self._trained_on[round, task.client_id] = source, np.array([*dict.fromkeys(used)], np.int64)
             yield task, update
 
     def _require_equal(self) -> None:

@@ -11,27 +11,23 @@ from torch import Tensor
 
 from flrl.adversaries import Threat
 from flrl.adversaries.threat import kept_variables
-from flrl.aggregation import Combined
+from flrl.aggregation import Combined, merged
 from flrl.aggregation.state import combine, named, own_variables
 from flrl.callbacks.base import Callbacks
+from flrl.devices import Fleet
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.records import adversary_numbers, evaluation_record, round_record
 from flrl.sampling import noted
+from flrl.scheduling import NOW, Plan, Planning, is_under_way
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
 from flrl.transforms.apply import on_server
-from flrl.types import (
-    Aggregate,
-    Broadcast,
-    ClientReport,
-    ClientTask,
-    RoundRecord,
-    ServerState,
-)
+from flrl.types import Aggregate, ClientReport, RoundRecord, ServerState
 
 if TYPE_CHECKING:
-    from flrl.backends.base import Backend, Received
+    from flrl.aggregation import Reducer
+    from flrl.backends.base import Backend
     from flrl.strategies import Strategy
 
 
@@ -47,6 +43,7 @@ class Rounds:
         seed: the run's seed.
         sampling_seed: seed of the cohorts.
         threat: which clients are malicious, and what they do.
+        fleet: the clients' devices; None if there is no virtual clock.
     """
 
     strategy: "Strategy"
@@ -56,6 +53,7 @@ class Rounds:
     seed: int
     sampling_seed: int
     threat: Threat = field(default_factory=Threat)
+    fleet: Fleet | None = None
 
     def run(self, state: ServerState, history: Sequence[RoundRecord]) -> tuple[ServerState, list[RoundRecord]]:
         """Run the rounds that are left, and return the last state and a record of every round.
@@ -71,6 +69,8 @@ class Rounds:
             callbacks.on_fit_start(state, history)
             if state.round == 0 and not history:
                 metrics = self.backend.evaluate(state, rounds=strategy.rounds)
+                if metrics and self.fleet is not None:
+                    metrics["time/virtual_s"] = 0.0
                 if metrics:
                     history.append(evaluation_record(metrics, digest(state.vector)))
                     callbacks.on_round_end(state, history)
@@ -92,63 +92,83 @@ class Rounds:
     def _round(self, state: ServerState, weight_of_all: float) -> tuple[ServerState, RoundRecord]:
         started = time.perf_counter()
         sizes = self.backend.sizes
-        broadcast, tasks = planned(self.strategy, self.threat, state, sizes, self.sampling_seed, self.layout)
-        self.callbacks.on_round_start(broadcast.round, broadcast.cohort)
-        received = self._received(broadcast, tasks)
-        with isolated_randomness(seed_for(self.seed, broadcast.round, SERVER, "server"), torch.device("cpu")):
-            result, kept, numbers = self._aggregate(broadcast, received, state)
+        plan = planned(self.strategy, self.threat, state, sizes, self.sampling_seed, self.layout, self.fleet)
+        if plan.absent and len(plan.tasks) < self.strategy.min_clients:
+            plan = plan.abandoned()
+        self.callbacks.on_round_start(plan.whole.round, plan.whole.cohort)
+        reducer, reports = self._received(plan)
+        with isolated_randomness(seed_for(self.seed, plan.whole.round, SERVER, "server"), torch.device("cpu")):
+            result, kept, numbers = self._aggregate(plan, reducer, reports, state)
             result = replace(result, share=result.total_weight / weight_of_all)
             after = self.strategy.aggregate(state, result, self.layout)
         after = replace(after, vector=after.vector.to(self.layout.dtype))
         if self.strategy.trains_on_server:
-            after = self.backend.server_update(replace(after, round=broadcast.round))
+            after = self.backend.server_update(replace(after, round=plan.whole.round))
         memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})
         kept |= noted(self.strategy.sampler, state.variables, result.reports, len(sizes))
+        kept |= plan.clock(result.reports) | dict(plan.variables)
         result = replace(result, reports=tuple(map(_forgotten, result.reports)))
-        after = replace(after, round=broadcast.round, variables={**after.variables, **kept}, memory=memory)
+        own = {name: tensor for name, tensor in after.variables.items() if not is_under_way(name)}
+        after = replace(after, round=plan.whole.round, variables={**own, **kept}, memory=memory)
         trained = time.perf_counter()
         evaluated = self.backend.evaluate(after, rounds=self.strategy.rounds)
         seconds = {"time/round_s": time.perf_counter() - started, "time/train_s": trained - started}
-        down = {"comm/down_bytes": float(sum(broadcast.payload.values()) * len(tasks))}
+        if NOW in kept:
+            seconds["time/virtual_s"] = float(kept[NOW])
+        down = {"comm/down_bytes": float(plan.down_bytes)}
+        numbers |= plan.numbers
         record = round_record(after.round, evaluated | numbers | seconds | down, digest(after.vector), result)
         return after, record
 
-    def _received(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> "Received | None":
-        """The updates of the cohort, once they are trained; None for an empty cohort, which a sampler may draw."""
-        if not tasks:
-            return None
-        received = self.backend.train(broadcast, tasks, self.callbacks.on_client_end)
-        self._check(received.reports, broadcast.round)
-        return received
+    def _received(self, plan: Plan) -> "tuple[Reducer | None, list[ClientReport]]":
+        """The updates of a plan's clients, once they are trained, and the reports of all that were sent a model.
+
+        There are no updates if nobody is trained: a sampler may draw nobody, and all that it draws may be lost.
+        """
+        received = [
+            self.backend.train(part.broadcast, part.tasks, self.callbacks.on_client_end)
+            for part in plan.parts
+            if part.tasks
+        ]
+        reports = [*(report for each in received for report in each.reports), *plan.absent]
+        if len(plan.parts) > 1 or plan.absent:
+            reports.sort(key=lambda report: report.client_id)
+        for report in plan.absent:
+            self.callbacks.on_client_end(report)
+        if received or (reports and not plan.absent):
+            self._check(reports, plan)
+        return merged([each.reducer for each in received]) if received else None, reports
 
     def _aggregate(
-        self, broadcast: Broadcast, received: "Received | None", state: ServerState
+        self, plan: Plan, reducer: "Reducer | None", reports: Sequence[ClientReport], state: ServerState
     ) -> tuple[Aggregate, dict[str, Tensor], dict[str, float]]:
         """The aggregate of the updates, the next variables of aggregator and transforms, and numbers to report."""
-        strategy = self.strategy
+        strategy, broadcast = self.strategy, plan.whole
         colluding = kept_variables(state.variables)
-        if received is not None:
-            colluding = self.threat.colluded(received.reducer, state.variables, broadcast, self.layout)
+        if reducer is not None:
+            colluding = self.threat.colluded(reducer, state.variables, broadcast, self.layout)
             rule = strategy.aggregator
             root = self.backend.root_update(broadcast) if rule.needs_root else None
-            combined = combine(rule, received.reducer, state, broadcast, self.layout, self.seed, root)
-            reports = received.reports
+            combined = combine(rule, reducer, state, broadcast, self.layout, self.seed, root)
         else:
             sizes = strategy.vector_sizes(self.layout)
             zeros = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
-            combined, reports = Combined(zeros, 0.0, own_variables(state)), ()
+            combined = Combined(zeros, 0.0, own_variables(state))
         vectors, kept, numbers = on_server(
             strategy.transforms, combined.vectors, state.variables, broadcast, self.layout, self.seed
         )
         if combined.filtered is not None:
             filtered = set(combined.filtered)
             reports = tuple(replace(report, filtered=report.client_id in filtered) for report in reports)
+        accepted = [report for report in reports if report.rejected is None]
+        vectors = strategy.schedule.adjusted(vectors, plan, accepted, state)
         kept = {**kept, **named(combined.state), **colluding}
         selects = combined.filtered is not None
         numbers = {**numbers, **adversary_numbers(reports, exists=self.threat.exists, selects=selects)}
-        return Aggregate(vectors, combined.total_weight, reports), kept, numbers
+        return Aggregate(vectors, combined.total_weight, tuple(reports)), kept, numbers
 
-    def _check(self, reports: Sequence[ClientReport], round: int) -> None:
+    def _check(self, reports: Sequence[ClientReport], plan: Plan) -> None:
+        round = plan.whole.round
         accepted = [report for report in reports if report.rejected is None]
         if len(accepted) < self.strategy.min_clients:
             reasons = [f"client {r.client_id}: {r.rejected}" for r in reports if r.rejected is not None]
@@ -159,6 +179,14 @@ class Rounds:
         for name in self.strategy.transforms:
             if not any(f"transforms/{name}/clients" in report.metrics for report in accepted):
                 raise RuntimeError(f"transform {name} was asked for but never ran")
+        allowed = {task.client_id: task.steps for task in plan.tasks if task.steps is not None}
+        for report in accepted:
+            if report.num_steps > allowed.get(report.client_id, report.num_steps):
+                raise ValueError(
+                    f"strategy.schedule: client {report.client_id} took {report.num_steps} steps in round {round}, and "
+                    f"{allowed[report.client_id]} were left until the deadline: {type(self.strategy).__name__} trains "
+                    "as long as it likes; stragglers=drop goes with it"
+                )
 
 
 def planned(
@@ -168,19 +196,20 @@ def planned(
     sizes: np.ndarray,
     sampling_seed: int,
     layout: ParameterLayout,
-) -> tuple[Broadcast, list[ClientTask]]:
-    """What the clients of the next round are sent, and their tasks: a strategy's plan, after a malicious server.
+    fleet: Fleet | None = None,
+) -> Plan:
+    """Who is trained in the next round, and what they were sent: a schedule's plan, after a malicious server.
 
     Args:
-        strategy: the algorithm.
+        strategy: the algorithm, with its schedule.
         threat: the run's.
         state: the server's state before the round.
         sizes: training samples of every client, int64 `[num_clients]`.
         sampling_seed: seed of the cohorts.
         layout: the model's layout.
+        fleet: the clients' devices; None if there is no virtual clock.
     """
-    broadcast, tasks = strategy.plan(state, sizes, sampling_seed, layout)
-    return threat.sent(broadcast, layout), tasks
+    return strategy.schedule.plan(Planning(strategy, threat, state, sizes, sampling_seed, layout, fleet))
 
 
 def initial_state(strategy: "Strategy", vector: Tensor, layout: ParameterLayout, seed: int) -> ServerState:

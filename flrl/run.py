@@ -97,10 +97,9 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     callbacks = _callbacks(config)
     worker.examiner.try_out()
     if start.state.round < worker.strategy.rounds and backend.holds_samples and not worker.drop_failures:
-        layout = worker.model.layout
-        worker.rehearse(
-            *planned(worker.strategy, worker.threat, start.state, data.sizes, recipe.seeds.sampling, layout)
-        )
+        layout, seed = worker.model.layout, recipe.seeds.sampling
+        for part in planned(worker.strategy, worker.threat, start.state, data.sizes, seed, layout, worker.fleet).parts:
+            worker.rehearse(part.broadcast, part.tasks)
     # The command is accepted: from here on files in the folder are changed.
     shutil.rmtree(folder / BEFORE, ignore_errors=True)
     log_file.begin()
@@ -121,6 +120,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
                 callbacks=callbacks,
                 history=start.history,
                 threat=worker.threat,
+                fleet=worker.fleet,
             )
     finally:
         try:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the parts import this
     from flrl.adversaries import Adversary
     from flrl.aggregation import Aggregator
     from flrl.data import Source
+    from flrl.devices import Devices
     from flrl.sampling import Sampler
     from flrl.strategies import Strategy
     from flrl.trainers import Trainer
@@ -37,6 +38,7 @@ class Setup:
         num_root_samples: number of samples that the server has itself.
         adversary: which clients are malicious, and what they do; None for nobody.
         public: the samples that the server and all clients have; None if there are none.
+        devices: what clients train on; None if there is no virtual clock.
     """
 
     module: "pl.LightningModule"
@@ -51,6 +53,7 @@ class Setup:
     num_root_samples: int = 0
     adversary: "Adversary | None" = None
     public: "Source | None" = None
+    devices: "Devices | None" = None
 
     @classmethod
     def of(
@@ -64,6 +67,7 @@ class Setup:
         num_root_samples: int = 0,
         adversary: "Adversary | None" = None,
         public: "Source | None" = None,
+        devices: "Devices | None" = None,
     ) -> "Setup":
         """The setup of a strategy and its parts; arguments as the attributes."""
         layout = ParameterLayout(module, strategy.personal)
@@ -80,6 +84,7 @@ class Setup:
             num_root_samples=num_root_samples,
             adversary=adversary,
             public=public,
+            devices=devices,
         )
 
     @property
@@ -92,15 +97,24 @@ class Setup:
         """Number of training samples of all clients."""
         return int(self.sizes.sum())
 
+    @property
+    def most_updates(self) -> int:
+        """The largest number of updates that the server steps on."""
+        return self.strategy.schedule.largest(self.sampler.largest(self.num_clients))
+
     def check(self) -> None:
         """Let every part check the others, before the first round.
 
         Raises:
             ValueError: two parts cannot be combined; the message has the reason.
         """
+        if self.devices is not None and self.strategy.pools_samples:
+            name = type(self.strategy).__name__
+            raise ValueError(f"devices: {name} trains on the samples of all clients at once, on no client's device")
         self.sampler.check(self)
         self.trainer.check(self)
         self.strategy.check(self)
+        self.strategy.schedule.check(self)
         self.aggregator.check(self)
         for transform in self.transforms.values():
             transform.check(self)

@@ -58,6 +58,8 @@ class Broadcast:
         variables: further tensors that the clients need, by name.
         cohort: ids of the clients that take part, ascending.
         payload: bytes of each thing sent to a client, by name.
+        later: by how many rounds the server's step on these clients' updates is later than `round`: 0, unless a
+            schedule has clients of several rounds under way.
     """
 
     round: int
@@ -66,6 +68,12 @@ class Broadcast:
     variables: Tensors = field(default_factory=dict)
     cohort: Sequence[int] = ()
     payload: Mapping[str, int] = field(default_factory=dict)
+    later: int = 0
+
+    @property
+    def step(self) -> int:
+        """The round of the server's step on these clients' updates."""
+        return self.round + self.later
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ class ClientTask:
         weight: the client's weight in the mean, usually `num_samples`.
         memory: the client's tensors kept since it last took part, by name.
         batch: index of the client batch, whose clients are trained at once; None trains alone.
+        steps: steps of each of its trainings, fewer than the trainer's settings say; None for those.
     """
 
     round: int
@@ -87,6 +96,7 @@ class ClientTask:
     weight: float
     memory: Tensors = field(default_factory=dict)
     batch: int | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,7 @@ def verify_run(cfg: DictConfig) -> bool:
         _warn_of_environment(console, folder, rounds)
         state = replay.advance(start, rounds.stop - 1 if cfg.client is None else rounds.start - 1)
         if cfg.client is not None and not replay.comparison.differences:
-            broadcast, tasks = replay.sent(state)
-            _compare_client(replay, cfg.client, broadcast, replay.batch_of(tasks, cfg.client))
+            _compare_client(replay, cfg.client, *replay.batch_of(replay.sent(state), cfg.client))
     if replay.comparison.differences:
         for line in replay.comparison.differences:
             console.print(line)
@@ -53,7 +52,7 @@ def _compare_client(replay: Replay, client: int, broadcast: Any, batch: Any) -> 
     """Train a client batch on the replay's backend, and compare the client's checksum."""
     reports = replay.backend.train(broadcast, batch, lambda report: None).reports
     checksums = {report.client_id: report.checksum for report in reports}
-    replay.comparison.client(broadcast.round, client, checksums[client])
+    replay.comparison.client(broadcast.step, client, checksums[client])
 
 
 def _chosen(recorded: Recorded, rounds: str | None, client: int | None, round: int | None) -> range:

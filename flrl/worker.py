@@ -11,6 +11,7 @@ from flrl.aggregation.base import check_sizes
 from flrl.bound_model import BoundModel
 from flrl.cli.tracebacks import place_in, raised_by_flrl
 from flrl.data import FederatedData
+from flrl.devices import Fleet
 from flrl.errors import ClientError
 from flrl.evaluation import Evaluator
 from flrl.examiner import Examiner
@@ -42,6 +43,7 @@ class Worker:
         drop_failures: a client whose training raises is reported as rejected, instead of ending the run.
         threat: which clients are malicious, and what they do.
         kinds: the models of clients that have their own, one for each kind; empty where all have `model`.
+        fleet: the clients' devices; None if there is no virtual clock.
     """
 
     model: BoundModel
@@ -53,6 +55,7 @@ class Worker:
     drop_failures: bool = False
     threat: Threat = field(default_factory=Threat)
     kinds: Sequence[BoundModel] = ()
+    fleet: Fleet | None = None
 
     def model_of(self, client_id: int) -> BoundModel:
         """The model that a client trains: of kind `client_id` modulo their number, where there are kinds."""

@@ -9,9 +9,20 @@ import flrl
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own room and those below it, none beside it
     {"own_code", "errors", "seeding", "config", "kernels", "models", "runs.rows", "lightning.hooks", "cli.importing"},
-    {"clients", "data", "layout", "portable", "snapshot", "runs.environment", "runs.saved", "cli.tracebacks", "sweeps"},
+    {
+        "clients",
+        "data",
+        "layout",
+        "portable",
+        "snapshot",
+        "runs.environment",
+        "runs.saved",
+        "cli.tracebacks",
+        "sweeps",
+        "devices",
+    },
     {"types", "bound_model", "setup", "cli"},
-    {"lightning", "aggregation", "sampling", "transforms", "process_setup", "records"},
+    {"lightning", "aggregation", "sampling", "transforms", "process_setup", "records", "scheduling"},
     {"callbacks.base", "runs.checkpoint", "trainers.problem", "adversaries"},
     {"trainers.steps", "evaluation", "rounds", "runs", "logging", "callbacks"},
     {"trainers"},

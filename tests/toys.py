@@ -189,6 +189,7 @@ def setup_of(
     num_holding_out: int = 0,
     num_root_samples: int = 0,
     public: Any = None,
+    devices: Any = None,
 ) -> Setup:
     """The setup of these parts, and ordinary ones beside them, to be checked."""
     average = FedAvg(rounds=1, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
@@ -200,6 +201,7 @@ def setup_of(
         num_holding_out=num_holding_out,
         num_root_samples=num_root_samples,
         public=public,
+        devices=devices,
     )
 
 
@@ -236,4 +238,5 @@ def fit(
         callbacks=Callbacks(callbacks),
         history=history,
         threat=worker.threat,
+        fleet=worker.fleet,
     )

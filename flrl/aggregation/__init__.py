@@ -1,7 +1,7 @@
 """Rules that aggregate a round's updates. A new rule is a file like `median.py`; see `rows.py` for its base class."""
 
 from flrl.aggregation.around import Meamed, Phocas
-from flrl.aggregation.base import Aggregator, Combined, Parcel, Reducer, stats_of
+from flrl.aggregation.base import Aggregator, Combined, Parcel, Reducer, merged, stats_of
 from flrl.aggregation.before import ARC, NNM, Bucketing, Clip
 from flrl.aggregation.bulyan import Bulyan
 from flrl.aggregation.centered_clipping import CenteredClipping
@@ -59,5 +59,6 @@ __all__ = [
     "Ruled",
     "SignMajority",
     "TrimmedMean",
+    "merged",
     "stats_of",
 ]

@@ -116,6 +116,19 @@ class Aggregator(ABC):
         """
 
 
+def merged(reducers: Sequence[Reducer]) -> Reducer:
+    """One reducer with all that several have, each of which holds all workers' updates of some clients."""
+    first, *others = reducers
+    if others:
+        parcels = [reducer.parcel() for reducer in others]
+        parts = first.merge(parcels)
+        if parts is not None:
+            for parcel in parcels:
+                assert parcel.summand is not None
+                parts.add_(parcel.summand)
+    return first
+
+
 def stats_of(update: ClientUpdate) -> dict[str, VectorStats]:
     """The stats of an update's vectors, by name."""
     return {name: vector_stats(vector) for name, vector in update.vectors.items()}

@@ -38,7 +38,7 @@ class BearingRule(RowRule):
 
 def check_cohort(setup: "Setup", part: str, least: int, source: str, before: Before | None = None) -> None:
     """Raise ValueError, naming the part, unless a rule gets at least so many rows of the largest cohort."""
-    cohort = setup.sampler.largest(setup.num_clients)
+    cohort = setup.most_updates
     rows = cohort if before is None else before.count(cohort)
     if rows < least:
         left = "take part" if rows == cohort else f"take part, of which {type(before).__name__} makes {rows} rows"

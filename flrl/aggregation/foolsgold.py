@@ -22,7 +22,7 @@ class FoolsGold(RowRule):
     def check(self, setup: "Setup") -> None:
         """Refuse buckets, whose rows are no client's, so that nobody has a history."""
         super().check(setup)
-        cohort = setup.sampler.largest(setup.num_clients)
+        cohort = setup.most_updates
         if self.before is not None and self.before.count(cohort) != cohort:
             raise ValueError(
                 f"strategy.aggregator.before: FoolsGold needs each client's own row, not {type(self.before).__name__}"

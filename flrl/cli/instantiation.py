@@ -20,6 +20,7 @@ _GROUPS = (
     "trainer",
     "strategy",
     "adversary",
+    "devices",
     "evaluation",
     "client_store",
 )

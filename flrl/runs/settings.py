@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flrl.config import FILLED, FROM_DATA, NOBODY
+from flrl.config import FILLED, FROM_DATA, NO_DEVICES, NOBODY
 from flrl.runs.saved import read_config, saved_in
 from flrl.seeding import Seeds
 
@@ -120,7 +120,13 @@ def _with_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
     partition = {**config["partition"], "seed": seeds.partition}
     given = {"model_seed": seeds.model, "sampling_seed": seeds.sampling, "partition": partition}
     lacking = {"root_samples": 0, "held_out_clients": 0, "public_samples": 0}
-    return {**lacking, **config, **given, "adversary": config.get("adversary") or NOBODY}
+    return {
+        **lacking,
+        **config,
+        **given,
+        "adversary": config.get("adversary") or NOBODY,
+        "devices": config.get("devices") or NO_DEVICES,
+    }
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

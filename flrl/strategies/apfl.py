@@ -34,6 +34,7 @@ class APFL(Stepping):
     """
 
     evaluates = ("own", "alpha")
+    passes = 3.0
 
     def __init__(self, *, alpha: float = 0.5, adaptive: bool = False, **options: Any) -> None:
         super().__init__(**options)

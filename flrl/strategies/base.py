@@ -16,13 +16,15 @@ from torch import Tensor
 from flrl.adversaries import Threat
 from flrl.aggregation import Aggregator, Mean
 from flrl.callbacks.base import Callbacks
+from flrl.devices import Fleet
 from flrl.layout import BATCHNORM, ParameterLayout, batchnorm_layers
 from flrl.lightning.local_step import LocalStep, layer_of
 from flrl.rounds import Rounds
 from flrl.sampling import Sampler, draw
+from flrl.scheduling import Schedule, Synchronous
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.setup import Setup
-from flrl.strategies.checking import check_cohort
+from flrl.strategies.checking import belongs_to_rounds, check_cohort
 from flrl.trainers import LocalProblem, Trained
 from flrl.transforms import Transform
 from flrl.transforms.apply import checked
@@ -43,6 +45,7 @@ class Strategy(ABC):
     Args:
         rounds: number of rounds of a whole run.
         sampler: chooses each round's cohort.
+        schedule: when the server steps, and on whose updates; synchronous rounds by default.
         aggregator: the rule that aggregates updates; the exact weighted mean by default.
         transforms: applied to updates between clients and server, by name, in order.
         personal: patterns of the names of parameters and buffers that stay with their client.
@@ -59,10 +62,10 @@ class Strategy(ABC):
     """Names of the module's layers whose outputs `adjust_loss` needs."""
     evaluates: Sequence[str] = ()
     """Names in client memory that `personal_model` and `finetuning` need, besides the personal part."""
-
     pools_samples = False
     """Whether one client trains on the samples of others too, which a dedicated server cannot have it do."""
-
+    passes = 1.0
+    """How many trainings of the trainer's epochs a client does in a round: for the virtual clock alone."""
     sends_model = True
     """Whether clients are sent the global model, and send updates of it. Where they are not, each has a model of its
     own, all of it personal, and `model.kinds` may give clients different networks."""
@@ -72,6 +75,7 @@ class Strategy(ABC):
         *,
         rounds: int,
         sampler: Sampler,
+        schedule: Schedule | None = None,
         aggregator: Aggregator | None = None,
         transforms: Mapping[str, Transform] | None = None,
         personal: Sequence[str] = (),
@@ -86,6 +90,7 @@ class Strategy(ABC):
             raise ValueError(f"strategy.personal={personal}: must be a list of patterns, such as [head.*]")
         self.rounds = rounds
         self.sampler = sampler
+        self.schedule = Synchronous() if schedule is None else schedule
         self.aggregator = Mean() if aggregator is None else aggregator
         self.transforms = checked(transforms)
         if batchnorm not in ("average", "personal", "frozen"):
@@ -96,7 +101,7 @@ class Strategy(ABC):
 
     def check(self, setup: Setup) -> None:
         """Raise ValueError that names a part of the setup that the algorithm does not support; before any round."""
-        most = setup.sampler.largest(setup.num_clients)
+        most = setup.most_updates
         if self.min_clients > most:
             raise ValueError(f"strategy.min_clients={self.min_clients}: only {most} clients take part in a round")
         for name in self.observes:
@@ -115,6 +120,7 @@ class Strategy(ABC):
         sampling_seed: int | None = None,
         history: Sequence[RoundRecord] = (),
         threat: Threat | None = None,
+        fleet: Fleet | None = None,
     ) -> tuple[ServerState, list[RoundRecord]]:
         """Run the rounds that are left: see `flrl.rounds`.
 
@@ -127,6 +133,7 @@ class Strategy(ABC):
             sampling_seed: seed of the cohorts; the run's seed by default.
             history: the records of the rounds before `state`.
             threat: which clients are malicious, and what they do; nobody by default.
+            fleet: the clients' devices; None if there is no virtual clock.
 
         Returns:
             The last state, and a record of every round.
@@ -134,9 +141,8 @@ class Strategy(ABC):
         Raises:
             FlrlError: see `flrl.rounds.Rounds.run`.
         """
-        sampling_seed = seed if sampling_seed is None else sampling_seed
-        threat = Threat() if threat is None else threat
-        return Rounds(self, backend, layout, callbacks, seed, sampling_seed, threat).run(state, history)
+        sampling, threat = seed if sampling_seed is None else sampling_seed, threat or Threat()
+        return Rounds(self, backend, layout, callbacks, seed, sampling, threat, fleet).run(state, history)
 
     # The server's part.
 
@@ -176,8 +182,22 @@ class Strategy(ABC):
         numbers, counts = np.unique(sizes, return_counts=True)
         return math.fsum(self.weight(int(n)) * int(count) for n, count in zip(numbers, counts, strict=True))
 
+    @property
+    def needs_rounds(self) -> bool:
+        """Whether clients need what belongs to a whole round, so that all must start from the same one."""
+        return belongs_to_rounds(self, Strategy)
+
+    def task(self, state: ServerState, round: int, client_id: int, num_samples: int) -> ClientTask:
+        """The task of a client that starts from the model of a round; the state has the client's memory."""
+        return ClientTask(round, client_id, num_samples, self.weight(num_samples), state.memory.get(client_id, {}))
+
     def plan(
-        self, state: ServerState, sizes: np.ndarray, seed: int, layout: ParameterLayout
+        self,
+        state: ServerState,
+        sizes: np.ndarray,
+        seed: int,
+        layout: ParameterLayout,
+        available: np.ndarray | None = None,
     ) -> tuple[Broadcast, list[ClientTask]]:
         """The broadcast of the next round, and its clients' tasks.
 
@@ -186,26 +206,23 @@ class Strategy(ABC):
             sizes: training samples of every client, int64 `[num_clients]`.
             seed: seed of the cohorts.
             layout: the model's layout.
+            available: whether each client may be drawn, bool `[num_clients]`; None: all may.
         """
         round = state.round + 1
         with isolated_randomness(seed_for(seed, round, SERVER, "plan"), torch.device("cpu")):
-            drawn = draw(self.sampler, state.variables, sizes, seed=seed, round=round)
+            drawn = draw(self.sampler, state.variables, sizes, seed=seed, round=round, available=available)
             cohort = check_cohort(self.sampler, drawn, len(sizes))
             return self._planned(state, round, cohort, sizes, layout)
 
     def _planned(
         self, state: ServerState, round: int, cohort: Sequence[int], sizes: np.ndarray, layout: ParameterLayout
     ) -> tuple[Broadcast, list[ClientTask]]:
-        tasks = [
-            ClientTask(round, c, int(sizes[c]), self.weight(int(sizes[c])), state.memory.get(c, {})) for c in cohort
-        ]
+        tasks = [self.task(state, round, client, int(sizes[client])) for client in cohort]
         sent = self.broadcast(state, round, sum(task.weight for task in tasks))
         if not self.sends_model:
             sent = replace(sent, vector=sent.vector[:0])
-        payload = {
-            "vector": layout.nbytes if self.sends_model else 0,
-            **{name: tensor.nbytes for name, tensor in sent.variables.items()},
-        }
+        payload = {"vector": layout.nbytes if self.sends_model else 0}
+        payload |= {name: tensor.nbytes for name, tensor in sent.variables.items()}
         return replace(sent, cohort=tuple(sorted(cohort)), payload=payload | dict(sent.payload)), tasks
 
     # The client's part.

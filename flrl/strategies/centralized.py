@@ -30,10 +30,15 @@ class Centralized(FedAvg):
     pools_samples = True
 
     def plan(
-        self, state: ServerState, sizes: np.ndarray, seed: int, layout: ParameterLayout
+        self,
+        state: ServerState,
+        sizes: np.ndarray,
+        seed: int,
+        layout: ParameterLayout,
+        available: np.ndarray | None = None,
     ) -> tuple[Broadcast, list[ClientTask]]:
         """The task of the one client, who is sent the sizes of the clients that would have taken part."""
-        sent, tasks = super().plan(state, sizes, seed, layout)
+        sent, tasks = super().plan(state, sizes, seed, layout, available)
         parts = torch.tensor([int(sizes[client_id]) for client_id in sent.cohort])
         number = int(sizes.sum())
         memory = state.memory.get(EVERYBODY, {})

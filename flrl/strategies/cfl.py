@@ -59,7 +59,7 @@ class CFL(FedAvg):
         """
         super().check(setup)
         check_every_update(setup, "CFL")
-        most = setup.sampler.largest(setup.num_clients)
+        most = setup.most_updates
         if most < setup.num_clients:
             raise ValueError(
                 f"strategy.sampler: {most} of {setup.num_clients} clients take part in a round, CFL compares all: "

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from flrl.aggregation import Aggregator, EveryUpdate, Mean
+from flrl.scheduling import Synchronous
 from flrl.setup import Setup
 from flrl.trainers import LocalProblem
 from flrl.transforms import Transform
@@ -51,6 +52,23 @@ def check_everybody(setup: Setup, name: str) -> None:
     number = setup.num_clients
     if any(len(setup.sampler(number, seed=0, round=round)) < number for round in range(1, 4)):
         raise ValueError(f"strategy.sampler: {name} needs all clients in every round, strategy/sampler=all")
+    devices, schedule = setup.devices, setup.strategy.schedule
+    if devices is not None and (devices.availability is not None or devices.dropout):
+        raise ValueError(f"devices: {name} needs all clients in every round: availability=null, dropout=0")
+    if not isinstance(schedule, Synchronous):
+        found = type(schedule).__name__
+        raise ValueError(f"strategy.schedule={found}: {name} needs all clients in every round, synchronous")
+
+
+def belongs_to_rounds(strategy: "Strategy", base: type) -> bool:
+    """Whether clients need what belongs to a whole round.
+
+    They do if the class overrides `broadcast`, `plan` or `_planned`, has clients exchange something else than models,
+    pools samples or trains on the server; one for which that does not follow may define `needs_rounds = False`.
+    """
+    own, names = type(strategy), ("broadcast", "plan", "_planned")
+    overrides = any(getattr(own, name) is not getattr(base, name) for name in names)
+    return overrides or strategy.trains_on_server or strategy.pools_samples or not strategy.sends_model
 
 
 def check_cohort(sampler: Any, cohort: np.ndarray, num_clients: int) -> Sequence[int]:

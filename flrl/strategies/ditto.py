@@ -30,6 +30,7 @@ class Ditto(FedAvg):
     """
 
     evaluates: Sequence[str] = ("own",)
+    passes = 2.0
 
     def __init__(self, *, lam: float, **options: Any) -> None:
         super().__init__(**options)

@@ -70,10 +70,15 @@ class FedAMP(FedAvg):
         refuse_personal(self)
 
     def plan(
-        self, state: ServerState, sizes: np.ndarray, seed: int, layout: ParameterLayout
+        self,
+        state: ServerState,
+        sizes: np.ndarray,
+        seed: int,
+        layout: ParameterLayout,
+        available: np.ndarray | None = None,
     ) -> tuple[Broadcast, list[ClientTask]]:
         """Tasks with each client's cloud model, which takes the place of the global one."""
-        sent, tasks = super().plan(state, sizes, seed, layout)
+        sent, tasks = super().plan(state, sizes, seed, layout, available)
         models = {int(n.removeprefix(_PREFIX)): m for n, m in state.variables.items() if n.startswith(_PREFIX)}
         clouds = [self.cloud(models, task.client_id, layout) if task.client_id in models else {} for task in tasks]
         return sent, [replace(t, memory={**t.memory, **own}) for t, own in zip(tasks, clouds, strict=True)]

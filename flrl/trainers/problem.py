@@ -81,7 +81,9 @@ class LocalProblem:
             task = replace(task, memory=_on_device(task.memory, model.local.device))
         start = model.local_vector(broadcast.vector, task.memory.get(PERSONAL))
         position = int(task.memory[POSITION]) if POSITION in task.memory else 0
-        return cls(model, source, indices, task, broadcast, seed, start, position=position, public=public)
+        return cls(
+            model, source, indices, task, broadcast, seed, start, steps=task.steps, position=position, public=public
+        )
 
     @property
     def module(self) -> pl.LightningModule:

@@ -193,8 +193,8 @@ class PoolBackend(ABC):
         """
         batched = self._worker.batched(tasks)
         self._warn_of_idle_workers(len(client_batches(batched)), len(tasks))
-        assignment = self.assign(batched, broadcast.round)
-        job = self._new_job(f"round {broadcast.round}", self.timeout_s, on_report)
+        assignment = self.assign(batched, broadcast.step)
+        job = self._new_job(f"round {broadcast.step}", self.timeout_s, on_report)
         self._send_tasks(job, broadcast, assignment)
         own = [self._train_here(job, worker, broadcast, assignment[worker]) for worker in self.workers_here]
         reducer = own[0] if own else self._worker.reducer(broadcast)
@@ -283,7 +283,7 @@ class PoolBackend(ABC):
         messages, memory = {}, {}
         for index in self._hub_now.others:
             tasks = tuple(replace(task, memory={}) for task in assignment[index])
-            messages[index] = Train(broadcast.round, broadcast.total_weight, tasks, broadcast.cohort)
+            messages[index] = Train(broadcast.round, broadcast.total_weight, tasks, broadcast.cohort, broadcast.later)
             # Where clients' memory is at home, this is what the strategy has added to a task.
             memory[index] = by_name({task.client_id: task.memory for task in assignment[index]})
         job.dispatch(messages, of_broadcast(broadcast), memory)

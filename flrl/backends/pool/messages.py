@@ -66,12 +66,14 @@ class Train:
         total_weight: the sum of the whole cohort's weights.
         tasks: the worker's tasks, without the clients' memory.
         cohort: ids of all clients of the round.
+        later: as of the broadcast.
     """
 
     round: int
     total_weight: float
     tasks: Sequence[ClientTask]
     cohort: Sequence[int] = ()
+    later: int = 0
 
 
 @dataclass(frozen=True, slots=True)

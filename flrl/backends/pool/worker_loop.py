@@ -128,7 +128,7 @@ def _train(
 ) -> None:
     started = time.perf_counter()
     sent = by_client(own)
-    kept = {} if home is None else home.tasks(message.tasks, message.round)
+    kept = {} if home is None else home.tasks(message.tasks, message.round + message.later)
     memory = {c: {**kept.get(c, {}), **sent.get(c, {})} for c in (task.client_id for task in message.tasks)}
     tasks = [replace(task, memory=memory[task.client_id]) for task in message.tasks]
     finished: list[ClientReport] = []
@@ -143,7 +143,9 @@ def _train(
             link.starts(task.client_id, take_reports)
 
     variables = with_prefix("variables", common)
-    broadcast = Broadcast(message.round, common[VECTOR], message.total_weight, variables, message.cohort)
+    broadcast = Broadcast(
+        message.round, common[VECTOR], message.total_weight, variables, message.cohort, later=message.later
+    )
     with terminable():
         reducer, reports = worker.train(
             broadcast, tasks, lambda report: finished.append(replace(report, memory=None)), on_start
@@ -155,7 +157,7 @@ def _train(
     if home is None:
         tensors |= prefixed("memory", by_name(changed))
     else:
-        index = home.update(reports, message.round)
+        index = home.update(reports, broadcast.step)
         changed = {}
         if index is not None:
             tensors, described = tensors | prefixed("index", index.tensors()), index.described()

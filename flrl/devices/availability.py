@@ -1,0 +1,126 @@
+"""When clients are available, as a function of virtual time alone."""
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from flrl.seeding import SERVER, generator_for
+
+
+class Availability(ABC):
+    """Which clients can be sent a model."""
+
+    @abstractmethod
+    def at(self, time_s: float, num_clients: int, seed: int) -> np.ndarray:
+        """Whether each client is available at a virtual time, bool `[num_clients]`."""
+
+    @abstractmethod
+    def next_change(self, time_s: float) -> float:
+        """A later time at which other clients may be available: the server waits until then where it has nobody."""
+
+
+class SineDays(Availability):
+    """The share of available clients goes up and down once a day; each is available or not for a slot of time.
+
+    In each slot a client is available with probability `mean + amplitude * sin(2 pi (time / day_s + phase))`, where its
+    phase is drawn by seed, uniform in `[0, spread]`: time zones.
+
+    Args:
+        mean: share of the clients that are available on average, in [0, 1].
+        amplitude: how far it goes up and down, at least 0.
+        day_s: seconds of a day.
+        slot_s: seconds of a slot.
+        spread: largest phase, as a share of a day, in [0, 1].
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: float = 0.5,
+        amplitude: float = 0.4,
+        day_s: float = 86400.0,
+        slot_s: float = 600.0,
+        spread: float = 0.0,
+    ) -> None:
+        if amplitude < 0 or not 0 <= mean - amplitude <= mean + amplitude <= 1:
+            raise ValueError(
+                f"devices.availability: mean={mean}, amplitude={amplitude}: mean - amplitude and mean + amplitude must "
+                "be in [0, 1]"
+            )
+        if mean + amplitude == 0:
+            raise ValueError("devices.availability: mean=0, amplitude=0: nobody would ever be available")
+        if not (0 < slot_s <= day_s < math.inf):
+            raise ValueError(f"devices.availability: slot_s={slot_s}, day_s={day_s}: 0 < slot_s <= day_s must hold")
+        if not 0 <= spread <= 1:
+            raise ValueError(f"devices.availability.spread={spread}: must be in [0, 1]")
+        self.mean, self.amplitude, self.day_s, self.slot_s, self.spread = mean, amplitude, day_s, slot_s, spread
+
+    def at(self, time_s: float, num_clients: int, seed: int) -> np.ndarray:
+        """Whether each client is available in the slot of this time."""
+        slot = math.floor(time_s / self.slot_s)
+        phases = np.zeros(1)
+        if self.spread:
+            phases = self.spread * generator_for(seed, 0, SERVER, "availability/phases").random(num_clients)
+        share = self.mean + self.amplitude * np.sin(2 * np.pi * (slot * self.slot_s / self.day_s + phases))
+        return np.asarray(generator_for(seed, slot, SERVER, "availability/slot").random(num_clients) < share)
+
+    def next_change(self, time_s: float) -> float:
+        """The beginning of the next slot."""
+        return (math.floor(time_s / self.slot_s) + 1) * self.slot_s
+
+
+class Intervals(Availability):
+    """Each client is available in given intervals, which repeat: a trace.
+
+    Args:
+        active: of each trace, the times in seconds at which it becomes available.
+        inactive: of each trace, those at which it ceases to be, one after each of `active`.
+        periods: of each trace, the seconds after which it repeats.
+        owner: the trace of each client, int64 `[num_clients]`; None: client modulo the number of traces.
+
+    Raises:
+        ValueError: the intervals of a trace are not in order.
+    """
+
+    def __init__(
+        self,
+        active: list[np.ndarray],
+        inactive: list[np.ndarray],
+        periods: np.ndarray,
+        owner: np.ndarray | None = None,
+    ) -> None:
+        for index, (start, end) in enumerate(zip(active, inactive, strict=True)):
+            times = np.stack([start, end], 1).reshape(-1) if len(start) == len(end) else np.array([1.0, 0.0])
+            if (np.diff(times) < 0).any() or (len(times) and (times[0] < 0 or times[-1] > periods[index])):
+                raise ValueError(
+                    f"devices.availability: trace {index}: active and inactive times must alternate in order"
+                )
+        if not any(len(start) for start in active):
+            raise ValueError("devices.availability: nobody would ever be available")
+        self.active, self.inactive, self.periods, self.owner = active, inactive, np.asarray(periods, float), owner
+
+    def at(self, time_s: float, num_clients: int, seed: int) -> np.ndarray:
+        """Whether each client's trace is active at this time."""
+        times = time_s % self.periods
+        traces = np.array(
+            [
+                np.searchsorted(start, now, "right") > np.searchsorted(end, now, "right")
+                for start, end, now in zip(self.active, self.inactive, times, strict=True)
+            ]
+        )
+        owner = np.arange(num_clients) % len(traces) if self.owner is None else self.owner[:num_clients]
+        return traces[owner]
+
+    def next_change(self, time_s: float) -> float:
+        """The next time at which a trace becomes active."""
+        found = []
+        for start, period in zip(self.active, self.periods, strict=True):
+            if len(start):
+                now = time_s % period
+                later = start[start > now]
+                found.append(time_s - now + (later[0] if len(later) else period + start[0]))
+        return float(min(found))

@@ -1,0 +1,119 @@
+"""A run's devices: durations of what its clients do, by client."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from flrl.devices.base import Devices, Luck, Table
+from flrl.seeding import SERVER, generator_for
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the trainer has every client do in a round.
+
+    Attributes:
+        batch_size: samples of a step.
+        epochs: passes over the client's samples, unless there are `steps`.
+        steps: steps instead of epochs; None for epochs.
+        passes: how many trainings of this kind the strategy has a client do.
+    """
+
+    batch_size: int
+    epochs: int = 1
+    steps: int | None = None
+    passes: float = 1.0
+
+    def num_steps(self, sizes: np.ndarray) -> np.ndarray:
+        """Steps of each of one training's clients, int64, from their training samples."""
+        if self.steps is not None:
+            return np.full(len(sizes), self.steps)
+        return np.asarray(self.epochs * -(-sizes // self.batch_size))
+
+    def samples(self, sizes: np.ndarray) -> np.ndarray:
+        """Samples that each goes through, those of several epochs several times."""
+        if self.steps is not None:
+            return np.asarray(self.passes * self.steps * np.minimum(self.batch_size, sizes))
+        return np.asarray(self.passes * self.epochs * sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What some clients take for a round, from when they are sent the model, each `[clients]`.
+
+    Attributes:
+        clients: their ids.
+        compute_s: seconds of computation.
+        other_s: seconds of latency and of the download.
+        up_s_per_byte: seconds of the upload for a byte.
+        luck: which of them drop out, and when.
+    """
+
+    clients: np.ndarray
+    compute_s: np.ndarray
+    other_s: np.ndarray
+    up_s_per_byte: np.ndarray
+    luck: Luck
+
+    def seconds(self, up_bytes: "np.ndarray | float") -> np.ndarray:
+        """Seconds until the server has each update, of so many bytes; until it has lost a client that drops out."""
+        whole = self.other_s + self.compute_s + self.up_s_per_byte * up_bytes
+        return np.asarray(np.where(self.luck.dropped, self.luck.lost_at * whole, whole))
+
+    def only(self, kept: np.ndarray) -> "Dispatch":
+        """Those clients alone: bool or int64 `[n]`."""
+        luck = Luck(*(getattr(self.luck, name)[kept] for name in ("slowdown", "dropped", "lost_at")))
+        names = ("clients", "compute_s", "other_s", "up_s_per_byte")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names}, luck=luck)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The devices of a run.
+
+    Attributes:
+        devices: their laws.
+        work: of every client in a round.
+        seed: of all that is drawn.
+    """
+
+    devices: Devices
+    work: Work
+    seed: int
+    _tables: list[Table] = field(default_factory=list, repr=False, compare=False)
+
+    def table(self, sizes: np.ndarray) -> Table:
+        """The numbers of every client's device; drawn once."""
+        if not self._tables:
+            self._tables.append(self.devices.table(sizes, generator_for(self.seed, 0, SERVER, "devices")))
+        return self._tables[0]
+
+    def dispatch(self, round: int, clients: Sequence[int], sizes: np.ndarray, down_bytes: int) -> Dispatch:
+        """What clients that are dispatched in a round take.
+
+        Args:
+            round: the round whose model they are sent.
+            clients: their ids.
+            sizes: training samples of every client, int64 `[num_clients]`.
+            down_bytes: bytes that each is sent.
+        """
+        ids, table = np.asarray(clients, np.int64), self.table(sizes)
+        luck = self.devices.luck(round, ids, self.seed)
+        compute = self.work.samples(sizes[ids]) / table.samples_per_s[ids] * luck.slowdown
+        other = table.latency_s[ids] + down_bytes / table.down_bytes_per_s[ids]
+        return Dispatch(ids, compute, other, 1.0 / table.up_bytes_per_s[ids], luck)
+
+    def expected(self, sizes: np.ndarray, nbytes: int) -> np.ndarray:
+        """Seconds that each client takes without bad luck, with so many bytes both ways; float64 `[num_clients]`."""
+        table = self.table(sizes)
+        links = nbytes / table.up_bytes_per_s + nbytes / table.down_bytes_per_s
+        return np.asarray(self.work.samples(sizes) / table.samples_per_s + table.latency_s + links, np.float64)
+
+    def available(self, time_s: float, num_clients: int) -> np.ndarray | None:
+        """Whether each client is available at a virtual time, bool `[num_clients]`; None: all are."""
+        return self.devices.available(time_s, num_clients, self.seed)
+
+    def next_change(self, time_s: float) -> float:
+        """When other clients may be available; the same time where all always are."""
+        return time_s if self.devices.availability is None else self.devices.availability.next_change(time_s)
