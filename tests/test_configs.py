@@ -24,7 +24,7 @@ register_resolvers()
 
 YAMLS = sorted(CONF_DIR.rglob("*.yaml"))
 GROUPS = {"strategy", "model", "dataset", "partition", "trainer", "backend", "evaluation", "callbacks", "logger"}
-GROUPS |= {"paths", "hydra", "adversary"}
+GROUPS |= {"paths", "hydra", "adversary", "devices"}
 NEEDS_FILES = {"mnist", "fashion_mnist"}
 GLOBAL = {"experiment", "debug", "hparams_search"}
 relative = [path.relative_to(CONF_DIR) for path in YAMLS]
@@ -60,7 +60,8 @@ def test_every_choice_composes_and_instantiates(path: Path, monkeypatch: pytest.
 )
 def test_every_nested_choice_composes_and_instantiates(path: Path) -> None:
     group, part = path.parts[:2]
-    parent = ["adversary=model_replacement"] if group == "adversary" else []  # the default has nothing nested
+    # The default of these has nothing nested.
+    parent = {"adversary": ["adversary=model_replacement"], "devices": ["devices=equal"]}.get(group, [])
     config = resolved(composed(*parent, f"{group}/{part}={path.stem}"))
     node = yaml.safe_load((CONF_DIR / path).read_text())
     if part == "transforms":  # by name: the file of one holds that one

@@ -60,8 +60,8 @@ TRAIN = {
     "~nothing": "Could not delete from config. 'nothing' does not exist.",
     "strategy/samplr=all": "strategy/samplr=all: there is no such key; did you mean strategy/sampler?",
     "foo/bar=3": (
-        "foo/bar=3: there is no such key; the groups are: adversary, backend, callbacks, dataset, debug, evaluation, "
-        "experiment, hparams_search, hydra, logger, model, partition, paths, strategy, trainer"
+        "foo/bar=3: there is no such key; the groups are: adversary, backend, callbacks, dataset, debug, devices, "
+        "evaluation, experiment, hparams_search, hydra, logger, model, partition, paths, strategy, trainer"
     ),
     "+strategy=fedprox": "strategy has a choice already: write strategy=fedprox, without +",
     "strategy@foo=fedavg": "Could not override 'strategy@foo'. Did you mean to override strategy?",

@@ -80,7 +80,6 @@ class Intervals(Availability):
         active: of each trace, the times in seconds at which it becomes available.
         inactive: of each trace, those at which it ceases to be, one after each of `active`.
         periods: of each trace, the seconds after which it repeats.
-        owner: the trace of each client, int64 `[num_clients]`; None: client modulo the number of traces.
 
     Raises:
         ValueError: the intervals of a trace are not in order.
@@ -91,7 +90,6 @@ class Intervals(Availability):
         active: list[np.ndarray],
         inactive: list[np.ndarray],
         periods: np.ndarray,
-        owner: np.ndarray | None = None,
     ) -> None:
         for index, (start, end) in enumerate(zip(active, inactive, strict=True)):
             times = np.stack([start, end], 1).reshape(-1) if len(start) == len(end) else np.array([1.0, 0.0])
@@ -101,10 +99,17 @@ class Intervals(Availability):
                 )
         if not any(len(start) for start in active):
             raise ValueError("devices.availability: nobody would ever be available")
-        self.active, self.inactive, self.periods, self.owner = active, inactive, np.asarray(periods, float), owner
+        self.active, self.inactive, self.periods = active, inactive, np.asarray(periods, float)
 
-    def at(self, time_s: float, num_clients: int, seed: int) -> np.ndarray:
-        """Whether each client's trace is active at this time."""
+    def at(self, time_s: float, num_clients: int, seed: int, owner: np.ndarray | None = None) -> np.ndarray:
+        """Whether each client's trace is active at this time.
+
+        Args:
+            time_s: virtual time.
+            num_clients: number of all clients.
+            seed: not used.
+            owner: the trace of each client, int64 `[num_clients]`; the client modulo the number of traces by default.
+        """
         times = time_s % self.periods
         traces = np.array(
             [
@@ -112,8 +117,7 @@ class Intervals(Availability):
                 for start, end, now in zip(self.active, self.inactive, times, strict=True)
             ]
         )
-        owner = np.arange(num_clients) % len(traces) if self.owner is None else self.owner[:num_clients]
-        return traces[owner]
+        return traces[np.arange(num_clients) % len(traces) if owner is None else owner]
 
     def next_change(self, time_s: float) -> float:
         """The next time at which a trace becomes active."""

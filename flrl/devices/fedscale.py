@@ -6,6 +6,7 @@ kilobits a second for each device; its `client_behave_trace` the seconds at whic
 be. FedScale takes three times the inference for a sample's training.
 """
 
+import functools
 import io
 import json
 import pickle
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flrl.devices.availability import Intervals
+from flrl.devices.availability import Availability, Intervals
 from flrl.devices.base import Devices, Table, checked
 from flrl.seeding import SERVER, generator_for
 
@@ -32,54 +33,67 @@ class FedScaleDevices(Devices):
         options: `availability`, `dropout` and `stragglers`, as for `Devices`.
 
     Raises:
-        ValueError: the file is not there, or is no such trace.
+        ValueError: when it is first needed, that the file is not there, or is no such trace.
     """
 
     def __init__(self, *, path: str, **options: Any) -> None:
         super().__init__(**options)
-        rows = read(path).values()
+        self.path = path
+
+    def capacities(self) -> np.ndarray:
+        """Milliseconds and kilobits a second of every device of the trace, float64 `[devices, 2]`."""
+        rows = read(self.path, "devices.path").values()
         try:
-            self.ms = np.array([float(row["computation"]) for row in rows])
-            self.kbps = np.array([float(row["communication"]) for row in rows])
+            return np.array([[float(row["computation"]), float(row["communication"])] for row in rows])
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"devices.path={path}: a device has no number {error}; computation and communication"
+                f"devices.path={self.path}: a device has no number {error}; computation and communication"
             ) from None
 
     def table(self, sizes: np.ndarray, rng: np.random.Generator) -> Table:
         """The numbers of every client's device: arguments as for `Devices.table`."""
-        chosen = rng.integers(len(self.ms), size=len(sizes))
-        band = _BYTES_OF_KBIT * self.kbps[chosen]
+        found = self.capacities()
+        ms, kbps = found[rng.integers(len(found), size=len(sizes))].T
+        band = _BYTES_OF_KBIT * kbps
         with np.errstate(divide="ignore"):
-            speeds = 1000.0 / (_TRAINING * self.ms[chosen])
+            speeds = 1000.0 / (_TRAINING * ms)
         return checked(Table(speeds, band, band, np.zeros(len(sizes))))
 
 
-class FedScaleAvailability(Intervals):
+class FedScaleAvailability(Availability):
     """Availability from a behaviour trace: each client has one of its devices, drawn by seed.
 
     Args:
         path: a file with `{id: {"active": [...], "inactive": [...], "finish_time": s}}`, JSON or a pickle of plain
-            values.
+            values. It is read when it is first needed.
 
     Raises:
-        ValueError: the file is not there, or is no such trace.
+        ValueError: when it is read, that the file is not there, or is no such trace.
     """
 
     def __init__(self, *, path: str) -> None:
-        rows = [row for row in read(path).values() if row.get("active")]
+        self.path = path
+
+    @functools.cached_property
+    def intervals(self) -> Intervals:
+        """When the trace's devices are active."""
+        rows = [row for row in read(self.path, "devices.availability.path").values() if row.get("active")]
         try:
             parts = [_intervals(row) for row in rows]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"devices.availability.path={path}: a device has no {error}") from None
-        super().__init__(
-            [start for start, _, _ in parts], [end for _, end, _ in parts], np.array([p for *_, p in parts])
-        )
+            raise ValueError(f"devices.availability.path={self.path}: a device has no {error}") from None
+        starts, ends = [part[0] for part in parts], [part[1] for part in parts]
+        return Intervals(starts, ends, np.array([part[2] for part in parts]))
 
     def at(self, time_s: float, num_clients: int, seed: int) -> np.ndarray:
         """Whether each client's device is active at this time."""
-        owner = generator_for(seed, 0, SERVER, "availability/traces").integers(len(self.periods), size=num_clients)
-        return Intervals(self.active, self.inactive, self.periods, owner).at(time_s, num_clients, seed)
+        traces = len(self.intervals.periods)
+        owner = generator_for(seed, 0, SERVER, "availability/traces").integers(traces, size=num_clients)
+        return self.intervals.at(time_s, num_clients, seed, owner)
+
+    def next_change(self, time_s: float) -> float:
+        """The next time at which a device becomes active."""
+        return self.intervals.next_change(time_s)
 
 
 def _intervals(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
@@ -93,7 +107,7 @@ def _intervals(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
     return start, end, period
 
 
-def read(path: str) -> dict[Any, Mapping[str, Any]]:
+def read(path: str, key: str) -> dict[Any, Mapping[str, Any]]:
     """A trace: a JSON file, or a pickle, from which plain values alone are read.
 
     Raises:
@@ -101,13 +115,13 @@ def read(path: str) -> dict[Any, Mapping[str, Any]]:
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{path}: there is no such file; a trace of FedScale is a JSON or pickle file")
+        raise ValueError(f"{key}={path}: there is no such file; a trace of FedScale is a JSON or pickle file")
     try:
         found = json.loads(file.read_text()) if file.suffix == ".json" else _Plain(io.BytesIO(file.read_bytes())).load()
     except (ValueError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path}: is no trace: {error}") from None
+        raise ValueError(f"{key}={path}: is no trace: {error}") from None
     if not isinstance(found, dict) or not found or not all(isinstance(row, Mapping) for row in found.values()):
-        raise ValueError(f"{path}: is no trace: it must have a mapping for each device")
+        raise ValueError(f"{key}={path}: is no trace: it must have a mapping for each device")
     return found
 
 
