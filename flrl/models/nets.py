@@ -68,6 +68,38 @@ def mcmahan_cnn(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequentia
     )
 
 
+def niid_cnn(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
+    """The CNN of NIID-Bench (Li et al., ICDE 2022, arXiv 2102.02079): 44,426 parameters on MNIST.
+
+    Two 5 x 5 convolutions (6 and 16 channels), each with ReLU and 2 x 2 max pooling, and 120 and 84 hidden units. Images
+    of less than 16 pixels are padded by two before each convolution.
+
+    Args:
+        input_shape: (channels, height, width).
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: the inputs are no images of at least 4 x 4 pixels.
+    """
+    channels, height, width = _image(input_shape)
+    padding = 2 if min(height, width) < 16 else 0
+    after = [((side - 4 + 2 * padding) // 2 - 4 + 2 * padding) // 2 for side in (height, width)]
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5, padding=padding),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5, padding=padding),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * after[0] * after[1], 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, num_classes),
+    )
+
+
 def dlg_lenet(
     *,
     input_shape: Sequence[int],

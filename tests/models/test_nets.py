@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flrl.models.nets import dlg_lenet, mcmahan_cnn, mlp_2nn, resnet18, softmax_regression
+from flrl.models.nets import dlg_lenet, mcmahan_cnn, mlp_2nn, niid_cnn, resnet18, softmax_regression
 
 MNIST: dict[str, Any] = {"input_shape": [1, 28, 28], "num_classes": 10}
 CIFAR: dict[str, Any] = {"input_shape": [3, 32, 32], "num_classes": 10}
@@ -30,6 +30,8 @@ def kinds(net: nn.Module, kind: type[nn.Module]) -> int:
         (mlp_2nn, MNIST, 199_210),
         (mlp_2nn, MNIST | {"hidden": 3}, 784 * 3 + 3 + 3 * 3 + 3 + 3 * 10 + 10),
         (mcmahan_cnn, MNIST, 1_663_370),
+        (niid_cnn, MNIST, 44_426),
+        (niid_cnn, {"input_shape": [1, 8, 8], "num_classes": 10}, 156 + 2416 + 65 * 120 + 121 * 84 + 850),
         (mcmahan_cnn, CIFAR, 75 * 32 + 32 + 800 * 64 + 64 + 4096 * 512 + 512 + 5_130),
         (dlg_lenet, MNIST, 13_426),
         (resnet18, MNIST, 11_172_810),
