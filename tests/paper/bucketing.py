@@ -43,12 +43,11 @@ def sorted_by_class(num_samples: int, labels: np.ndarray | None, rng: np.random.
 
 
 def net(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
-    """The paper's CNN: 1,199,882 parameters."""
+    """The authors' CNN: 1,199,882 parameters, without ReLU after the second convolution."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3),
-        nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Dropout2d(0.25),
         nn.Flatten(),
