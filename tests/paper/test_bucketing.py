@@ -3,11 +3,8 @@
 Test accuracy in %, the mean of the last five evaluations and of three seeds there, one seed here. In the authors' code
 malicious workers have no momentum, whatever the honest ones have. Needs MNIST; 20 to 40 minutes each on 2 cores.
 
-Not reproduced, so no case here: mimic under the median without momentum, 64.27 % there and 30.1 % here (seed 0, warmup
-of one round). Which worker is copied follows from a random direction in round 1, and its class then weighs six workers
-of 25; there the worker farthest one way along it is taken, here the one farthest either way. With their choice
-(`adversary._target_=tests.paper.bucketing.OneWayMimic`, seed 0) it is at 23.5 % after 180 rounds, so that choice alone
-does not explain it; other seeds, and so other workers, have not been tried.
+The net is that of the authors' code, which has no ReLU after its second convolution: with one, the median under bit
+flips stays below 12 %, and under mimic at 30 %, in an independent loop over torch's gradients too.
 """
 
 import json
@@ -26,6 +23,11 @@ CASES = {
     "bit flip, median": (
         ("adversary=sign_flip", "adversary._target_=tests.paper.bucketing.FreshSignFlip", "strategy/aggregator=median"),
         42.89, 3.0,
+    ),
+    "mimic, median, no momentum": (
+        ("adversary=mimic", "adversary._target_=tests.paper.bucketing.OneWayMimic", "strategy/aggregator=median",
+         "model.optimizer.momentum=0.0"),
+        64.27, 11.1,
     ),
 }  # fmt: skip
 
