@@ -19,6 +19,8 @@ FILLED = ("model", "adversary", "strategy")
 _PACKAGE = Path(__file__).parent
 LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
 """Metrics with such a word in their name are best when they are low."""
+UNEQUAL, EQUAL = ("_std", "_gini"), ("_jain",)
+"""Ends of the names of statistics over clients that are high where they differ, and where they are alike."""
 CONSOLES = ("auto", "rich", "plain", "json", "quiet")
 """The forms in which a run is shown."""
 LOG_LEVELS = ("INFO", "WARNING", "ERROR")
@@ -27,7 +29,9 @@ CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric of this name is best when it is low."""
+    """Whether a metric of this name is best when it is low; how unequal clients are always is."""
+    if metric.endswith(UNEQUAL + EQUAL):
+        return metric.endswith(UNEQUAL)
     return any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 

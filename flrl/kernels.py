@@ -4,6 +4,7 @@ Each has a twin made of torch's operations with the same bits: for other devices
 the compiler takes longer.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -80,6 +81,54 @@ def vector_stats(vector: Tensor) -> VectorStats:
     return VectorStats(float(np.int64(largest).view(np.float64)), int(total) % 2**64)
 
 
+# Products are in [-1, 1] once vectors are scaled. Their high parts are multiples of 2^-22, their low parts of 2^-46, of
+# which 2^30 add up exactly, and so to the same bits in any order: on any number of threads, on any device.
+_PRODUCT_ROUNDERS = 1.5 * 2.0**30, 1.5 * 2.0**6
+_LANES = 256
+
+
+def norm(vector: Tensor, largest: float) -> float:
+    """The Euclidean norm of a vector of finite numbers, with the same bits wherever it is computed.
+
+    Args:
+        vector: of any shape and floating dtype.
+        largest: its largest absolute value.
+
+    Example:
+        >>> norm(torch.tensor([3.0, -4.0]), 4.0)
+        5.0
+    """
+    exponent = exponent_of(largest)
+    return 2 * math.sqrt(inner_product(vector, vector, exponent, exponent)) * 2.0 ** (exponent - 1)
+
+
+def exponent_of(largest: float) -> int:
+    """The exponent of the power of two that exceeds a vector's largest absolute value: 3 for 4.0, 7.9."""
+    return max(math.frexp(largest)[1], -1000)
+
+
+def inner_product(a: Tensor, b: Tensor, exponent_a: int, exponent_b: int) -> float:
+    """The inner product of `a / 2^exponent_a` and `b / 2^exponent_b`, with the same bits wherever it is computed.
+
+    Each product is rounded to a multiple of 2^-46; what is added is exact.
+
+    Args:
+        a: of any shape and floating dtype, of finite numbers.
+        b: of the same shape, on the same device.
+        exponent_a: `exponent_of` the largest absolute value of a.
+        exponent_b: and of b.
+    """
+    left, right = (vector.detach().reshape(-1).to(torch.float64).contiguous() for vector in (a, b))
+    scales, (high, low) = (2.0**-exponent_a, 2.0**-exponent_b), _PRODUCT_ROUNDERS
+    if _compiled_pays(left):
+        sums = np.zeros((2, _LANES))
+        _add_products()(left.numpy(), right.numpy(), *scales, sums[0], sums[1])
+        return float(sums[0].sum() + sums[1].sum())
+    products = (left * scales[0]).mul_(right * scales[1])
+    rounded = torch.add(products, high).sub_(high)
+    return float(rounded.sum() + products.sub_(rounded).add_(low).sub_(low).sum())
+
+
 # The compiled loops.
 
 
@@ -122,6 +171,23 @@ def _vector_stats() -> Callable[[np.ndarray], tuple[int, int]]:
         return largest, total
 
     return _compiled("UniTuple(int64, 2)(int64[::1])", vector_stats)
+
+
+@cache
+def _add_products() -> Callable[[np.ndarray, np.ndarray, float, float, np.ndarray, np.ndarray], None]:
+    round_high, round_low = _PRODUCT_ROUNDERS
+    lanes = _LANES
+
+    def add_products(a: Any, b: Any, scale_a: Any, scale_b: Any, highs: Any, lows: Any) -> None:
+        for start in range(0, a.size, lanes):  # by lanes, which no sum has to wait in for the one before it
+            left, right = a[start : start + lanes], b[start : start + lanes]
+            for lane in range(left.size):
+                product = (left[lane] * scale_a) * (right[lane] * scale_b)
+                high = (product + round_high) - round_high
+                highs[lane] += high
+                lows[lane] += ((product - high) + round_low) - round_low
+
+    return _compiled("void(float64[::1], float64[::1], float64, float64, float64[::1], float64[::1])", add_products)
 
 
 def _compiled(signature: str, function: Callable[..., Any]) -> Callable[..., Any]:

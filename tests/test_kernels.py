@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -17,7 +18,15 @@ from torch import Tensor
 
 from flrl import kernels
 from flrl.aggregation import exact_sum
-from flrl.kernels import VectorStats, difference, split_and_add, vector_stats
+from flrl.kernels import (
+    VectorStats,
+    difference,
+    exponent_of,
+    inner_product,
+    norm,
+    split_and_add,
+    vector_stats,
+)
 from tests.aggregation.test_exact_sum import values
 
 ROUNDERS = (exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)
@@ -93,6 +102,31 @@ def test_both_ways_split_and_add_to_the_same_bits(numbers: list[float], weight: 
     assert results[0] == results[1]
 
 
+@pytest.mark.usefixtures("either_way")
+def test_norms_and_inner_products_of_known_vectors() -> None:
+    assert norm(vector_of([3.0, -4.0]), 4.0) == 5.0
+    assert norm(vector_of([1.0] * 1024), 1.0) == 32.0
+    assert norm(torch.tensor([3.0, 9.0, -4.0, 9.0])[::2], 4.0) == 5.0
+    assert norm(vector_of([]), 0.0) == norm(vector_of([0.0]), 0.0) == 0.0
+    assert norm(vector_of([1e-200, 0.0]), 1e-200) == pytest.approx(1e-200, rel=1e-12)
+    assert norm(vector_of([1.5e308, 1.5e308]), 1.5e308) == math.inf
+    a, b = vector_of([2.0, -3.0, 8.0]), vector_of([1.0, 5.0, 0.25])
+    assert inner_product(a, b, exponent_of(8.0), exponent_of(5.0)) == (2 - 15 + 2) / 2.0 ** (4 + 3)
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=600), st.randoms())
+@settings(deadline=None, max_examples=30)
+def test_norms_are_the_same_bits_either_way_and_in_any_order(numbers: list[float], order: random.Random) -> None:
+    largest = max(map(abs, numbers))
+    found = set()
+    for name in ("compiled", "torch"):
+        with way(name):
+            found.add(norm(vector_of(numbers), largest))
+            order.shuffle(numbers)
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(math.hypot(*numbers), rel=1e-9)
+
+
 def test_little_work_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     monkeypatch.setattr(kernels, "_processed", 0)
@@ -132,7 +166,7 @@ def njit(signature, **options):
         return made[-1]
     return compiled
 numba.njit = njit
-kernels._subtract(), kernels._split_and_add(3.0, 5.0), kernels._vector_stats()
+kernels._subtract(), kernels._split_and_add(3.0, 5.0), kernels._vector_stats(), kernels._add_products()
 made.append(compile("float64(float64, float64, float64)", fastmath={"contract"})(lambda a, b, c: a * b + c))
 print([len(re.findall(r"vfn?m(?:add|sub)", "".join(loop.inspect_asm().values()))) for loop in made])
 """
@@ -142,4 +176,4 @@ def test_no_processor_fuses_multiplication_and_addition() -> None:
     """Compiled for one that could; the last of the functions shows that it would be seen."""
     environment = os.environ | {"NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": ""}
     done = subprocess.run([sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "[0, 0, 0, 1]\n"
+    assert done.stdout == "[0, 0, 0, 0, 1]\n"

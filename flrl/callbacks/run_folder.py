@@ -147,6 +147,7 @@ def client_row(round: int, report: ClientReport) -> dict[str, Any]:
         "client_id": report.client_id,
         "num_samples": report.num_samples,
         "num_steps": report.num_steps,
+        "weight": report.weight,
         **{name: _number(name, value) for name, value in sorted(report.metrics.items())},
         "comm/up_bytes": report.up_bytes,
         "rejected": report.rejected,
