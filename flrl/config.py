@@ -36,6 +36,14 @@ def lower_is_better(metric: str) -> bool:
 
 
 @dataclass
+class TargetConfig:
+    """The key `target`: the value of a metric at which a run stops."""
+
+    metric: str | None = None
+    value: float | None = None
+
+
+@dataclass
 class TrainConfig:
     """The top level of `conf/train.yaml`; each group's keys are checked against the signature of its `_target_`."""
 
@@ -46,6 +54,7 @@ class TrainConfig:
     resume: str | None = None
     tags: list[str] = field(default_factory=list)
     optimized_metric: str | None = "test/accuracy"
+    target: TargetConfig = field(default_factory=TargetConfig)
     log_clients: bool = False
     console: str = field(default="auto", metadata={"allowed": CONSOLES})
     log_level: str = field(default="WARNING", metadata={"allowed": LOG_LEVELS})

@@ -203,7 +203,7 @@ TRAIN = {
     "base=trainer": "Could not override 'base'. No match in the defaults list.",
     "+base=trainer": (
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
-        "tags, optimized_metric, log_clients, console, log_level, holdout, root_samples, held_out_clients, "
+        "tags, optimized_metric, target, log_clients, console, log_level, holdout, root_samples, held_out_clients, "
         "public_samples, on_client_failure, dataset, partition, model, "
         "trainer, strategy, adversary, backend, evaluation, client_store, callbacks, logger, paths, vars; "
         "values of your own go below vars"
@@ -235,12 +235,14 @@ TRAIN = {
     ),
     "+foo=3": (
         "foo=3: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, tags, "
-        "optimized_metric, "
+        "optimized_metric, target, "
         "log_clients, console, log_level, holdout, root_samples, held_out_clients, public_samples, "
         "on_client_failure, dataset, partition, "
         "model, trainer, strategy, "
         "adversary, backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
+    "target.value=0.9": "target.value=0.9: target.metric must name what is to reach it, such as test/accuracy",
+    "target.metric=test/loss": "target.value=null: must be the number that test/loss is to reach",
     "console=jsn": "console=jsn: must be auto, rich, plain, json or quiet; did you mean json?",
     "log_level=debug": "log_level=debug: must be INFO, WARNING or ERROR",
     "seed=99999999999999999999": "seed=99999999999999999999: must be at least 0 and below 2**63",

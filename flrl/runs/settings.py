@@ -19,6 +19,7 @@ FREE = {
     "console",
     "log_level",
     "optimized_metric",
+    "target",
     "evaluation",
     "vars",
     "on_client_failure",
