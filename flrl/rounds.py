@@ -18,7 +18,7 @@ from flrl.devices import Fleet
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.records import adversary_numbers, evaluation_record, round_record
-from flrl.sampling import noted
+from flrl.sampling import estimated, noted
 from flrl.scheduling import NOW, Plan, Planning, is_under_way
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
@@ -99,7 +99,7 @@ class Rounds:
         reducer, reports = self._received(plan)
         with isolated_randomness(seed_for(self.seed, plan.whole.round, SERVER, "server"), torch.device("cpu")):
             result, kept, numbers = self._aggregate(plan, reducer, reports, state)
-            result = replace(result, share=result.total_weight / weight_of_all)
+            result = estimated(self.strategy.sampler, result, weight_of_all, self.layout.num_trainable)
             after = self.strategy.aggregate(state, result, self.layout)
         after = replace(after, vector=after.vector.to(self.layout.dtype))
         if self.strategy.trains_on_server:
