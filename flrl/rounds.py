@@ -164,7 +164,11 @@ class Rounds:
         vectors = strategy.schedule.adjusted(vectors, plan, accepted, state)
         kept = {**kept, **named(combined.state), **colluding}
         selects = combined.filtered is not None
-        numbers = {**numbers, **adversary_numbers(reports, exists=self.threat.exists, selects=selects)}
+        numbers = {
+            **numbers,
+            **combined.numbers,
+            **adversary_numbers(reports, exists=self.threat.exists, selects=selects),
+        }
         return Aggregate(vectors, combined.total_weight, tuple(reports)), kept, numbers
 
     def _check(self, reports: Sequence[ClientReport], plan: Plan) -> None:

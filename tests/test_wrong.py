@@ -109,6 +109,11 @@ TRAIN = {
     "strategy.min_clients=11": "strategy.min_clients=11: only 10 clients take part in a round",
     "strategy.sampler.num=11": "strategy.sampler.num=11: there are only 10 clients",
     "strategy.sampler.num=few": "strategy.sampler.num=few: must be a whole number or null",
+    "strategy/sampler=trace": "strategy.sampler.file=null: must name a file with cohorts",
+    "strategy/sampler=importance strategy.sampler.by=size": "strategy.sampler.by=size: must be norm or loss",
+    "strategy=scaffold strategy/sampler=weighted": (
+        "strategy.sampler: Scaffold needs clients' own weights, WeightedSampler gives others"
+    ),
     "strategy.sampler.fraction=1.5": "strategy.sampler.fraction=1.5: must be above 0 and at most 1",
     "strategy/aggregator=krum strategy.aggregator.num_malicious=8": (
         "strategy.aggregator.num_malicious=8: Krum needs at least 19 clients in a round (Blanchard et al., 2017), and "

@@ -26,6 +26,7 @@ FREE = {
     "client_store",
     "strategy.rounds",
     "strategy.min_clients",
+    "strategy.aggregator.cosines",
     "dataset.data_dir",
     "dataset.download",
 }
