@@ -15,7 +15,6 @@ from flrl.devices import Fleet
 from flrl.errors import ClientError
 from flrl.evaluation import Evaluator
 from flrl.examiner import Examiner
-from flrl.kernels import norm
 from flrl.layout import checksum_of
 from flrl.sampling import LOSS_BYTES, needs
 from flrl.seeding import clients_in_turn
@@ -251,9 +250,8 @@ def _add(
     rejected = reducer.rejection(update, stats)
     if rejected is None:
         reducer.add(update, stats)
-    sent = update.vectors["update"]
-    measured = rejected is None and not hidden and sent.numel() > 0
-    norms = {"update/norm": norm(sent, stats["update"].largest)} if measured else {}
+    measured = rejected is None and not hidden and update.vectors["update"].numel() > 0
+    norms = {"update/norm": stats["update"].norm} if measured else {}
     return ClientReport(
         client_id=task.client_id,
         num_samples=task.num_samples,

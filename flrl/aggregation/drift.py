@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from flrl.aggregation.rows import RowsReducer
-from flrl.kernels import exponent_of, inner_product, vector_stats
+from flrl.kernels import inner_product, vector_stats
 
 _QUANTILES = (0.1, 0.5, 0.9)
 
@@ -29,22 +29,14 @@ def cosines(reducer: RowsReducer, aggregate: Tensor) -> dict[str, float]:
         if name == "update":
             break
         start += size
-    own, square = _measured(aggregate)
-    found = []
+    found, length = [], vector_stats(aggregate).norm
     for _, row in sorted(reducer.rows.items()):
         update = row[start : start + len(aggregate)]
-        exponent, other = _measured(update)
-        if square > 0 and other > 0:
-            inner = inner_product(update, aggregate, exponent, own)
-            found.append(max(-1.0, min(1.0, inner / math.sqrt(square * other))))
+        both = vector_stats(update).norm * length
+        if 0 < both < math.inf:
+            found.append(max(-1.0, min(1.0, inner_product(update, aggregate) / both)))
     if not found:
         return {}
     quantiles = np.quantile(found, _QUANTILES).tolist()
     named = {f"updates/cosine_q{round(100 * q)}": value for q, value in zip(_QUANTILES, quantiles, strict=True)}
     return {"updates/cosine_mean": math.fsum(found) / len(found), **named}
-
-
-def _measured(vector: Tensor) -> tuple[int, float]:
-    """The exponent of a vector, and the square of its norm in these units."""
-    exponent = exponent_of(vector_stats(vector).largest)
-    return exponent, inner_product(vector, vector, exponent, exponent)
