@@ -287,7 +287,7 @@ TRAIN = {
     ),
     "strategy/sampler=unform": (
         "In 'strategy/fedavg': Could not find 'strategy/sampler/unform'; Available options in 'strategy/sampler': "
-        "all; poisson; power_of_choice; uniform; did you mean 'uniform'?"
+        "all; importance; poisson; power_of_choice; round_robin; trace; uniform; weighted; did you mean 'uniform'?"
     ),
     "hparams_search=optuna_tp": (
         "In 'train': Could not find 'hparams_search/optuna_tp'; Available options in 'hparams_search': optuna_cmaes; "
