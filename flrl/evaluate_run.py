@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -157,7 +157,8 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     statistics = ("mean", "weighted_mean", "std", "worst10", "gini", "jain")
     ends = "_weighted_mean"
     names = sorted(name.removesuffix(ends) for name in result["clients"] if name.endswith(ends))
-    table = Table("metric", *statistics, title=f"{len(result['per_client'])} clients, {result['samples']} samples")
+    metric = Column("metric", overflow="fold")
+    table = Table(metric, *statistics, title=f"{len(result['per_client'])} clients, {result['samples']} samples")
     for name in names:
         values = (result["clients"].get(f"{name}_{statistic}") for statistic in statistics)
         table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
