@@ -19,6 +19,8 @@ FILLED = ("model", "adversary", "strategy")
 _PACKAGE = Path(__file__).parent
 LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
 """Metrics with such a word in their name are best when they are low."""
+UNEQUAL, EQUAL = ("_std", "_gini"), ("_jain",)
+"""Ends of the names of statistics over clients that are high where they differ, and where they are alike."""
 CONSOLES = ("auto", "rich", "plain", "json", "quiet")
 """The forms in which a run is shown."""
 LOG_LEVELS = ("INFO", "WARNING", "ERROR")
@@ -27,8 +29,18 @@ CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric of this name is best when it is low."""
+    """Whether a metric of this name is best when it is low; how unequal clients are always is."""
+    if metric.endswith(UNEQUAL + EQUAL):
+        return metric.endswith(UNEQUAL)
     return any(word in metric.lower() for word in LOWER_IS_BETTER)
+
+
+@dataclass
+class TargetConfig:
+    """The key `target`: the value of a metric at which a run stops."""
+
+    metric: str | None = None
+    value: float | None = None
 
 
 @dataclass
@@ -42,6 +54,7 @@ class TrainConfig:
     resume: str | None = None
     tags: list[str] = field(default_factory=list)
     optimized_metric: str | None = "test/accuracy"
+    target: TargetConfig = field(default_factory=TargetConfig)
     log_clients: bool = False
     console: str = field(default="auto", metadata={"allowed": CONSOLES})
     log_level: str = field(default="WARNING", metadata={"allowed": LOG_LEVELS})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -154,12 +154,14 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     console.print("central test set  " + "  ".join(f"{n} {v:.4f}" for n, v in result["central"].items()))
     if "clients" not in result:
         return
-    statistics = ("mean", "weighted_mean", "std", "worst10")
+    statistics = ("mean", "weighted_mean", "std", "worst10", "gini", "jain")
     ends = "_weighted_mean"
     names = sorted(name.removesuffix(ends) for name in result["clients"] if name.endswith(ends))
-    table = Table("metric", *statistics, title=f"{len(result['per_client'])} clients, {result['samples']} samples")
+    metric = Column("metric", overflow="fold")
+    table = Table(metric, *statistics, title=f"{len(result['per_client'])} clients, {result['samples']} samples")
     for name in names:
-        table.add_row(name, *(f"{result['clients'][f'{name}_{s}']:.4f}" for s in statistics))
+        values = (result["clients"].get(f"{name}_{statistic}") for statistic in statistics)
+        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in values))
     console.print(table)
     keys = list(dict.fromkeys(key for row in result["per_client"] for key in row))
     keys = [key for key in keys if key not in ("client_id", "num_samples")]

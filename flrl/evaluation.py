@@ -15,6 +15,7 @@ from flrl.bound_model import BoundModel
 from flrl.config import lower_is_better
 from flrl.data.federated import FederatedData
 from flrl.data.sources import Source
+from flrl.fairness import gini, jain
 from flrl.lightning.hooks import overridden
 from flrl.lightning.logs import LogCollector, Logged, counts_only, joined
 from flrl.lightning.modes import evaluating
@@ -214,8 +215,9 @@ def summarize_clients(rows: list[dict[str, float]], prefix: str) -> dict[str, fl
     """Statistics over clients of every metric but `num_samples`, named `<prefix>/<metric>_<statistic>`.
 
     Statistics: `mean`, `weighted_mean` (by samples), `std` (of the population), `worst10` (the mean over the worst
-    tenth of the clients that have the metric, rounded up: the highest for losses and errors, else the lowest). The
-    prefixes `test/` and `val/` are dropped.
+    tenth of the clients that have the metric, rounded up: the highest for losses and errors, else the lowest), `gini`
+    and `jain` (see `flrl.fairness`; absent where a client's value is negative or all are 0, for which they are not
+    defined). The prefixes `test/` and `val/` are dropped.
     """
     summary: dict[str, float] = {}
     for name in sorted({name for row in rows for name in row} - {"num_samples"}):
@@ -232,6 +234,9 @@ def summarize_clients(rows: list[dict[str, float]], prefix: str) -> dict[str, fl
             "std": values.std(),
             "worst10": worst.mean(),
         }
+        for statistic, value in (("gini", gini(values)), ("jain", jain(values))):
+            if value is not None:
+                statistics[statistic] = value
         summary |= {f"{prefix}/{short}_{statistic}": float(value) for statistic, value in statistics.items()}
     return summary
 

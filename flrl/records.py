@@ -16,7 +16,10 @@ _OF_TRAINING = (
     "schedule/",
     "clients/num",
     "clients/rejected",
+    "updates/",
 )
+_OF_UPDATES = "update/"
+"""Names of what is measured of each update begin with it; it stays in the clients' rows."""
 
 
 def evaluation_record(metrics: Mapping[str, float], digest: str) -> RoundRecord:
@@ -28,7 +31,8 @@ def round_record(round: int, metrics: Mapping[str, float], digest: str, result: 
     """The record of a round, from its metrics and its clients' reports.
 
     Clients' metrics are averaged over the accepted clients that reported them, weighted by samples; counts of
-    `transforms/` are summed. All sums are correctly rounded, so they do not depend on order.
+    `transforms/` are summed. All sums are correctly rounded, so they do not depend on order. What is measured of each
+    update (`update/norm`) is summed up as `updates/...`, see `update_numbers`.
 
     Args:
         round: the round, counted from 1.
@@ -40,6 +44,8 @@ def round_record(round: int, metrics: Mapping[str, float], digest: str, result: 
     numbers: dict[str, float] = {}
     for name in sorted({name for report in accepted for name in report.metrics}):
         pairs = [(report.metrics[name], report.num_samples) for report in accepted if name in report.metrics]
+        if name.startswith(_OF_UPDATES):
+            continue
         if name.startswith("transforms/"):
             numbers[name] = math.fsum(value for value, _ in pairs)
         elif all(math.isfinite(value) for value, _ in pairs):
@@ -51,7 +57,29 @@ def round_record(round: int, metrics: Mapping[str, float], digest: str, result: 
         "clients/rejected": float(len(result.reports) - len(accepted)),
         "comm/up_bytes": float(sum(report.up_bytes for report in result.reports)),
     }
+    numbers |= update_numbers(accepted)
     return RoundRecord(round=round, metrics={**numbers, **metrics}, digest=digest, reports=tuple(result.reports))
+
+
+def update_numbers(accepted: Sequence[ClientReport]) -> dict[str, float]:
+    """What the reports of accepted updates say of the updates.
+
+    `updates/norm_mean` and `updates/norm_max` are of the Euclidean norms as they were sent, buffers included.
+    `updates/effective_clients` is (sum w)^2 / sum w^2 of their weights w: as many clients of equal weight would have a
+    mean of the same variance (Kish, "Survey Sampling", 1965).
+
+    Args:
+        accepted: of the clients whose updates were not rejected.
+    """
+    numbers: dict[str, float] = {}
+    norms = [report.metrics["update/norm"] for report in accepted if "update/norm" in report.metrics]
+    if norms:
+        numbers = {"updates/norm_mean": math.fsum(norms) / len(norms), "updates/norm_max": max(norms)}
+    largest = max((report.weight for report in accepted), default=0.0)
+    if largest > 0:
+        shares = [report.weight / largest for report in accepted]
+        numbers["updates/effective_clients"] = math.fsum(shares) ** 2 / math.fsum(share**2 for share in shares)
+    return numbers
 
 
 def adversary_numbers(reports: Sequence[ClientReport], *, exists: bool, selects: bool) -> dict[str, float]:

@@ -18,7 +18,7 @@ from flrl.devices import Fleet
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.records import adversary_numbers, evaluation_record, round_record
-from flrl.sampling import noted
+from flrl.sampling import estimated, noted
 from flrl.scheduling import NOW, Plan, Planning, is_under_way
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
@@ -99,7 +99,7 @@ class Rounds:
         reducer, reports = self._received(plan)
         with isolated_randomness(seed_for(self.seed, plan.whole.round, SERVER, "server"), torch.device("cpu")):
             result, kept, numbers = self._aggregate(plan, reducer, reports, state)
-            result = replace(result, share=result.total_weight / weight_of_all)
+            result = estimated(self.strategy.sampler, result, weight_of_all, self.layout.num_trainable)
             after = self.strategy.aggregate(state, result, self.layout)
         after = replace(after, vector=after.vector.to(self.layout.dtype))
         if self.strategy.trains_on_server:
@@ -164,7 +164,11 @@ class Rounds:
         vectors = strategy.schedule.adjusted(vectors, plan, accepted, state)
         kept = {**kept, **named(combined.state), **colluding}
         selects = combined.filtered is not None
-        numbers = {**numbers, **adversary_numbers(reports, exists=self.threat.exists, selects=selects)}
+        numbers = {
+            **numbers,
+            **combined.numbers,
+            **adversary_numbers(reports, exists=self.threat.exists, selects=selects),
+        }
         return Aggregate(vectors, combined.total_weight, tuple(reports)), kept, numbers
 
     def _check(self, reports: Sequence[ClientReport], plan: Plan) -> None:

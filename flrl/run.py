@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from flrl.backends.base import Backend
-from flrl.callbacks import Callback, Callbacks, OptimizedMetric, RunFolder, RunInfo
+from flrl.callbacks import Callback, Callbacks, OptimizedMetric, RunFolder, RunInfo, Target
 from flrl.callbacks.checkpoint import identity_of
 from flrl.cli import log_file
 from flrl.cli.from_data import filled
@@ -39,6 +39,7 @@ from flrl.runs.saved import BEFORE
 from flrl.runs.settings import continued, earlier_config
 from flrl.setup import Setup
 from flrl.strategies.running import train_clients
+from flrl.target import asked
 from flrl.trainers import auto
 from flrl.worker import Worker
 
@@ -171,7 +172,12 @@ def _callbacks(config: dict[str, Any]) -> Callbacks:
     loggers = Loggers(make(config, "logger") if config["logger"] else {})
     own: dict[str, Callback] = make(config, "callbacks") if config["callbacks"] else {}
     first = [RunFolder(log_clients=config["log_clients"]), loggers]
-    return Callbacks([*first, *(c for c in own.values() if c is not None), *_expected(config["optimized_metric"])])
+    target = asked(config)
+    last = [
+        *_expected(config["optimized_metric"]),
+        *([] if target is None else [Target(metric=target[0], value=target[1])]),
+    ]
+    return Callbacks([*first, *(c for c in own.values() if c is not None), *last])
 
 
 def _expected(metric: str | None) -> list[Callback]:

@@ -137,6 +137,7 @@ class ClientReport:
         memory: all tensors that the client keeps until it next takes part; None keeps those it had.
         malicious: whether the adversary had it misbehave in this round.
         filtered: whether a rule that selects has left its update out of the aggregate.
+        weight: its weight in the mean; 0 if it sent no update.
     """
 
     client_id: int
@@ -149,6 +150,7 @@ class ClientReport:
     memory: Tensors | None = None
     malicious: bool = False
     filtered: bool = False
+    weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ class Worker:
         reducer = self.reducer(broadcast)
         reports = []
         malicious = self.threat.present(broadcast.round, [task.client_id for task in tasks])
+        hidden = any(transform.hides_updates for transform in self.strategy.transforms.values())
         more = LOSS_BYTES if "losses" in needs(self.strategy.sampler) else 0
         before = self._parts()
         with clients_in_turn(self.model.local.device):
@@ -89,7 +90,8 @@ class Worker:
                 updates = self.updates(batch, broadcast)
                 self._refuse_changes(before, f"while client {batch[0].client_id} trains")
                 for task, update in zip(batch, updates, strict=True):
-                    reports.append(_add(task, update, reducer, more, malicious=task.client_id in malicious))
+                    present = task.client_id in malicious
+                    reports.append(_add(task, update, reducer, more, malicious=present, hidden=hidden))
                     on_report(reports[-1])
         return reducer, reports
 
@@ -236,25 +238,31 @@ def client_batches(tasks: Sequence[ClientTask]) -> list[list[ClientTask]]:
 
 
 def _add(
-    task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer, more: int, *, malicious: bool
+    task: ClientTask, update: ClientUpdate | ClientError, reducer: Reducer, more: int, *, malicious: bool, hidden: bool
 ) -> ClientReport:
-    """Add an update, sent with `more` bytes, to the reducer unless it is rejected; returns the client's report."""
+    """Add an update, sent with `more` bytes, to the reducer unless it is rejected; returns the client's report.
+
+    The report has the norm of the update, unless that is `hidden` from the server.
+    """
     if isinstance(update, ClientError):
         return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(update), malicious=malicious)
     stats = stats_of(update)
     rejected = reducer.rejection(update, stats)
     if rejected is None:
         reducer.add(update, stats)
+    measured = rejected is None and not hidden and update.vectors["update"].numel() > 0
+    norms = {"update/norm": stats["update"].norm} if measured else {}
     return ClientReport(
         client_id=task.client_id,
         num_samples=task.num_samples,
         num_steps=update.num_steps,
-        metrics=update.metrics,
+        metrics={**update.metrics, **norms},
         up_bytes=sum(update.payload.values()) + more,
         rejected=rejected,
         checksum=checksum_of(stats.values()),
         memory=None if rejected is not None else _changed(task, update),
         malicious=malicious,
+        weight=update.weight,
     )
 
 

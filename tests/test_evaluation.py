@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flrl.bound_model import BoundModel
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.evaluation import Evaluator, summarize_clients
+from flrl.fairness import gini, jain
 from flrl.lightning.logs import joined
 from flrl.models import Classifier
 from flrl.models.nets import mlp_2nn
@@ -236,21 +237,36 @@ def test_summary_of_eleven_clients() -> None:
     mean = 7.1 / 11
     weighted = sum(a * (10 + i) for i, a in enumerate(accuracies)) / 165
     std = (sum((a - mean) ** 2 for a in accuracies) / 11) ** 0.5
+    # With x in ascending order the sum of (2 i - 12) x_i is 18.8, for errors too.
+    gini, gini_of_errors = 18.8 / (11 * 7.1), 18.8 / (11 * 3.9)
+    jain, jain_of_errors = 7.1**2 / (11 * 5.43), 3.9**2 / (11 * 2.23)
     expected = {
         "clients/accuracy_mean": mean,
         "clients/accuracy_weighted_mean": weighted,
         "clients/accuracy_std": std,
         "clients/accuracy_worst10": 0.2,  # (0.1 + 0.3) / 2
+        "clients/accuracy_gini": gini,
+        "clients/accuracy_jain": jain,
         "clients/error_rate_mean": 1 - mean,
         "clients/error_rate_weighted_mean": 1 - weighted,
         "clients/error_rate_std": std,
         "clients/error_rate_worst10": 0.8,  # (0.9 + 0.7) / 2
+        "clients/error_rate_gini": gini_of_errors,
+        "clients/error_rate_jain": jain_of_errors,
         "clients/loss_mean": 2 * mean,
         "clients/loss_weighted_mean": 2 * weighted,
         "clients/loss_std": 2 * std,
         "clients/loss_worst10": 1.9,  # (2.0 + 1.8) / 2
+        "clients/loss_gini": gini,
+        "clients/loss_jain": jain,
     }
     assert summarize_clients(rows, "clients") == pytest.approx(expected)
+
+
+def test_equality_is_not_defined_for_negative_numbers_nor_for_nothing() -> None:
+    rows = [{"test/reward": -1.0, "test/hits": 0.0, "num_samples": 1.0}, {"num_samples": 1.0}]
+    assert not [name for name in summarize_clients(rows, "clients") if name.endswith(("gini", "jain"))]
+    assert gini(np.array([1.0, np.inf])) is jain(np.array([np.nan])) is gini(np.array([])) is None
 
 
 @pytest.mark.parametrize(("clients", "worst"), [(1, 1), (9, 1), (10, 1), (11, 2), (20, 2), (21, 3)])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,13 @@ from torch import Tensor
 
 from flrl import kernels
 from flrl.aggregation import exact_sum
-from flrl.kernels import VectorStats, difference, split_and_add, vector_stats
+from flrl.kernels import (
+    VectorStats,
+    difference,
+    inner_product,
+    split_and_add,
+    vector_stats,
+)
 from tests.aggregation.test_exact_sum import values
 
 ROUNDERS = (exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)
@@ -93,11 +100,46 @@ def test_both_ways_split_and_add_to_the_same_bits(numbers: list[float], weight: 
     assert results[0] == results[1]
 
 
+@pytest.mark.usefixtures("either_way")
+def test_norms_and_inner_products_of_known_vectors() -> None:
+    assert vector_stats(vector_of([3.0, -4.0])).norm == 5.0
+    assert vector_stats(vector_of([1.0] * 1024)).norm == 32.0
+    assert vector_stats(torch.tensor([3.0, 9.0, -4.0, 9.0])[::2]).norm == 5.0
+    assert vector_stats(vector_of([])).norm == vector_stats(vector_of([0.0])).norm == 0.0
+    assert vector_stats(vector_of([1e200, 1.0])).norm == math.inf
+    assert inner_product(vector_of([2.0, -3.0, 8.0]), vector_of([1.0, 5.0, 0.25])) == 2 - 15 + 2
+    assert inner_product(torch.arange(600.0), torch.ones(600)) == 600 * 599 / 2
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=600))
+@settings(deadline=None, max_examples=30)
+def test_norms_and_inner_products_are_the_same_bits_either_way(numbers: list[float]) -> None:
+    vector, found = vector_of(numbers), set()
+    for name in ("compiled", "torch"):
+        with way(name):
+            square = vector_stats(vector).square
+            assert inner_product(vector, vector) == square
+            found.add((square, inner_product(vector, vector.flip(0))))
+    assert len(found) == 1
+    assert math.sqrt(found.pop()[0]) == pytest.approx(math.hypot(*numbers), rel=1e-12)
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("size", [255, 256, 257, 5 * 256 + 3])
+def test_products_are_added_by_lanes(size: int) -> None:
+    """In this order, and so without regard to the number of threads."""
+    values = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    sums = np.zeros(256)
+    for place, value in enumerate(values.tolist()):
+        sums[place % 256] += value * value
+    assert vector_stats(values).square == sums.sum()
+
+
 def test_little_work_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     monkeypatch.setattr(kernels, "_processed", 0)
     monkeypatch.setattr(kernels, "_LITTLE_WORK", 10)
-    monkeypatch.setattr(kernels, "_vector_stats", lambda: lambda bits: compiled.append("compiled loop") or (0, 0))
+    monkeypatch.setattr(kernels, "_vector_stats", lambda: lambda *vectors: compiled.append("compiled loop") or (0, 0))
     for count in (4, 6):
         vector_stats(torch.ones(count))
     assert compiled == []
@@ -132,7 +174,7 @@ def njit(signature, **options):
         return made[-1]
     return compiled
 numba.njit = njit
-kernels._subtract(), kernels._split_and_add(3.0, 5.0), kernels._vector_stats()
+kernels._subtract(), kernels._split_and_add(3.0, 5.0), kernels._vector_stats(), kernels._add_products()
 made.append(compile("float64(float64, float64, float64)", fastmath={"contract"})(lambda a, b, c: a * b + c))
 print([len(re.findall(r"vfn?m(?:add|sub)", "".join(loop.inspect_asm().values()))) for loop in made])
 """
@@ -142,4 +184,4 @@ def test_no_processor_fuses_multiplication_and_addition() -> None:
     """Compiled for one that could; the last of the functions shows that it would be seen."""
     environment = os.environ | {"NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": ""}
     done = subprocess.run([sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "[0, 0, 0, 1]\n"
+    assert done.stdout == "[0, 0, 0, 0, 1]\n"

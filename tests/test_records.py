@@ -1,8 +1,11 @@
 """A round's row, from reports made by hand."""
 
 import math
+from dataclasses import replace
 
-from flrl.records import evaluation_record, round_record
+import pytest
+
+from flrl.records import evaluated, evaluation_record, round_record
 from flrl.types import Aggregate, ClientReport
 
 REPORTS = (
@@ -24,6 +27,22 @@ def test_means_are_of_accepted_clients_by_samples_and_what_was_sent_is_counted_o
         "test/loss": 0.5,
     }
     assert (record.round, record.digest, record.reports) == (4, "abc", REPORTS)
+
+
+def test_norms_of_updates_and_the_number_of_clients_of_equal_weight() -> None:
+    """Four clients of weights 1, 2, 3 and one that was rejected: 6^2 / 14; norms stay in the clients' rows."""
+    reports = [
+        ClientReport(client, 10, 1, {"update/norm": norm}, 1, weight=weight)
+        for client, norm, weight in ((0, 5.0, 1.0), (1, 1.0, 2.0), (2, 3.0, 3.0))
+    ]
+    rejected = ClientReport(3, 10, 1, {}, 1, rejected="not finite", weight=100.0)
+    record = round_record(1, {}, "", Aggregate({}, 6.0, (*reports, rejected)))
+    assert {name: value for name, value in record.metrics.items() if name.startswith("update")} == {
+        "updates/norm_mean": 3.0,
+        "updates/norm_max": 5.0,
+        "updates/effective_clients": pytest.approx(36 / 14),
+    }
+    assert evaluated(replace(record, reports=())) == []
 
 
 def test_a_loss_that_is_no_number_makes_the_mean_none() -> None:

@@ -16,6 +16,7 @@ from flrl.process_setup import prepare
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.trainers import VectorizedTrainer
+from flrl.transforms import ClipNorm, Transform
 from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import client_batches
 from tests.toys import Linear, Rich, make_worker, merged
@@ -92,3 +93,25 @@ def test_an_evaluation_in_parts_is_that_of_one_worker() -> None:
     later = worker.examiner.evaluate(ServerState(4, vector), rounds=4)
     assert later["test/noise"] != whole["test/noise"]
     assert later["clients/global/noise_mean"] != whole["clients/global/noise_mean"]
+
+
+class Hiding(Transform):
+    hides_updates = True
+
+
+def test_a_report_has_the_norm_and_the_weight_of_the_update_as_it_was_sent() -> None:
+    """And not the norm where single updates are hidden, or where the update was left out."""
+    clip = ClipNorm(max_norm=1e-3)
+    for transforms, shown in (({}, True), ({"clip": clip}, True), ({"hide": Hiding()}, False)):
+        options = {"rounds": 1, "sampler": AllClients(), "transforms": transforms}
+        worker = make_worker(FedAvg(server_optimizer=partial(torch.optim.SGD, lr=1.0), **options))
+        state = worker.strategy.initialize(worker.model.vector.clone(), worker.model.layout)
+        broadcast, tasks = worker.strategy.plan(state, worker.data.sizes, 0, worker.model.layout)
+        _, reports = worker.train(broadcast, tasks, lambda report: None)
+        assert [report.weight for report in reports] == [20.0, 30.0, 40.0]
+        assert ["update/norm" in report.metrics for report in reports] == [shown] * 3
+        if shown:
+            sent = [worker.updates([task], broadcast)[0].vectors["update"] for task in tasks]
+            norms = [report.metrics["update/norm"] for report in reports]
+            assert norms == pytest.approx([float(vector.norm()) for vector in sent], rel=1e-12)
+            assert transforms == {} or norms == pytest.approx([1e-3] * 3)

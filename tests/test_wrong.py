@@ -109,6 +109,11 @@ TRAIN = {
     "strategy.min_clients=11": "strategy.min_clients=11: only 10 clients take part in a round",
     "strategy.sampler.num=11": "strategy.sampler.num=11: there are only 10 clients",
     "strategy.sampler.num=few": "strategy.sampler.num=few: must be a whole number or null",
+    "strategy/sampler=trace": "strategy.sampler.file=null: must name a file with cohorts",
+    "strategy/sampler=importance strategy.sampler.by=size": "strategy.sampler.by=size: must be norm or loss",
+    "strategy=scaffold strategy/sampler=weighted": (
+        "strategy.sampler: Scaffold needs clients' own weights, WeightedSampler gives others"
+    ),
     "strategy.sampler.fraction=1.5": "strategy.sampler.fraction=1.5: must be above 0 and at most 1",
     "strategy/aggregator=krum strategy.aggregator.num_malicious=8": (
         "strategy.aggregator.num_malicious=8: Krum needs at least 19 clients in a round (Blanchard et al., 2017), and "
@@ -203,7 +208,7 @@ TRAIN = {
     "base=trainer": "Could not override 'base'. No match in the defaults list.",
     "+base=trainer": (
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
-        "tags, optimized_metric, log_clients, console, log_level, holdout, root_samples, held_out_clients, "
+        "tags, optimized_metric, target, log_clients, console, log_level, holdout, root_samples, held_out_clients, "
         "public_samples, on_client_failure, dataset, partition, model, "
         "trainer, strategy, adversary, backend, evaluation, client_store, callbacks, logger, paths, vars; "
         "values of your own go below vars"
@@ -235,12 +240,14 @@ TRAIN = {
     ),
     "+foo=3": (
         "foo=3: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, tags, "
-        "optimized_metric, "
+        "optimized_metric, target, "
         "log_clients, console, log_level, holdout, root_samples, held_out_clients, public_samples, "
         "on_client_failure, dataset, partition, "
         "model, trainer, strategy, "
         "adversary, backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
+    "target.value=0.9": "target.value=0.9: target.metric must name what is to reach it, such as test/accuracy",
+    "target.metric=test/loss": "target.value=null: must be the number that test/loss is to reach",
     "console=jsn": "console=jsn: must be auto, rich, plain, json or quiet; did you mean json?",
     "log_level=debug": "log_level=debug: must be INFO, WARNING or ERROR",
     "seed=99999999999999999999": "seed=99999999999999999999: must be at least 0 and below 2**63",
@@ -280,7 +287,7 @@ TRAIN = {
     ),
     "strategy/sampler=unform": (
         "In 'strategy/fedavg': Could not find 'strategy/sampler/unform'; Available options in 'strategy/sampler': "
-        "all; poisson; power_of_choice; uniform; did you mean 'uniform'?"
+        "all; importance; poisson; power_of_choice; round_robin; trace; uniform; weighted; did you mean 'uniform'?"
     ),
     "hparams_search=optuna_tp": (
         "In 'train': Could not find 'hparams_search/optuna_tp'; Available options in 'hparams_search': optuna_cmaes; "

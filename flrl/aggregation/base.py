@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flrl.kernels import VectorStats, vector_stats
-from flrl.types import ClientUpdate, Context, Tensors
+from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
@@ -78,12 +78,14 @@ class Combined:
         total_weight: the sum of the updates' weights.
         state: the aggregator's variables for the next round, by name.
         filtered: ids of the clients whose updates a rule that selects left out, ascending; None for other rules.
+        numbers: to report.
     """
 
     vectors: Tensors
     total_weight: float
     state: Tensors = field(default_factory=dict)
     filtered: Sequence[int] | None = None
+    numbers: Metrics = field(default_factory=dict)
 
 
 class Aggregator(ABC):

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import torch
 
-from flrl.aggregation.base import Aggregator, Combined, Reducer, stats_of
-from flrl.aggregation.mean import MeanReducer
+from flrl.aggregation.base import Aggregator, Combined, Reducer
+from flrl.aggregation.mean import summed
 from flrl.aggregation.row_mean import RowMean
 from flrl.aggregation.rows import RowsReducer
-from flrl.types import ClientUpdate, Context, Tensors
+from flrl.types import Context, Tensors
 
 _PREFIX = "client/"
 
@@ -28,14 +28,11 @@ class EveryUpdate(Aggregator):
     def combine(self, reducer: Reducer, state: Tensors, context: Context) -> Combined:
         """The means of all vectors, and each client's `update`."""
         assert isinstance(reducer, RowsReducer)
-        mean = MeanReducer(reducer.sizes, total_weight=context.total_weight)
-        updates = {}
-        for client_id in sorted(reducer.rows):
-            *vectors, weight = torch.split(reducer.rows[client_id], [*reducer.sizes.values(), 1])
-            update = ClientUpdate(client_id, float(weight), dict(zip(reducer.sizes, vectors, strict=True)), {}, 0)
-            mean.add(update, stats_of(update))
-            updates[f"{_PREFIX}{client_id}"] = update.vectors["update"]
-        vectors_by_name, total_weight = mean.result()
+        start = [*reducer.sizes].index("update")
+        spans = [*reducer.sizes.values(), 1]
+        rows = sorted(reducer.rows.items())
+        updates = {f"{_PREFIX}{client_id}": torch.split(row, spans)[start] for client_id, row in rows}
+        vectors_by_name, total_weight = summed(reducer, context.total_weight).result()
         return Combined({**vectors_by_name, **updates}, total_weight, state)
 
 

@@ -1,8 +1,12 @@
 """The variables and random numbers of an aggregator, as the round loop hands them in and takes them out."""
 
+from dataclasses import replace
+
 import torch
 
 from flrl.aggregation.base import Aggregator, Combined, Reducer
+from flrl.aggregation.drift import cosines
+from flrl.aggregation.rows import RowsReducer
 from flrl.layout import ParameterLayout
 from flrl.seeding import SERVER, seed_for
 from flrl.types import Broadcast, Context, ServerState, Tensors
@@ -20,10 +24,16 @@ def combine(
     seed: int,
     root: Tensors | None = None,
 ) -> Combined:
-    """The aggregate of a round, from the merged reducer; arguments as for `flrl.rounds`, `root` as for `Context`."""
+    """The aggregate of a round, from the merged reducer; arguments as for `flrl.rounds`, `root` as for `Context`.
+
+    Where the reducer has kept the updates, its numbers have their cosines with the aggregate.
+    """
     generator = torch.Generator().manual_seed(seed_for(seed, broadcast.round, SERVER, "aggregator"))
     context = Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator, root)
-    return aggregator.combine(reducer, own_variables(state), context)
+    combined = aggregator.combine(reducer, own_variables(state), context)
+    if not isinstance(reducer, RowsReducer) or "update" not in combined.vectors:
+        return combined
+    return replace(combined, numbers={**combined.numbers, **cosines(reducer, combined.vectors["update"])})
 
 
 def own_variables(state: ServerState) -> Tensors:

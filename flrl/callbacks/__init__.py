@@ -6,6 +6,7 @@ from flrl.callbacks.guards import EarlyStopping, NanGuard
 from flrl.callbacks.optimized import OptimizedMetric
 from flrl.callbacks.progress import Progress
 from flrl.callbacks.run_folder import RunFolder
+from flrl.callbacks.target import Target
 
 __all__ = [
     "Callback",
@@ -17,4 +18,5 @@ __all__ = [
     "Progress",
     "RunFolder",
     "RunInfo",
+    "Target",
 ]

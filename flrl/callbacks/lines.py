@@ -1,14 +1,16 @@
 """A round as text: one line, its numbers as people read them, the course of a metric as a row of small bars."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 from rich.cells import cell_len
 from rich.markup import escape
 from rich.text import Text
 
 from flrl.records import evaluated
+from flrl.target import asked, summary_of
 from flrl.types import RoundRecord
 
 OF_CLIENTS = ("clients/", "held_out_clients/")
@@ -61,6 +63,19 @@ def result_line(record: RoundRecord) -> str:
     names = [name for name in shown_names(record) if not name.startswith(OF_CLIENTS)]
     names += [name for name in record.metrics if re.match(r"(held_out_)?clients/\w+/a", name)]
     return "result  " + "  ".join(shown(name, record.metrics[name]) for name in names)
+
+
+def target_line(config: Mapping[str, Any], history: Sequence[RoundRecord]) -> str | None:
+    """What it took to reach the target of a run's configuration; None if it has none."""
+    target = asked(config)
+    if target is None:
+        return None
+    found = summary_of(config, ({"round": record.round, **record.metrics} for record in history))
+    rounds, sent, virtual = (found[f"{name}_to_target"] for name in ("rounds", "bytes", "virtual_seconds"))
+    if rounds is None or sent is None:
+        return f"target  {shown(*target)} was not reached"
+    seconds = "" if virtual is None else f", {virtual:.1f} virtual seconds"
+    return f"target  {shown(*target)} after {rounds:.1f} rounds, {in_bytes(sent)}{seconds}"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

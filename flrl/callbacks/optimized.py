@@ -1,4 +1,4 @@
-"""Reports when the metric that `optimized_metric` names is not among the logged ones."""
+"""Reports when a metric that a key of the configuration names is not among the logged ones."""
 
 import logging
 from collections.abc import Sequence
@@ -16,11 +16,13 @@ class OptimizedMetric(Callback):
     Args:
         name: the metric's name; null checks nothing.
         required: whether its absence ends the run; otherwise it is a warning.
+        key: the key of the configuration that names it.
     """
 
-    def __init__(self, *, name: str | None, required: bool) -> None:
+    def __init__(self, *, name: str | None, required: bool, key: str = "optimized_metric") -> None:
         self.name = name
         self.required = required
+        self.key = key
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """After the first evaluation, warn if the metric is missing.
@@ -34,7 +36,7 @@ class OptimizedMetric(Callback):
         if any(self.name in before.metrics or evaluated(before) for before in earlier):
             return
         there = ", ".join(sorted([*evaluated(record), *(n for n in record.metrics if n.startswith("train/"))]))
-        message = f"optimized_metric={self.name}: nothing of that name is logged; there are: {there}"
+        message = f"{self.key}={self.name}: nothing of that name is logged; there are: {there}"
         if self.required:
             raise ValueError(message)
         log.warning("%s", message)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from flrl.callbacks.base import Callback, RunInfo
-from flrl.callbacks.lines import result_line, round_line
+from flrl.callbacks.lines import result_line, round_line, target_line
 from flrl.callbacks.live import LiveTable
 from flrl.callbacks.run_folder import row_of
 from flrl.types import ClientReport, RoundRecord, ServerState
@@ -87,6 +87,8 @@ class Progress(Callback):
             self._print(f"stopped early after round {state.round}")
         if history:
             self._print(result_line(history[-1]))
+            if line := target_line(self._run.config, history):
+                self._print(line)
             self._print(f"digest  {history[-1].digest}")
         self._print(f"folder  {self._run.folder}")
 

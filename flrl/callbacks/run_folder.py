@@ -27,6 +27,7 @@ from flrl.runs.rows import (
     replace_text,
 )
 from flrl.seeding import Seeds
+from flrl.target import summary_of
 from flrl.types import ClientReport, RoundRecord, ServerState
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class RunFolder(Callback):
             "digest": digest(state.vector),
             "model": saved,
             "metrics": row_of(history[-1]) if history else {},
+            **summary_of(run.config, map(row_of, history)),
             "wall_time_s": round(time.perf_counter() - self._started, 3),
             "partition": run.data.hash,
             "resumed_from": None if run.resumed_from is None else str(run.resumed_from),
@@ -147,6 +149,7 @@ def client_row(round: int, report: ClientReport) -> dict[str, Any]:
         "client_id": report.client_id,
         "num_samples": report.num_samples,
         "num_steps": report.num_steps,
+        "weight": report.weight,
         **{name: _number(name, value) for name, value in sorted(report.metrics.items())},
         "comm/up_bytes": report.up_bytes,
         "rejected": report.rejected,

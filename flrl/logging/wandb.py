@@ -20,6 +20,7 @@ from flrl.logging.secrets import masked_arguments
 from flrl.logging.wandb_files import last_step, run_id
 from flrl.records import evaluated
 from flrl.runs.environment import own_files
+from flrl.target import asked, reached, reaches
 from flrl.types import ClientReport, RoundRecord, ServerState
 
 MAX_CLIENTS = 200
@@ -38,7 +39,8 @@ class FlrlWandbLogger(WandbLogger):
         group: runs of one group are shown together; a sweep is one.
         job_type: what the run does: train, attack.
         tags: tags of the run.
-        target: the value of `optimized_metric` whose first round is the summary's `rounds_to_target`; null for none.
+        target: the value of `optimized_metric` that the summary's `rounds_to_target` is of, see `flrl.target.reached`;
+            null for the run's own target.
         offline: keep everything on disk; `wandb sync` sends it later.
 
     Raises:
@@ -83,7 +85,7 @@ class FlrlWandbLogger(WandbLogger):
         self._run: RunInfo
         self._logged = -1
         self._defined: set[str] = set()
-        self._bytes = 0.0
+        self._rows: list[dict[str, float]] = []
         self._reached = False
 
     @property
@@ -129,7 +131,7 @@ class FlrlWandbLogger(WandbLogger):
             numbers: its metrics, those that are finite.
         """
         objective = self._run.config["optimized_metric"]
-        self._note_target(record, objective)
+        self._note_target(record)
         if record.round <= self._logged:
             return
         names = evaluated(record)
@@ -189,14 +191,24 @@ class FlrlWandbLogger(WandbLogger):
         counts = confusion(self._run.model, self._run.data, state.vector)
         return {} if counts is None else {"confusion": wandb.Image(confusion_figure(counts))}
 
-    def _note_target(self, record: RoundRecord, objective: str | None) -> None:
-        self._bytes += record.metrics.get("comm/up_bytes", 0.0) + record.metrics.get("comm/down_bytes", 0.0)
-        value = record.metrics.get(objective or "")
-        if self.target is None or value is None or self._reached:
+    def _note_target(self, record: RoundRecord) -> None:
+        metric, target = self._target()
+        if metric is None or target is None or self._reached:
             return
-        self._reached = value <= self.target if _goal(objective or "") == "min" else value >= self.target
-        if self._reached:
-            self.experiment.summary.update({"rounds_to_target": record.round, "bytes_to_target": self._bytes})
+        names = (metric, "comm/up_bytes", "comm/down_bytes", "time/virtual_s")
+        self._rows.append({"round": record.round, **{n: v for n, v in record.metrics.items() if n in names}})
+        lower = _goal(metric) == "min"
+        if reaches(record.metrics.get(metric), target, lower=lower):
+            self._reached = True
+            found = reached(self._rows, metric, target, lower=lower) or {}
+            del found["seconds"]
+            self.experiment.summary.update({f"{name}_to_target": value for name, value in found.items()})
+
+    def _target(self) -> tuple[str | None, float | None]:
+        """The logger's own target for `optimized_metric`, else the run's."""
+        if self.target is not None:
+            return self._run.config["optimized_metric"], self.target
+        return asked(self._run.config) or (None, None)
 
 
 def _goal(name: str) -> str | None:

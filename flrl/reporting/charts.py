@@ -9,7 +9,7 @@ Chart = dict[str, Any]
 MAX_ROUNDS = 1000
 MAX_CLIENTS = 200
 MAX_CLASSES = 40
-_STATISTICS = ("_weighted_mean", "_mean", "_std", "_worst10")
+_STATISTICS = ("_weighted_mean", "_mean", "_std", "_worst10", "_gini", "_jain")
 _ATTACKED = ("adversary/", "aggregator/", "test/backdoor_success", "test/source_accuracy")
 _ELSEWHERE = ("time/", "comm/")
 
@@ -33,11 +33,15 @@ def group(name: str) -> tuple[str, str]:
     Example:
         >>> group("test/loss"), group("train/loss"), group("clients/global/loss_worst10")
         (('curves', 'loss'), ('curves', 'loss'), ('clients', 'clients/global/loss'))
+        >>> group("updates/norm_mean")
+        ('curves', 'updates/norm')
     """
     if name.startswith(_ATTACKED):
         return "adversaries", "found by the rule" if name.startswith("aggregator/") else name
     if name.startswith("transforms/"):
         return "curves", name.rpartition("/")[0]
+    if name.startswith("updates/"):
+        return "curves", name.partition("_")[0]
     if name.startswith(("clients/num", "clients/rejected")):
         return "curves", "cohort"
     if name.startswith(("clients/", "held_out_clients/")):

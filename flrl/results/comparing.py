@@ -16,6 +16,7 @@ from flrl.results import figures, tables
 from flrl.results.grouping import Group, grouped, listed
 from flrl.results.run import Run, runs
 from flrl.results.statistics import Difference, Spread, differences
+from flrl.target import reached
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,11 @@ def having(found: Sequence[Run], metric: str) -> tuple[list[Run], list[str]]:
     )
 
 
-def reached(run: Run, options: Options) -> dict[str, float] | None:
-    """Rounds, bytes (up and down) and seconds until the first round with the target; None if there is no such round."""
+def to_target(run: Run, options: Options) -> dict[str, float] | None:
+    """What a run took to reach the target, see `flrl.target.reached`; None if it did not."""
     assert options.target is not None
-    values = run.metrics[options.metric]
-    there = values <= options.target if options.lower_is_better else values >= options.target
-    if not there.any():
-        return None
-    until = run.metrics.iloc[: int(there.to_numpy().argmax()) + 1]
-    return {"rounds": float(until.index[-1]), **{name: float(own.iloc[-1]) for name, own in costs(until).items()}}
+    rows: list[dict[str, Any]] = run.metrics.reset_index().to_dict("records")  # type: ignore[assignment]
+    return reached(rows, options.metric, options.target, lower=options.lower_is_better)
 
 
 def costs(metrics: pd.DataFrame) -> dict[str, pd.Series]:
@@ -155,9 +152,11 @@ def summary(groups: Sequence[Group], options: Options) -> tuple[pd.DataFrame, li
         row |= {"low": spread.mean - spread.half, "high": spread.mean + spread.half}
         row["seconds"] = float(np.mean([costs(run.metrics)["seconds"].iloc[-1] for run in group.runs.values()]))
         if options.target is not None:
-            there = [found for run in group.runs.values() if (found := reached(run, options)) is not None]
+            there = [found for run in group.runs.values() if (found := to_target(run, options)) is not None]
             row["reached"] = len(there)
-            for name in ("rounds", "bytes", "seconds"):
-                row[f"{name}_to_target"] = float(np.mean([f[name] for f in there])) if there else math.nan
+            virtual = any("time/virtual_s" in run.metrics for run in group.runs.values())
+            for name in ("rounds", "bytes", "seconds", *(["virtual_seconds"] if virtual else [])):
+                spent = [found.get(name, math.nan) for found in there]
+                row[f"{name}_to_target"] = float(np.mean(spent)) if spent else math.nan
         rows.append(row)
     return pd.DataFrame(rows), differences(values)

@@ -36,6 +36,8 @@ def shown(table: pd.DataFrame, options: "Options") -> list[list[str]]:
     if options.target is not None:
         to = f"{scale * options.target:g}" + (" %" if scale == 100 else "")
         titles += [f"reached {to}", "rounds to it", "MB to it", "seconds to it"]
+    virtual = "virtual_seconds_to_target" in table
+    titles += ["virtual seconds to it"] if virtual else []
     found = [titles]
     for row in table.to_dict("records"):
         mean = number(row["mean"]) + ("" if math.isnan(row["std"]) else f" ± {number(row['std'])}")
@@ -43,6 +45,7 @@ def shown(table: pd.DataFrame, options: "Options") -> list[list[str]]:
         cells = [str(row["group"]), str(row["runs"]), mean, interval, f"{row['seconds']:.1f}"]
         if options.target is not None:
             spent = [(row["rounds_to_target"], 1), (row["bytes_to_target"], 1e6), (row["seconds_to_target"], 1)]
+            spent += [(row["virtual_seconds_to_target"], 1)] if virtual else []
             cells += [f"{row['reached']} of {row['runs']}"]
             cells += ["" if math.isnan(value) else _rounded(value / unit) for value, unit in spent]
         found.append(cells)

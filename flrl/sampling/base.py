@@ -3,13 +3,14 @@
 import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from flrl.setup import Setup
-from flrl.types import ClientReport, Tensors
+from flrl.types import Aggregate, Broadcast, ClientReport, ClientTask, Tensors
 
 LOSSES = "sampler/losses"
 """The name among a state's variables of the last losses reported, float64 `[num_clients]`; infinite where none was."""
@@ -22,7 +23,10 @@ _REPORTED = {"losses": (LOSSES, "train/loss"), "norms": (NORMS, "update/norm")}
 
 
 class Sampler(Protocol):
-    """Chooses a round's cohort. It may have an attribute `needs` and a keyword `available` too, see `draw`."""
+    """Chooses a round's cohort.
+
+    It may have an attribute `needs` and a keyword `available` too, see `draw`, and a method `weights`, see `reweighed`.
+    """
 
     def check(self, setup: Setup) -> None:
         """Raise ValueError if the setup has too few clients for such a cohort."""
@@ -89,9 +93,85 @@ def draw(
     return drawn
 
 
+def reweighed(
+    sampler: Sampler,
+    broadcast: Broadcast,
+    tasks: list[ClientTask],
+    variables: Tensors,
+    sizes: np.ndarray,
+    *,
+    seed: int,
+    available: np.ndarray | None = None,
+) -> tuple[Broadcast, list[ClientTask]]:
+    """The broadcast and the tasks of a cohort with the weights that a sampler with a method `weights` gives it.
+
+    The method is called as the sampler is, with the cohort's ids and their own weights before, float64 `[cohort]`.
+
+    Args:
+        sampler: the run's.
+        broadcast: to the cohort.
+        tasks: the cohort's, with the strategy's weights.
+        variables: of the server's state before the round.
+        sizes: training samples of every client, int64 `[num_clients]`.
+        seed: of the cohorts.
+        available: as for `draw`.
+    """
+    if not weighs(sampler) or not tasks:
+        return broadcast, tasks
+    given: dict[str, Any] = _given(sampler, variables, sizes)
+    if available is not None and not available.all():
+        given["available"] = available
+    cohort, own = np.array([task.client_id for task in tasks]), np.array([task.weight for task in tasks])
+    weights = sampler.weights(cohort, own, len(sizes), seed=seed, round=broadcast.round, **given)  # type: ignore[attr-defined]
+    tasks = [replace(task, weight=float(weight)) for task, weight in zip(tasks, weights, strict=True)]
+    return replace(broadcast, total_weight=math.fsum(task.weight for task in tasks)), tasks
+
+
+def estimated(sampler: Sampler, aggregate: Aggregate, weight_of_all: float, num_trainable: int) -> Aggregate:
+    """The aggregate with its `share`; for samplers with `estimates_sum` the weighted sum over the weight of all.
+
+    The mean is over the weights of the cohort. Weights w / p, for a client that takes part with probability p, are
+    those of all clients on average, and the sum over the weight of all clients is unbiased (Horvitz and Thompson, JASA
+    47, 1952); so it is the trainable part's. Buffers, such as BatchNorm's statistics, are averaged.
+
+    Args:
+        sampler: the run's.
+        aggregate: of the round, means of vectors.
+        weight_of_all: the sum of all clients' own weights.
+        num_trainable: length of the trainable part of `update`.
+    """
+    share = aggregate.total_weight / weight_of_all
+    if not weighs(sampler):
+        return replace(aggregate, share=share)
+    if not getattr(sampler, "estimates_sum", False):
+        return replace(aggregate, share=1.0)
+    update = aggregate.vectors["update"].clone()
+    update[:num_trainable] *= share
+    return replace(aggregate, vectors={**aggregate.vectors, "update": update}, share=1.0)
+
+
+def weighs(sampler: Any) -> bool:
+    """Whether a sampler gives clients weights of its own: it has a method `weights`."""
+    return hasattr(sampler, "weights")
+
+
 def takes_available(sampler: Sampler) -> bool:
     """Whether a sampler draws among the clients that are available: its call has the keyword `available`."""
     return "available" in inspect.signature(sampler).parameters
+
+
+def at_least_one(num: int) -> int:
+    """The setting `num` of a sampler; ValueError unless it is at least 1."""
+    if num < 1:
+        raise ValueError(f"strategy.sampler.num={num}: must be at least 1")
+    return num
+
+
+def at_most_all(num: int, num_clients: int) -> int:
+    """The size of cohorts of `num` clients; ValueError if there are fewer clients."""
+    if num > num_clients:
+        raise ValueError(f"strategy.sampler.num={num}: there are only {num_clients} clients")
+    return num
 
 
 def everybody_of(num_clients: int, available: np.ndarray | None) -> np.ndarray:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from flrl.sampling.base import everybody_of
+from flrl.sampling.base import at_least_one, everybody_of
 from flrl.seeding import SERVER, generator_for
 from flrl.setup import Setup
 
@@ -27,8 +27,7 @@ class PowerOfChoice:
     needs = ("sizes", "losses")
 
     def __init__(self, *, num: int, candidates: int) -> None:
-        if num < 1:
-            raise ValueError(f"strategy.sampler.num={num}: must be at least 1")
+        at_least_one(num)
         if candidates < num:
             raise ValueError(f"strategy.sampler.candidates={candidates}: must be at least num, which is {num}")
         self.num, self.candidates = num, candidates

@@ -46,9 +46,10 @@ class UniformSampler:
 
     def __call__(self, num_clients: int, *, seed: int, round: int, available: np.ndarray | None = None) -> np.ndarray:
         """The cohort's client ids, ascending: `num`, or a fraction of all clients, drawn among the available ones."""
-        present = everybody_of(num_clients, available)
-        size = min(self.largest(num_clients), len(present))
-        if size == len(present):
-            return present
+        count = num_clients if available is None else int(np.count_nonzero(available))
+        size = min(self.largest(num_clients), count)
+        if size == count:
+            return everybody_of(num_clients, available)
         rng = generator_for(seed, round, SERVER, "cohort")
-        return present[np.sort(rng.choice(len(present), size, replace=False, shuffle=False))]
+        places = np.sort(rng.choice(count, size, replace=False, shuffle=False))
+        return places if available is None else np.flatnonzero(available)[places]

@@ -20,11 +20,11 @@ from flrl.devices import Fleet
 from flrl.layout import BATCHNORM, ParameterLayout, batchnorm_layers
 from flrl.lightning.local_step import LocalStep, layer_of
 from flrl.rounds import Rounds
-from flrl.sampling import Sampler, draw
+from flrl.sampling import Sampler, draw, reweighed
 from flrl.scheduling import Schedule, Synchronous
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.setup import Setup
-from flrl.strategies.checking import belongs_to_rounds, check_cohort
+from flrl.strategies.checking import belongs_to_rounds, check_cohort, check_cohorts
 from flrl.trainers import LocalProblem, Trained
 from flrl.transforms import Transform
 from flrl.transforms.apply import checked
@@ -62,6 +62,8 @@ class Strategy(ABC):
     """Names of the module's layers whose outputs `adjust_loss` needs."""
     evaluates: Sequence[str] = ()
     """Names in client memory that `personal_model` and `finetuning` need, besides the personal part."""
+    accumulates = False
+    """Whether the server sums up, over rounds, what clients send by their share of all weights, `Aggregate.share`."""
     pools_samples = False
     """Whether one client trains on the samples of others too, which a dedicated server cannot have it do."""
     passes = 1.0
@@ -82,10 +84,9 @@ class Strategy(ABC):
         batchnorm: Literal["average", "personal", "frozen"] = "average",
         min_clients: int = 1,
     ) -> None:
-        if rounds < 1:
-            raise ValueError(f"strategy.rounds={rounds}: must be at least 1")
-        if min_clients < 1:
-            raise ValueError(f"strategy.min_clients={min_clients}: must be at least 1")
+        for name, value in (("rounds", rounds), ("min_clients", min_clients)):
+            if value < 1:
+                raise ValueError(f"strategy.{name}={value}: must be at least 1")
         if isinstance(personal, str):
             raise ValueError(f"strategy.personal={personal}: must be a list of patterns, such as [head.*]")
         self.rounds = rounds
@@ -101,9 +102,7 @@ class Strategy(ABC):
 
     def check(self, setup: Setup) -> None:
         """Raise ValueError that names a part of the setup that the algorithm does not support; before any round."""
-        most = setup.most_updates
-        if self.min_clients > most:
-            raise ValueError(f"strategy.min_clients={self.min_clients}: only {most} clients take part in a round")
+        check_cohorts(self, setup)
         for name in self.observes:
             layer_of(setup.module, name)
         if self.batchnorm == "frozen" and not batchnorm_layers(setup.module):
@@ -212,7 +211,8 @@ class Strategy(ABC):
         with isolated_randomness(seed_for(seed, round, SERVER, "plan"), torch.device("cpu")):
             drawn = draw(self.sampler, state.variables, sizes, seed=seed, round=round, available=available)
             cohort = check_cohort(self.sampler, drawn, len(sizes))
-            return self._planned(state, round, cohort, sizes, layout)
+            sent = self._planned(state, round, cohort, sizes, layout)
+        return reweighed(self.sampler, *sent, state.variables, sizes, seed=seed, available=available)
 
     def _planned(
         self, state: ServerState, round: int, cohort: Sequence[int], sizes: np.ndarray, layout: ParameterLayout
@@ -221,8 +221,7 @@ class Strategy(ABC):
         sent = self.broadcast(state, round, sum(task.weight for task in tasks))
         if not self.sends_model:
             sent = replace(sent, vector=sent.vector[:0])
-        payload = {"vector": layout.nbytes if self.sends_model else 0}
-        payload |= {name: tensor.nbytes for name, tensor in sent.variables.items()}
+        payload = {"vector": layout.nbytes * self.sends_model} | {n: t.nbytes for n, t in sent.variables.items()}
         return replace(sent, cohort=tuple(sorted(cohort)), payload=payload | dict(sent.payload)), tasks
 
     # The client's part.

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from flrl.aggregation import Aggregator, EveryUpdate, Mean
+from flrl.sampling import weighs
 from flrl.scheduling import Synchronous
 from flrl.setup import Setup
 from flrl.trainers import LocalProblem
@@ -45,6 +46,21 @@ def check_mean(aggregator: Aggregator, what: str) -> None:
     if not isinstance(aggregator, Mean):
         found = type(aggregator).__name__
         raise ValueError(f"strategy.aggregator={found}: {what} need the mean, strategy/aggregator=mean")
+
+
+def check_cohorts(strategy: "Strategy", setup: Setup) -> None:
+    """Raise ValueError for too small cohorts, and for a sampler that gives clients weights where those do not fit."""
+    most, name = setup.most_updates, type(setup.sampler).__name__
+    if strategy.min_clients > most:
+        raise ValueError(f"strategy.min_clients={strategy.min_clients}: only {most} clients take part in a round")
+    if not weighs(setup.sampler):
+        return
+    check_mean(setup.aggregator, f"the weights that {name} gives clients")
+    if strategy.accumulates:
+        raise ValueError(f"strategy.sampler: {type(strategy).__name__} needs clients' own weights, {name} gives others")
+    if not isinstance(strategy.schedule, Synchronous):
+        found = type(strategy.schedule).__name__
+        raise ValueError(f"strategy.schedule={found}: {name} weighs whole cohorts, strategy/schedule=synchronous")
 
 
 def check_everybody(setup: Setup, name: str) -> None:

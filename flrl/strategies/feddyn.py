@@ -35,6 +35,8 @@ class FedDyn(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    accumulates = True
+
     def __init__(self, *, alpha: float, **options: Any) -> None:
         super().__init__(**options)
         if not 0 <= alpha < float("inf"):

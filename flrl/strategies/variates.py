@@ -19,6 +19,8 @@ class Variates(FedAvg):
     A c_i has the model's dtype, c is float64: the same changes are added to both, so c stays the mean of the c_i.
     """
 
+    accumulates = True
+
     def check(self, setup: Setup) -> None:
         """Refuse all optimizers but plain SGD, whose steps the variates are computed from, and all rules but the mean.
 

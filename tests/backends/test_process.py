@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from flrl.aggregation import Bucketing, CenteredClipping, FLTrust, FoolsGold, Median
+from flrl.aggregation import Bucketing, CenteredClipping, FLTrust, FoolsGold, Mean, Median
 from flrl.backends import ProcessBackend, SerialBackend
 from flrl.backends.local import backend as process
 from flrl.backends.pool.job import WorkerLostError
@@ -28,7 +28,7 @@ from flrl.errors import ClientError, WorkerError
 from flrl.evaluation import Evaluator
 from flrl.layout import digest
 from flrl.process_setup import prepare
-from flrl.sampling import AllClients, PowerOfChoice, UniformSampler
+from flrl.sampling import AllClients, ImportanceSampler, PowerOfChoice, UniformSampler
 from flrl.strategies import AFL, FedAvg, FedSAM, Mime, MimeLite, Moon, QFedAvg, Scaffold
 from flrl.strategies.base import Local
 from flrl.trainers import EagerTrainer, LocalProblem, Trainer, VectorizedTrainer
@@ -85,6 +85,11 @@ class Forgetful(FedAvg):
 def biased(**options: Any) -> FedAvg:
     """With a sampler that goes by what clients reported, clients that forget, and a rule that remembers each client."""
     return Forgetful(**{**options, "sampler": PowerOfChoice(num=2, candidates=4), "aggregator": FoolsGold()})
+
+
+def important(**options: Any) -> FedAvg:
+    """With a sampler that weighs its cohort by norms of updates, and the cosines of updates with their mean."""
+    return FedAvg(**{**options, "sampler": ImportanceSampler(num=3), "aggregator": Mean(cosines=True)})
 
 
 def agnostic(**options: Any) -> FedAvg:
@@ -179,6 +184,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         pytest.param(Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))), marks=pytest.mark.slow),
         Toy(strategy=partial(FedAvg, aggregator=FLTrust(before=Bucketing(size=1)))),
         Toy(strategy=biased, rounds=5),
+        pytest.param(Toy(strategy=important, rounds=4), marks=pytest.mark.slow),
         *(
             pytest.param(Toy(strategy=strategy, rounds=4), marks=pytest.mark.slow)
             for strategy in (
@@ -202,6 +208,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         "a rule with a state",
         "a rule that selects, with the server's own update, of rows in random order",
         "a sampler that needs losses, clients that forget, a rule with a state of each",
+        "a sampler that needs norms and weighs, cosines",
         *("afl", "fedsam", "mime", "mimelite", "moon", "qfedavg"),
         "dataset with loader workers",
         "unpicklable dataset",

@@ -20,6 +20,7 @@ from flrl.data import FederatedData, Splits, TensorSource
 from flrl.logging.confusion import confusion
 from flrl.logging.pictures import confusion_figure, partition_figure
 from flrl.logging.wandb_files import last_step, records, run_id
+from flrl.target import reached
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2-hunter2"
@@ -79,9 +80,17 @@ def test_an_offline_wandb_run_holds_it_all(cli: Any, monkeypatch: pytest.MonkeyP
     assert all("clients/table.path" in row and "clients/histogram/train/loss.bins" in row for row in logged[1:])
     assert sum(logged[1]["clients/histogram/train/loss.values"]) == 10
     table = json.loads((path.parent / "files" / logged[3]["clients/table.path"]).read_text())
-    assert table["columns"] == ["client", "num_samples", "num_steps", "comm/up_bytes", "state", "train/loss"]
+    assert table["columns"] == [
+        "client",
+        "num_samples",
+        "num_steps",
+        "comm/up_bytes",
+        "state",
+        "train/loss",
+        "update/norm",
+    ]
     assert [row[0] for row in table["data"]] == [*range(10)]
-    losses = [row[-1] * row[1] for row in table["data"]]
+    losses = [row[-2] * row[1] for row in table["data"]]
     assert sum(losses) / 1438 == pytest.approx(metrics[3]["train/loss"])
     for name, row in (("partition", logged[0]), ("confusion", logged[3])):
         assert matplotlib.image.imread(path.parent / "files" / row[f"{name}.path"]).ndim == 3
@@ -90,8 +99,8 @@ def test_an_offline_wandb_run_holds_it_all(cli: Any, monkeypatch: pytest.MonkeyP
     assert defined["*"].step_metric == defined["test/accuracy"].step_metric == "round"
     assert (defined["test/accuracy"].summary.max, defined["test/loss"].summary.min) == (True, True)
     ends = summary(found)
-    reached = next(row["round"] for row in metrics if row["test/accuracy"] >= 0.3)
-    assert (ends["rounds_to_target"], ends["bytes_to_target"]) == (reached, reached * 52000)
+    crossed = reached(metrics, "test/accuracy", 0.3, lower=False)["rounds"]
+    assert (ends["rounds_to_target"], ends["bytes_to_target"]) == pytest.approx((crossed, crossed * 52000))
     assert ends["test/accuracy"]["max"] == max(row["test/accuracy"] for row in metrics)
     assert ends["digest"] == metrics[-1]["digest"]
 

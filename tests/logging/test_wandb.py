@@ -41,7 +41,7 @@ def test_online_the_server_says_which_rounds_it_lacks(logger: FlrlWandbLogger, t
         logger.log_round(None, record(round, accuracy), {"test/accuracy": accuracy})
     steps = [call.kwargs["step"] for call in logger.experiment.log.call_args_list]
     assert steps == [3, 4]
-    assert logger.experiment.summary == {"rounds_to_target": 2, "bytes_to_target": 21.0}
+    assert logger.experiment.summary == {"rounds_to_target": 2.0, "bytes_to_target": 21.0}
 
 
 def test_the_summary_has_the_best_of_all_rounds(logger: FlrlWandbLogger, tmp_path: Path) -> None:
@@ -66,14 +66,18 @@ def test_the_partition_is_used_and_the_model_made(logger: FlrlWandbLogger, tmp_p
     assert made.metadata == {"round": 5, "partition": "0123456789abcdef", "digest": "d"}
 
 
-@pytest.mark.parametrize(("metric", "reached"), [("test/loss", 1), ("test/accuracy", 2)])
+@pytest.mark.parametrize(("metric", "reached"), [("test/loss", 0.5), ("test/accuracy", 1.25)])
 def test_a_target_is_reached_from_above_by_losses(
     metric: str, reached: int, logger: FlrlWandbLogger, tmp_path: Path
 ) -> None:
     logger.log_start(info(tmp_path, optimized_metric=metric))
     for round, value in enumerate((0.7, 0.3, 0.8) if metric == "test/loss" else (0.3, 0.4, 0.8)):
         logger.log_round(None, RoundRecord(round, {metric: value}, ""), {})
-    assert logger.experiment.summary["rounds_to_target"] == reached
+    assert logger.experiment.summary["rounds_to_target"] == pytest.approx(reached)
+    logger.target, logger._reached, logger._rows = None, False, []
+    logger.log_start(info(tmp_path, target={"metric": metric, "value": 0.5}))
+    logger.log_round(None, RoundRecord(0, {metric: 0.5}, ""), {})
+    assert logger.experiment.summary["rounds_to_target"] == 0.0
 
 
 def test_a_table_has_two_hundred_clients_and_a_histogram_all() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from flrl.compare import main
 from flrl.results import runs
-from flrl.results.comparing import Options, compare, parsed, reached, summary
+from flrl.results.comparing import Options, compare, parsed, summary, to_target
 from flrl.results.figures import curve, figure_of
 from flrl.results.grouping import grouped
 from flrl.results.statistics import Spread
@@ -36,8 +36,9 @@ def test_the_table_in_the_terminal_and_in_files(sweep: Path) -> None:
     text = compared(sweep, "group_by=strategy", "target=0.85")
     low, high = f"{83 - 100 * HALF:.2f}", f"{83 + 100 * HALF:.2f}"
     assert ["fedavg", "3", "83.00", "±", "3.61", low, "to", high, "1.0"] in cells(text)
-    assert ["fedavg", "1", "of", "3", "2.0", "0.0006", "1.0"] in cells(text)
-    assert ["fedprox", "2", "of", "3", "2.0", "0.0006", "1.0"] in cells(text)
+    # 0.87 crosses 0.85 after 1 + 35 / 37 rounds; 0.85 and 0.89 after 2 and after 1 + 25 / 29.
+    assert ["fedavg", "1", "of", "3", "1.95", "0.000584", "0.973"] in cells(text)
+    assert ["fedprox", "2", "of", "3", "1.93", "0.000579", "0.966"] in cells(text)
     assert (
         "fedavg - fedprox: -2 points, not significant (paired t, 3 pairs, p = 0.0742, 0.0742 after Holm's correction)\n"
     ) in text
@@ -47,7 +48,9 @@ def test_the_table_in_the_terminal_and_in_files(sweep: Path) -> None:
     assert table.loc["fedavg", ["runs", "mean", "std", "low", "high"]].tolist() == pytest.approx(
         [3, 0.83, math.sqrt(0.0026 / 2), 0.83 - HALF, 0.83 + HALF]
     )
-    assert table.loc["fedprox", ["reached", "rounds_to_target", "bytes_to_target"]].tolist() == [2, 2.0, 600.0]
+    assert table.loc["fedprox", ["reached", "rounds_to_target", "bytes_to_target"]].tolist() == pytest.approx(
+        [2, 1 + 27 / 29, 300 * (1 + 27 / 29)]
+    )
     tests = pd.read_csv(out / "tests.csv").iloc[0]
     assert tests[["test", "n", "alone", "verdict"]].tolist() == ["paired t", 3, 0, "not significant"]
     assert tests["p"] == pytest.approx(1 - math.sqrt(12 / 14))
@@ -65,13 +68,19 @@ def test_a_second_comparison_finds_no_run_in_the_first_one(sweep: Path) -> None:
 
 
 def test_what_it_costs_to_reach_a_target(make: MakeRun) -> None:
+    """Rounds 1 and 3 are evaluated: 0.8 is three quarters of the way from 0.5 to 0.9."""
     run = make([0.5, None, 0.9, 0.85])
-    assert reached(run, Options(target=0.9)) == {"rounds": 3.0, "bytes": 900.0, "seconds": 1.5}
-    assert reached(run, Options(target=0.5)) == {"rounds": 1.0, "bytes": 300.0, "seconds": 0.5}
-    assert reached(run, Options(target=0.91)) is None
+    assert to_target(run, Options(target=0.9)) == {"rounds": 3.0, "bytes": 900.0, "seconds": 1.5}
+    assert to_target(run, Options(target=0.8)) == pytest.approx({"rounds": 2.5, "bytes": 750.0, "seconds": 1.25})
+    assert to_target(run, Options(target=0.5)) == {"rounds": 1.0, "bytes": 300.0, "seconds": 0.5}
+    assert to_target(run, Options(target=0.91)) is None
     loss = make([2.0, 1.0, 0.5], metric="test/loss")
-    assert reached(loss, Options(metric="test/loss", target=1.0)) == {"rounds": 2.0, "bytes": 600.0, "seconds": 1.0}
-    assert reached(loss, Options(metric="test/loss", target=1.5, goal="max")) == {
+    assert to_target(loss, Options(metric="test/loss", target=1.25)) == {
+        "rounds": 1.75,
+        "bytes": 525.0,
+        "seconds": 0.875,
+    }
+    assert to_target(loss, Options(metric="test/loss", target=1.5, goal="max")) == {
         "rounds": 1.0,
         "bytes": 300.0,
         "seconds": 0.5,
@@ -79,10 +88,12 @@ def test_what_it_costs_to_reach_a_target(make: MakeRun) -> None:
 
 
 def test_costs_are_means_over_the_runs_that_reach_the_target(make: MakeRun) -> None:
+    """After 1 round, and after 2.5, halfway between 0.1 and 0.9."""
     found = [make([0.9, 0.9, 0.9], seed=0), make([0.1, 0.1, 0.9], seed=1), make([0.1, 0.3, 0.1], seed=2)]
-    table, _ = summary(grouped(found, None)[0], Options(target=0.9))
+    table, _ = summary(grouped(found, None)[0], Options(target=0.5))
     row = table.iloc[0]
-    assert (row["group"], row["reached"], row["rounds_to_target"], row["bytes_to_target"]) == ("all runs", 2, 2, 600)
+    assert (row["group"], row["reached"]) == ("all runs", 2)
+    assert (row["rounds_to_target"], row["bytes_to_target"]) == pytest.approx((1.75, 525))
     assert row["mean"] == pytest.approx(1.9 / 3)  # the last round's values, whether it is the best one or not
 
 
