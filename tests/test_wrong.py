@@ -210,7 +210,7 @@ TRAIN = {
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
         "tags, optimized_metric, target, log_clients, console, log_level, holdout, root_samples, held_out_clients, "
         "public_samples, on_client_failure, dataset, partition, model, "
-        "trainer, strategy, adversary, backend, evaluation, client_store, callbacks, logger, paths, vars; "
+        "trainer, strategy, adversary, devices, backend, evaluation, client_store, callbacks, logger, paths, vars; "
         "values of your own go below vars"
     ),
     "experiment=mnist_fedsvg": (

@@ -71,8 +71,8 @@ def mcmahan_cnn(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequentia
 def niid_cnn(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
     """The CNN of NIID-Bench (Li et al., ICDE 2022, arXiv 2102.02079): 44,426 parameters on MNIST.
 
-    Two 5 x 5 convolutions (6 and 16 channels), each with ReLU and 2 x 2 max pooling, and 120 and 84 hidden units. Images
-    of less than 16 pixels are padded by two before each convolution.
+    Two 5 x 5 convolutions (6 and 16 channels), each with ReLU and 2 x 2 max pooling, and 120 and 84 hidden units.
+    Images of less than 16 pixels are padded by two before each convolution.
 
     Args:
         input_shape: (channels, height, width).
