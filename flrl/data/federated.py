@@ -1,6 +1,7 @@
 """A dataset divided among clients: one copy of the samples, and indices into it for each client."""
 
 import hashlib
+import inspect
 import zipfile
 from collections.abc import Callable, Iterable
 from copy import copy
@@ -13,7 +14,8 @@ from flrl.data.grouping import by_owner, spans
 from flrl.data.sources import Source, Splits
 from flrl.seeding import EVERYBODY, SERVER, generator_for
 
-Partition = Callable[[int, np.ndarray | None, np.random.Generator], np.ndarray]
+Partition = Callable[..., np.ndarray]
+"""Called as `partition(num_samples, labels, rng)`; with `splits` too, by name, if it has an argument of that name."""
 
 
 class FederatedData:
@@ -72,7 +74,8 @@ class FederatedData:
         if num_samples == 0:
             raise ValueError("the dataset has no training samples")
         rng = generator_for(seed, 0, SERVER, "partition")
-        owner = np.asarray(partition(num_samples, splits.train.labels, rng))
+        more = {"splits": splits} if _asks_for_splits(partition) else {}
+        owner = np.asarray(partition(num_samples, splits.train.labels, rng, **more))
         if owner.shape != (num_samples,):
             raise ValueError(
                 f"the partition returned shape {owner.shape}, expected one owner for {num_samples} samples"
@@ -173,7 +176,8 @@ class FederatedData:
         other._place[chosen] = np.arange(len(chosen))
         nothing = np.empty(0, np.int64)
         tests = self.splits.test if test else self.splits.test.subset(nothing)
-        other.splits = replace(self.splits, train=self.splits.train.subset(chosen), test=tests)
+        groups = None if self.splits.groups is None else self.splits.groups[chosen]
+        other.splits = replace(self.splits, train=self.splits.train.subset(chosen), test=tests, groups=groups)
         return other
 
     def label_counts(self) -> np.ndarray | None:
@@ -210,6 +214,13 @@ def partition_hash(*, ends: np.ndarray, sizes: np.ndarray, indices: np.ndarray) 
     for numbers in (ends, sizes, indices):
         parts.update(np.ascontiguousarray(numbers, "<i8").data)
     return parts.hexdigest()
+
+
+def _asks_for_splits(partition: Partition) -> bool:
+    try:
+        return "splits" in inspect.signature(partition).parameters
+    except (TypeError, ValueError):  # written in C
+        return False
 
 
 def _taken(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.data.federated import Partition
-from flrl.data.partitions import iid
+from flrl.data.partitions import iid, natural
 from flrl.seeding import SERVER, generator_for
 from tests.counting import calls, peak_bytes
 from tests.toys import blocks
@@ -28,6 +28,15 @@ def splits(num_samples: int, labels: list[int] | None = None) -> Splits:
 
 def federated(num_samples: int, partition: Partition, *, seed: int = 0, holdout: float = 0.0) -> FederatedData:
     return FederatedData(splits(num_samples), partition, seed=seed, holdout=holdout)
+
+
+def test_a_partition_that_asks_for_the_dataset_is_given_it() -> None:
+    given = replace(splits(4), groups=np.array([1, 0, 1, 5]))
+    data = FederatedData(given, partial(natural, num_clients=None), seed=0)
+    assert [sorted(data.train_indices(client)) for client in range(3)] == [[1], [0, 2], [3]]
+    part = data.only([2, 0], test=False)
+    assert part.splits.groups is not None
+    assert part.splits.groups.tolist() == [5, 0]
 
 
 @given(

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flrl.data.partitions import _top_up, dirichlet, iid, quantity_skew, shards
+from flrl.data import DatasetSource, Splits, TensorSource
+from flrl.data.partitions import _top_up, dirichlet, iid, natural, quantity_skew, shards
 from tests.counting import calls
 
 MNIST_CLASS_SIZES = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
@@ -336,3 +338,40 @@ def test_shards_refuses_what_cannot_be_cut() -> None:
 def test_an_alpha_beyond_numbers_is_refused(partition: Any) -> None:
     with pytest.raises(ValueError, match=r"^partition\.alpha=1e\+308: must be positive and finite$"):
         partition(10, LABELS, np.random.default_rng(0), num_clients=4, alpha=1e308)
+
+
+def owned(groups: Any, num_clients: int | None = None, **options: Any) -> list[int]:
+    source = TensorSource(torch.zeros(6, 1), torch.zeros(6))
+    splits = Splits(source, source, groups=None if groups is None else np.array(groups))
+    return natural(6, None, np.random.default_rng(0), splits, num_clients=num_clients, **options).tolist()
+
+
+def test_natural_clients_are_the_datasets_own_in_their_order() -> None:
+    assert owned([40, 7, 40, 7, 7, 9]) == [2, 0, 2, 0, 0, 1]
+    assert owned([40, 7, 40, 7, 7, 9], 3) == [2, 0, 2, 0, 0, 1]
+    joined = iid(4, None, np.random.default_rng(0), num_clients=2)
+    assert owned([0, 1, 2, 3, 0, 1], 2) == joined[[0, 1, 2, 3, 0, 1]].tolist()
+
+
+def test_natural_clients_come_from_a_column() -> None:
+    class Spoken(torch.utils.data.TensorDataset):
+        speakers = ("b", "a", "b", "c")
+
+    spoken = DatasetSource(Spoken(torch.zeros(4, 1), torch.arange(4)))
+    given = partial(natural, 4, None, np.random.default_rng(0), Splits(spoken, spoken))
+    assert given(column="speakers").tolist() == [1, 0, 1, 2]
+    with pytest.raises(ValueError, match=r"^partition\.column=writers: training samples are a Spoken; it has none"):
+        given(column="writers")
+    with pytest.raises(
+        ValueError, match=r"^partition\.column=tensors: has shape \(2, 0\), must be one value of 4 each$"
+    ):
+        given(column="tensors")
+
+
+def test_natural_refuses_what_it_cannot_find() -> None:
+    with pytest.raises(ValueError, match=r"^partition natural needs a dataset that says .* no Splits\.groups"):
+        owned(None)
+    with pytest.raises(ValueError, match=r"^partition\.num_clients=4: the dataset has 2 clients of its own"):
+        owned([0, 0, 0, 1, 1, 1], 4)
+    with pytest.raises(ValueError, match=r"^partition\.min_samples=3: client 1 has 2$"):
+        owned([0, 0, 0, 0, 1, 1], min_samples=3)
