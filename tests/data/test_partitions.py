@@ -13,7 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flrl.data import DatasetSource, Splits, TensorSource
-from flrl.data.partitions import _top_up, dirichlet, iid, natural, quantity_skew, shards
+from flrl.data.partitions import dirichlet, iid, natural, quantity_skew, shards
+from flrl.data.partitions.sharing import top_up
 from tests.counting import calls
 
 MNIST_CLASS_SIZES = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
@@ -274,7 +275,7 @@ def one_by_one(owner: np.ndarray, num_clients: int, min_samples: int, rng: np.ra
 def test_topping_up_at_once_is_topping_up_one_by_one(sizes: list[int], min_samples: int, seed: int) -> None:
     assume(sum(sizes) >= min_samples * len(sizes))
     owner = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    found = _top_up(owner.copy(), len(sizes), min_samples, np.random.default_rng(seed))
+    found = top_up(owner.copy(), len(sizes), min_samples, np.random.default_rng(seed))
     if min(sizes) < min_samples:
         owner = one_by_one(owner, len(sizes), min_samples, np.random.default_rng(seed))
     assert found.tolist() == owner.tolist()
