@@ -150,10 +150,26 @@ def test_inner_dirichlet_mixes_have_the_moments_of_the_distribution() -> None:
     assert np.array_equal(same, owner)
 
 
-def test_dirichlet_equal_draws_around_the_datasets_mix() -> None:
-    labels = np.repeat([0, 1], [9000, 1000])
-    owner = dirichlet_equal(10_000, labels, np.random.default_rng(0), num_clients=50, alpha=1e4)
-    assert class_counts(owner, labels, 50)[:, 1] / 200 == pytest.approx(np.full(50, 0.1), abs=0.075)
+class Asked:
+    """A generator that notes which Dirichlet distributions it is asked for."""
+
+    def __init__(self) -> None:
+        self.rng, self.asked = np.random.default_rng(0), []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rng, name)
+
+    def dirichlet(self, alpha: np.ndarray, size: int) -> np.ndarray:
+        self.asked.append((alpha.tolist(), size))
+        return self.rng.dirichlet(alpha, size)
+
+
+def test_mixes_are_drawn_around_the_datasets_or_an_even_one() -> None:
+    labels, rng = np.repeat([0, 1], [90, 10]), Asked()
+    dirichlet_equal(100, labels, rng, num_clients=5, alpha=2.0)
+    inner_dirichlet(100, labels, rng, num_clients=4, alpha=0.5)
+    mixture(100, labels, rng, num_clients=6, num_components=3, alpha=0.7, component_alpha=0.2)
+    assert rng.asked == [([1.8, 0.2], 5), ([0.5, 0.5], 4), ([0.2, 0.2], 3), ([0.7, 0.7, 0.7], 6)]
 
 
 def test_a_mixture_of_one_is_the_same_for_all_and_of_one_class_parts_it_is_one_class_each() -> None:
