@@ -121,10 +121,20 @@ class Evaluator:
         return self.run(model, data.splits.test, np.arange(len(data.splits.test)), seed=seed)
 
     def client(
-        self, model: BoundModel, data: FederatedData, client_id: int, *, train: bool = False, seed: int = 0
+        self,
+        model: BoundModel,
+        data: FederatedData,
+        client_id: int,
+        round: int = 0,
+        *,
+        train: bool = False,
+        seed: int = 0,
     ) -> dict[str, float]:
-        """The metrics that the module logs over one client's held-out (or training) samples, and `num_samples`."""
-        indices = data.train_indices(client_id) if train else data.holdout_indices(client_id)
+        """The metrics that the module logs over one client's held-out (or training) samples, and `num_samples`.
+
+        Samples are those of a round, which a shift may follow.
+        """
+        indices = (data.train_indices if train else data.holdout_indices)(client_id, round)
         seed = seed_for(seed, 0, client_id, "evaluation")
         return self.run(model, data.splits.train, indices, seed=seed) | {"num_samples": float(len(indices))}
 

@@ -218,16 +218,17 @@ class Examiner:
         except Exception as error:
             message = f"client {client_id}, evaluation: {type(error).__name__}: {error}"
             raise ClientError(message, client_id=client_id, traceback=traceback.format_exc()) from error
-        seed, rows = seed_for(self.seed, broadcast.round - 1, SERVER, "evaluation"), {}
+        round, rows = broadcast.round - 1, {}
+        seed = seed_for(self.seed, round, SERVER, "evaluation")
         for name, local in models.items():
             model = self.model if name == "global" else self.model_of(client_id)
             model.load(local)
-            rows[name] = self.evaluator.client(model, self.data, client_id, train=train, seed=seed)
+            rows[name] = self.evaluator.client(model, self.data, client_id, round, train=train, seed=seed)
         return rows
 
     def _models(self, client_id: int, broadcast: Broadcast, memory: Tensors) -> dict[str, Tensor]:
         """A client's models, by name: local vectors."""
-        source, indices = self.data.splits.train, self.data.train_indices(client_id)
+        source, indices = self.data.splits.train, self.data.train_indices(client_id, broadcast.round - 1)
         weight = self.strategy.weight(len(indices))
         task = ClientTask(broadcast.round, client_id, len(indices), weight, memory)
         seed = seed_for(self.seed, broadcast.round - 1, client_id, "evaluation/models")

@@ -8,11 +8,12 @@ import torch
 
 from flrl.adversaries import Adversary, Threat
 from flrl.bound_model import BoundModel
-from flrl.cli.instantiation import make, without_seed
+from flrl.cli.instantiation import make, shift_of, without_more
 from flrl.clients import ClientStore
 from flrl.config import CLIENT_STORE, NO_DEVICES, NOBODY
 from flrl.data import FederatedData, TensorSource
 from flrl.data.federated import Partition
+from flrl.data.shifts import Shift
 from flrl.devices import Devices, Fleet, NoDevices, Work
 from flrl.models import Kinds
 from flrl.process_setup import prepare
@@ -60,12 +61,21 @@ class Recipe:
             root_samples=self.config.get("root_samples", 0),  # configurations of earlier versions have no such keys
             held_out_clients=self.config.get("held_out_clients", 0),
             public_samples=self.config.get("public_samples", 0),
+            shift=self.shift(),
         )
 
     def partition(self) -> Partition:
         """The function that divides the samples; `partition.seed` is its argument only if it takes one of that name."""
-        partition: Partition = make({"partition": without_seed(self.config["partition"])}, "partition")
+        partition: Partition = make({"partition": without_more(self.config["partition"])}, "partition")
         return partition
+
+    def shift(self) -> Shift | None:
+        """What becomes of the samples of clients; None for nothing."""
+        node = shift_of(self.config)
+        if node is None:
+            return None
+        shift: Shift = make({"partition.shift": node}, "partition.shift")
+        return shift
 
     def module(self) -> Any:
         """The LightningModule of the global model, initialised from its seed alone."""

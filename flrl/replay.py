@@ -226,7 +226,7 @@ class Replay:
                 raise ValueError(f"client={task.client_id}: sent nothing in round {round}: {update}") from update
             self.comparison.client(round, task.client_id, checksum_of(stats_of(update).values()))
             self._require_equal()
-            own = set(self.worker.data.train_indices(task.client_id).tolist())
+            own = set(self.worker.data.train_indices(task.client_id, task.round).tolist())
             used = [index for part in asked for index in part.tolist() if index in own]
             source = self.worker.data.splits.train
             if task.client_id in threat.poisoned:

@@ -1,7 +1,7 @@
 """Data poisoning: a malicious client's own samples with other labels, or with a trigger in their inputs."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flrl.adversaries.base import Adversary, AdversaryContext
-from flrl.data.sources import LABEL_KEYS, DatasetSource, Source, TensorSource
+from flrl.data.changing import with_input, with_label
+from flrl.data.sources import DatasetSource, Source, TensorSource
 
 Stamp = Callable[[Tensor], Tensor]
 """Puts a trigger into inputs `[n, ...]`, as they are in the source; returns new ones."""
@@ -94,19 +95,5 @@ class _Poisoned(Dataset[Any]):
     def __getitem__(self, place: int) -> Any:
         sample, poison = self.dataset[int(self.indices[place])], self.poison
         if poison.stamped is not None and poison.stamp is not None and poison.stamped[place]:
-            sample = _with_input(sample, poison.stamp)
-        return sample if poison.labels is None else _with_label(sample, int(poison.labels[place]))
-
-
-def _with_label(sample: Any, label: int) -> Any:
-    if isinstance(sample, Mapping):
-        key = next(name for name in LABEL_KEYS if name in sample)
-        return {**sample, key: torch.full_like(sample[key], label) if isinstance(sample[key], Tensor) else label}
-    inputs, old, *rest = sample
-    return (inputs, torch.full_like(old, label) if isinstance(old, Tensor) else label, *rest)
-
-
-def _with_input(sample: Any, stamp: Stamp) -> Any:
-    if isinstance(sample, tuple | list) and isinstance(sample[0], Tensor):
-        return (stamp(sample[0][None])[0], *sample[1:])
-    raise ValueError(f"adversary: a trigger needs samples of an image tensor and a class, not {type(sample).__name__}")
+            sample = with_input(sample, poison.stamp, who="adversary: a trigger")
+        return sample if poison.labels is None else with_label(sample, int(poison.labels[place]))

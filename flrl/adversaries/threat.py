@@ -61,7 +61,7 @@ class Threat:
         self, data: FederatedData, task: ClientTask, broadcast: Broadcast, layout: ParameterLayout, most: int | None
     ) -> tuple[Source, np.ndarray]:
         """The samples that a client trains on, `most` at most: its own, or what the adversary makes of them."""
-        source, indices = data.splits.train, data.train_indices(task.client_id)[:most]
+        source, indices = data.splits.train, data.train_indices(task.client_id, task.round)[:most]
         if not self.present(task.round, [task.client_id]):
             return source, indices
         context = self._context(task.client_id, broadcast, layout)

@@ -57,11 +57,16 @@ def accepts(node: Mapping[str, Any], argument: str) -> bool:
     return names is not None and argument in names
 
 
-def without_seed(partition: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A partition's node without `seed`, which seeds its generator, unless the partition has such an argument."""
-    if "seed" not in partition or accepts(partition, "seed"):
-        return partition
-    return {key: value for key, value in partition.items() if key != "seed"}
+def without_more(partition: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A partition's node without `seed`, which seeds its generator, and `shift`, unless it has such arguments."""
+    more = {name for name in ("seed", "shift") if name in partition and not accepts(partition, name)}
+    return {key: value for key, value in partition.items() if key not in more} if more else partition
+
+
+def shift_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The node of the shift that is applied to the samples of whatever the partition is; None for none."""
+    node = (config.get("partition") or {}).get("shift")
+    return None if node is None or accepts(config["partition"], "shift") else node
 
 
 def check_groups(config: Mapping[str, Any]) -> None:
@@ -78,7 +83,9 @@ def check_groups(config: Mapping[str, Any]) -> None:
 
 def _objects(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name in _GROUPS:
-        yield name, without_seed(config[name]) if name == "partition" else config[name]
+        yield name, without_more(config[name]) if name == "partition" else config[name]
+    if (shift := shift_of(config)) is not None:
+        yield "partition.shift", shift
     for name in _GROUPS_OF_SEVERAL:
         yield from ((f"{name}.{key}", node) for key, node in (config[name] or {}).items() if node is not None)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from flrl.data.apart import drawn, held_out, taken
 from flrl.data.grouping import by_owner, spans
-from flrl.data.sources import Source, Splits
+from flrl.data.shifts import NOBODY, Shift, shifted
+from flrl.data.sources import Splits
 from flrl.seeding import EVERYBODY, SERVER, generator_for
 
 Partition = Callable[..., np.ndarray]
@@ -35,9 +37,10 @@ class FederatedData:
             least one then), drawn by seed. They have the last ids, the others the first ones, both in their order.
         public_samples: how many samples, drawn by seed from the dataset's public ones, the server and all clients have;
             of a dataset without any, from the clients' training samples, which they are taken from likewise.
+        shift: what becomes of the samples of clients, seeded by `seed`; null for nothing.
 
     Attributes:
-        splits: the dataset; its `public` are those that were drawn.
+        splits: the dataset; its `public` are those that were drawn, its `train` is shifted.
         num_clients: number of clients that take part.
         held_out_clients: ids of those that never do: `num_clients` and on.
         sizes: number of training samples of each client that takes part, int64 `[num_clients]`.
@@ -60,6 +63,7 @@ class FederatedData:
         root_samples: int = 0,
         held_out_clients: int | float = 0,
         public_samples: int = 0,
+        shift: Shift | None = None,
     ) -> None:
         if not 0 <= holdout < 1:
             raise ValueError(f"holdout={holdout}: must be at least 0 and below 1")
@@ -87,23 +91,30 @@ class FederatedData:
             raise ValueError(f"the partition left client {int(np.argmin(counts))} without samples")
         self.num_dataset_samples = num_samples
         self._place: np.ndarray | None = None
-        never = _never(held_out_clients, len(counts), holdout, generator_for(seed, 0, SERVER, "held-out clients"))
+        never = held_out(held_out_clients, len(counts), holdout, generator_for(seed, 0, SERVER, "held-out clients"))
         self.num_clients = len(counts) - len(never)
         self.held_out_clients = range(self.num_clients, len(counts))
         if len(never):
             order = np.concatenate([np.delete(np.arange(len(counts)), never), never])
             owner, counts = _inverse(order)[owner], counts[order]
         indices = by_owner(owner, _inverse(rng.permutation(num_samples)))
-        indices, counts, self._root = _taken("root", root_samples, indices, counts, self.num_clients, seed)
+        indices, counts, self._root = taken("root", root_samples, indices, counts, self.num_clients, seed)
         self.num_root_samples = len(self._root)
         self._public: np.ndarray | None = None
         if splits.public is not None:
-            self.splits = replace(splits, public=_drawn(splits.public, public_samples, seed))
+            self.splits = replace(splits, public=drawn(splits.public, public_samples, seed))
         else:
-            indices, counts, self._public = _taken("public", public_samples, indices, counts, self.num_clients, seed)
+            indices, counts, self._public = taken("public", public_samples, indices, counts, self.num_clients, seed)
             self.splits = replace(splits, public=splits.train.subset(self._public)) if public_samples else splits
         self._indices = indices
         self._ends = np.cumsum(counts)
+        self._shift, self._turns = shift, np.empty(0)
+        if shift is not None:
+            owner = np.full(num_samples, NOBODY)
+            owner[indices] = np.repeat(np.arange(len(counts)), counts)
+            self.splits = replace(self.splits, train=shifted(splits.train, shift, owner, len(counts), seed))
+            if shift.follows_rounds:
+                self._turns = generator_for(seed, 0, SERVER, "shift/turns").random(num_samples)
         held = np.where(counts > 1, np.minimum(np.maximum(np.rint(holdout * counts), holdout > 0), counts - 1), 0)
         self._kept = counts - held.astype(np.int64)
         self.sizes = self._kept[: self.num_clients]
@@ -111,13 +122,18 @@ class FederatedData:
             raise ValueError(f"held_out_clients={held_out_clients}: each has a single sample, and holds none out")
         self.hash = partition_hash(ends=self._ends, sizes=self._kept, indices=self._indices)
 
-    def train_indices(self, client_id: int) -> np.ndarray:
-        """The client's training samples, the server's, or everybody's: indices into `splits.train`, int64 `[n]`."""
+    def train_indices(self, client_id: int, round: int = 0) -> np.ndarray:
+        """The client's training samples, the server's, or everybody's: indices into `splits.train`, int64 `[n]`.
+
+        Args:
+            client_id: the client, `SERVER`, or `EVERYBODY` for all that take part.
+            round: the round in which they are asked for, which a shift may follow; 0: before the first.
+        """
         if client_id == SERVER:
-            return self._placed(SERVER)
+            return self._placed(SERVER, round)
         if client_id == EVERYBODY:
-            return np.concatenate([self.train_indices(client) for client in range(self.num_clients)])
-        return self._placed(client_id)[: self._kept[client_id]]
+            return np.concatenate([self.train_indices(client, round) for client in range(self.num_clients)])
+        return self._placed(client_id, round)[: self._kept[client_id]]
 
     def dataset_indices(self, client_id: int) -> np.ndarray:
         """`train_indices` as indices into the training samples of the whole dataset, of which a part may be held."""
@@ -125,9 +141,9 @@ class FederatedData:
             return np.concatenate([self.dataset_indices(client) for client in range(self.num_clients)])
         return self._owned(client_id)[: self._kept[client_id]]
 
-    def holdout_indices(self, client_id: int) -> np.ndarray:
-        """The client's held-out samples: indices into `splits.train`; may be empty."""
-        return self._placed(client_id)[self._kept[client_id] :]
+    def holdout_indices(self, client_id: int, round: int = 0) -> np.ndarray:
+        """The client's held-out samples: indices into `splits.train`, as they are in a round; may be empty."""
+        return self._placed(client_id, round)[self._kept[client_id] :]
 
     def holdout_size(self, client_id: int) -> int:
         """Number of samples that the client holds out."""
@@ -143,14 +159,16 @@ class FederatedData:
         start = self._ends[client_id - 1] if client_id else 0
         return self._indices[start : self._ends[client_id]]
 
-    def _placed(self, client_id: int) -> np.ndarray:
-        """The client's samples as indices into this object's `splits.train`, which may be a subset."""
-        if self._place is None:
-            return self._owned(client_id)
-        placed: np.ndarray = self._place[self._owned(client_id)]
-        if (placed < 0).any():
+    def _placed(self, client_id: int, round: int) -> np.ndarray:
+        """The client's samples in a round as indices into this object's `splits.train`, which may be a subset."""
+        owned = self._owned(client_id)
+        placed: np.ndarray = owned if self._place is None else self._place[owned]
+        if self._place is not None and (placed < 0).any():
             owner = "the server" if client_id == SERVER else f"client {client_id}"
             raise ValueError(f"the samples of {owner} are not held here")
+        if self._shift is None or not self._shift.follows_rounds:
+            return placed
+        placed = placed + (self._turns[owned] < self._shift.share(round)) * (len(self.splits.train) // 2)
         return placed
 
     def only(self, client_ids: Iterable[int], *, test: bool) -> "FederatedData":
@@ -177,6 +195,8 @@ class FederatedData:
         nothing = np.empty(0, np.int64)
         tests = self.splits.test if test else self.splits.test.subset(nothing)
         groups = None if self.splits.groups is None else self.splits.groups[chosen]
+        if self._shift is not None and self._shift.follows_rounds:
+            chosen = np.concatenate([chosen, chosen + self.num_dataset_samples])
         other.splits = replace(self.splits, train=self.splits.train.subset(chosen), test=tests, groups=groups)
         return other
 
@@ -221,53 +241,6 @@ def _asks_for_splits(partition: Partition) -> bool:
         return "splits" in inspect.signature(partition).parameters
     except (TypeError, ValueError):  # written in C
         return False
-
-
-def _taken(
-    name: str, number: int, indices: np.ndarray, counts: np.ndarray, num_clients: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Take samples from clients, never the first one of a client; returns what clients keep, its counts, the taken.
-
-    Args:
-        name: for whom; the random numbers are drawn for it.
-        number: how many.
-        indices: the clients' samples, which lie side by side; int64 `[samples]`.
-        counts: samples of each client, int64 `[clients]`.
-        num_clients: how many of them, the first ones, samples are taken from.
-        seed: of the draw.
-    """
-    firsts = np.cumsum(counts[:num_clients]) - counts[:num_clients]
-    most = int(counts[:num_clients].sum()) - num_clients
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
-        key = f"{name}_samples={number}"
-        raise ValueError(f"{key}: must be a whole number from 0 to {most}; every client keeps a sample")
-    if not number:
-        return indices, counts, np.empty(0, np.int64)
-    others = np.delete(np.arange(most + num_clients), firsts)
-    places = np.sort(generator_for(seed, 0, SERVER, name).choice(others, number, replace=False))
-    owners = np.repeat(np.arange(len(counts)), counts)[places]
-    return np.delete(indices, places), counts - np.bincount(owners, minlength=len(counts)), indices[places]
-
-
-def _drawn(source: Source, number: int, seed: int) -> Source | None:
-    """So many of a dataset's public samples, in their order; None for none."""
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= len(source):
-        raise ValueError(f"public_samples={number}: must be a whole number from 0 to {len(source)}, the dataset's")
-    rng = generator_for(seed, 0, SERVER, "public")
-    return source.subset(np.sort(rng.choice(len(source), number, replace=False))) if number else None
-
-
-def _never(number: int | float, num_clients: int, holdout: float, rng: np.random.Generator) -> np.ndarray:
-    """Ids in the partition of the clients that never take part, ascending."""
-    valid = isinstance(number, int | float) and not isinstance(number, bool) and number >= 0
-    if not valid or not (number == int(number) if number >= 1 else True):
-        raise ValueError(f"held_out_clients={number}: must be a whole number of clients, or a fraction below 1")
-    count = max(1, int(np.rint(number * num_clients))) if 0 < number < 1 else int(number)
-    if count >= num_clients:
-        raise ValueError(f"held_out_clients={number}: of {num_clients} clients, at least one has to take part")
-    if count and not holdout:
-        raise ValueError(f"held_out_clients={number}: they are evaluated on held-out samples: set holdout, such as 0.2")
-    return np.sort(rng.choice(num_clients, count, replace=False))
 
 
 def _inverse(permutation: np.ndarray) -> np.ndarray:
