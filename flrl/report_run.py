@@ -60,4 +60,4 @@ def _predicted(cfg: DictConfig, run: RunFiles) -> Predicted:
         load_saved(model, run.folder, None)
     except (OSError, ImportError) as error:
         return Predicted(notes=[f"Predictions are left out: {error}."])
-    return predict(model, data, seed=recipe.seeds.run, seconds=cfg.seconds)
+    return predict(model, data, seed=recipe.seeds.run, seconds=cfg.seconds, round=run.summary["rounds"])

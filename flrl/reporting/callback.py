@@ -41,7 +41,7 @@ class Report(Callback):
         run, before = self._run, self._run.model.local.clone()
         try:
             run.model.load(state.vector.to(before.device))
-            predicted = predict(run.model, run.data, seed=run.seed, seconds=self.seconds)
+            predicted = predict(run.model, run.data, seed=run.seed, seconds=self.seconds, round=state.round)
             write_report(run.folder, predicted)
         except Exception as error:  # the run has its result, whatever becomes of the page
             log.warning("%s is not written: %s: %s", REPORT, type(error).__name__, " ".join(str(error).split()))

@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class Predicted:
     notes: list[str] = field(default_factory=list)
 
 
-def predict(model: BoundModel, data: FederatedData, *, seed: int, seconds: float) -> Predicted:
+def predict(model: BoundModel, data: FederatedData, *, seed: int, seconds: float, round: int = 0) -> Predicted:
     """Predict test samples, and samples of each client; what cannot be predicted is left out, with a note.
 
     Args:
@@ -58,9 +59,11 @@ def predict(model: BoundModel, data: FederatedData, *, seed: int, seconds: float
         data: the federation.
         seed: which samples come first, should there be no time for all.
         seconds: how long half of the predictions may take; the batch that is begun is finished.
+        round: the round whose samples of clients are predicted.
     """
     found = Predicted(counts=data.label_counts(), num_test=len(data.splits.test))
-    for what, make in (("The confusion matrix", _confusion), ("Predictions by client", _clients)):
+    of_clients = partial(_clients, round=round)
+    for what, make in (("The confusion matrix", _confusion), ("Predictions by client", of_clients)):
         try:
             reason = _unsuited(model, data) or make(found, model, data, seed, seconds)
         except Exception as error:  # of the user's module or dataset: the rest of the report does without
@@ -92,7 +95,9 @@ def _confusion(found: Predicted, model: BoundModel, data: FederatedData, seed: i
     return None
 
 
-def _clients(found: Predicted, model: BoundModel, data: FederatedData, seed: int, seconds: float) -> str | None:
+def _clients(
+    found: Predicted, model: BoundModel, data: FederatedData, seed: int, seconds: float, *, round: int
+) -> str | None:
     labels = data.splits.train.labels
     if labels is None:
         return "training samples have no class"
@@ -105,7 +110,7 @@ def _clients(found: Predicted, model: BoundModel, data: FederatedData, seed: int
     begun = time.perf_counter()
     while len(rows) < len(clients) and (not rows or time.perf_counter() - begun < seconds):
         several = clients[len(rows) : len(rows) + max(1, min(_AT_ONCE, len(rows)))]  # few first, should they be slow
-        samples = [of(int(client))[:OF_A_CLIENT] for client in several]
+        samples = [of(int(client), round)[:OF_A_CLIENT] for client in several]
         predicted = np.concatenate([*_predictions(model, data.splits.train, np.concatenate(samples), float("inf"))])
         parts = np.split(predicted, np.cumsum([len(part) for part in samples])[:-1])
         for client, indices, said in zip(several, samples, parts, strict=True):

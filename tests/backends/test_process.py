@@ -24,6 +24,7 @@ from flrl.backends.pool.messages import Started
 from flrl.backends.pool.shared_memory import Segment
 from flrl.callbacks import Callback, Callbacks
 from flrl.data import DatasetSource, FederatedData, Splits
+from flrl.data.shifts import Drift, LabelNoise, Noise, Shift
 from flrl.errors import ClientError, WorkerError
 from flrl.evaluation import Evaluator
 from flrl.layout import digest
@@ -114,12 +115,14 @@ class Toy:
     rounds: int = 3
     fail: bool = False
     vectorized: bool = False
+    shift: Shift | None = None
 
     def data(self) -> FederatedData:
         source: Any = blobs(sum(SIZES))
         if self.source != "tensors":
             source = DatasetSource(Noisy(unpicklable=self.source == "unpicklable"), num_workers=self.loader_workers)
-        return FederatedData(Splits(source, blobs(60, seed=8)), blocks(SIZES), seed=0, holdout=0.2, root_samples=5)
+        splits, own = Splits(source, blobs(60, seed=8)), {"holdout": 0.2, "root_samples": 5, "shift": self.shift}
+        return FederatedData(splits, blocks(SIZES), seed=0, **own)
 
     def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
         if self.fail and os.environ.get("FLRL_PARENT") != str(os.getpid()):
@@ -191,8 +194,8 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
             )
         ),
         pytest.param(Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1), marks=pytest.mark.slow),
-        pytest.param(Toy(source="unpicklable"), marks=pytest.mark.slow),
-        Toy(module=Convolved, vectorized=True),
+        pytest.param(Toy(source="unpicklable", shift=LabelNoise(low=0.5, high=0.9)), marks=pytest.mark.slow),
+        Toy(module=Convolved, vectorized=True, shift=Drift(shift=Noise(low=1, high=2), kind="gradual", length=4)),
     ],
     ids=[
         "rich",
@@ -204,8 +207,8 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         "a sampler that needs losses, clients that forget, a rule with a state of each",
         *("afl", "fedsam", "mime", "mimelite", "moon", "qfedavg"),
         "dataset with loader workers",
-        "unpicklable dataset",
-        "client batches",
+        "unpicklable dataset, label noise",
+        "client batches, noise that grows from round to round",
     ],
 )
 def test_the_same_bits_as_serial(toy: Toy) -> None:
