@@ -218,12 +218,12 @@ class Examiner:
         except Exception as error:
             message = f"client {client_id}, evaluation: {type(error).__name__}: {error}"
             raise ClientError(message, client_id=client_id, traceback=traceback.format_exc()) from error
-        round, rows = broadcast.round - 1, {}
-        seed = seed_for(self.seed, round, SERVER, "evaluation")
+        over, rows = broadcast.round - 1, {}
+        seed = seed_for(self.seed, over, SERVER, "evaluation")
         for name, local in models.items():
             model = self.model if name == "global" else self.model_of(client_id)
             model.load(local)
-            rows[name] = self.evaluator.client(model, self.data, client_id, round, train=train, seed=seed)
+            rows[name] = self.evaluator.client(model, self.data, client_id, over, train=train, seed=seed)
         return rows
 
     def _models(self, client_id: int, broadcast: Broadcast, memory: Tensors) -> dict[str, Tensor]:

@@ -202,6 +202,14 @@ def test_clients_samples_are_shifted_and_nobody_elses(shift: Shift, drifts: bool
     assert torch.equal(pooled, torch.cat([read(memory, memory.train_indices(client, 4))[0] for client in range(3)]))
 
 
+def test_noise_is_drawn_for_each_sample_in_standard_deviations_of_its_client() -> None:
+    plain = TensorSource(torch.zeros(400, 1, 10), torch.zeros(400))
+    found = shifted(plain, Noise(low=0.1, high=2), np.arange(400) // 200, 2, 7).inputs  # type: ignore[attr-defined]
+    assert len(found.unique(dim=0)) == 400
+    stds = Noise(low=0.1, high=2).amounts(2, 7).tolist()
+    assert found.view(2, -1).std(dim=1).tolist() == pytest.approx(stds, rel=0.05)
+
+
 def test_held_out_clients_are_shifted_too() -> None:
     plain = federation(pictures(), None, holdout=0.5, held_out_clients=1)
     found = federation(pictures(), Contrast(low=0.2, high=0.8), holdout=0.5, held_out_clients=1)
