@@ -42,6 +42,8 @@ def cli(
 
     # Hydra composes everything once more, only to read `hydra.mode`, which no configuration here sets.
     monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *args, **kwargs: None)
+    # A tenth of a second in each run, whose picture one test looks at.
+    monkeypatch.setattr("flrl.data.pictures.save_partition", lambda data, path: None)
     root = logging.getLogger()
     handlers = list(root.handlers)
     monkeypatch.chdir(tmp_path)

@@ -75,8 +75,21 @@ TRAIN = {
     ),
     "partition=dirichelet": (
         "In 'train': Could not find 'partition/dirichelet'; Available options in 'partition': "
-        "blocks; dirichlet; iid; quantity_skew; shards; did you mean 'dirichlet'?"
+        "blocks; classes; concept_shift; dirichlet; dirichlet_equal; feature_shift; iid; inner_dirichlet; label_noise; "
+        "mixture; natural; quantity_lognormal; quantity_power_law; quantity_skew; shards; temporal_drift; "
+        "did you mean 'dirichlet'?"
     ),
+    "partition=natural": (
+        "partition natural needs a dataset that says whose its samples are, and this one has no Splits.groups: "
+        "partition.column names an array of the dataset that says it"
+    ),
+    "partition=classes partition.classes_per_client=11": (
+        "partition.classes_per_client=11: must be at least 1 and at most 10, the classes that there are"
+    ),
+    "partition/shift=rotation partition.shift.high=-90": (
+        "partition.shift.high=-90: must be at least partition.shift.low=-45.0 and finite"
+    ),
+    "+partition.shift.low=3": "partition.shift={'low': 3}: must name an object with _target_",
     "logger=tensorbord": (
         "In 'train': Could not find 'logger/tensorbord'; Available options in 'logger': csv; many; "
         "none; tensorboard; wandb; wandb_offline; did you mean 'tensorboard'?"

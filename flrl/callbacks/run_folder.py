@@ -13,6 +13,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from flrl.callbacks.base import Callback, RunInfo
+from flrl.data import pictures
+from flrl.data.statistics import partition_statistics
 from flrl.layout import ParameterLayout, checksum, digest
 from flrl.runs.environment import sources
 from flrl.runs.rows import (
@@ -48,9 +50,10 @@ class RunFolder(Callback):
         self._started = time.perf_counter()
 
     def setup(self, run: RunInfo) -> None:
-        """Write the partition."""
+        """Write the partition, and its picture."""
         self._run = run
         run.data.save(run.folder / "partition.npz")
+        pictures.save_partition(run.data, run.folder / "partition.png")
 
     def on_fit_start(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Write the tables anew, with the rows of the rounds before a resumed state."""
@@ -105,6 +108,7 @@ class RunFolder(Callback):
             "metrics": row_of(history[-1]) if history else {},
             "wall_time_s": round(time.perf_counter() - self._started, 3),
             "partition": run.data.hash,
+            "partition_statistics": partition_statistics(run.data),
             "resumed_from": None if run.resumed_from is None else str(run.resumed_from),
             **{name: value for name, value in environment.items() if name != "after_round"},
         }

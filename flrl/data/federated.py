@@ -200,17 +200,22 @@ class FederatedData:
         other.splits = replace(self.splits, train=self.splits.train.subset(chosen), test=tests, groups=groups)
         return other
 
-    def label_counts(self) -> np.ndarray | None:
-        """Number of training samples by client and class, int64 `[num_clients, classes]`; None if unknown."""
+    def label_counts(self, clients: range | None = None) -> np.ndarray | None:
+        """Number of training samples by client and class, int64 `[clients, classes]`; None if unknown.
+
+        Args:
+            clients: consecutive ids among those that take part; more are left out. None: all of them.
+        """
         labels = self.splits.train.labels
         if labels is None or self._place is not None:
             return None
-        classes = int(labels.max()) + 1
-        owner = np.repeat(np.arange(self.num_clients), self.sizes)
+        some = range(self.num_clients)[slice(None) if clients is None else slice(clients.start, clients.stop)]
+        sizes, classes = self.sizes[some.start : some.stop], int(labels.max()) + 1
+        owner = np.repeat(np.arange(len(some)), sizes)
         starts = self._ends - np.diff(self._ends, prepend=0)
-        chosen = self._indices[spans(starts[: self.num_clients], self.sizes)]
-        counts = np.bincount(owner * classes + labels[chosen], minlength=self.num_clients * classes)
-        return counts.reshape(self.num_clients, classes)
+        chosen = self._indices[spans(starts[some.start : some.stop], sizes)]
+        counts = np.bincount(owner * classes + labels[chosen], minlength=len(some) * classes)
+        return counts.reshape(len(some), classes)
 
     def save(self, path: Path) -> None:
         """Write `partition.npz`: `indices` of all clients in a row, `ends` of each client's part, `sizes`, `hash`.

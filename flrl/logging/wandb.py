@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import WandbLogger
 from flrl.callbacks.base import RunInfo
 from flrl.config import lower_is_better
 from flrl.logging.confusion import confusion
-from flrl.logging.pictures import confusion_figure, partition_figure
+from flrl.logging.pictures import confusion_figure
 from flrl.logging.secrets import masked_arguments
 from flrl.logging.wandb_files import last_step, run_id
 from flrl.records import evaluated
@@ -116,9 +116,9 @@ class FlrlWandbLogger(WandbLogger):
             experiment.use_artifact(partition)
         if own := own_files():
             experiment.log_artifact(self._artifact(f"{run.name}-code", "code", own))
-        counts = run.data.label_counts()
-        if counts is not None and self._logged < 0:
-            experiment.log({"partition": wandb.Image(partition_figure(counts)), "round": 0}, step=0, commit=False)
+        picture = run.folder / "partition.png"
+        if picture.exists() and self._logged < 0:
+            experiment.log({"partition": wandb.Image(str(picture)), "round": 0}, step=0, commit=False)
 
     def log_round(self, state: ServerState | None, record: RoundRecord, numbers: Mapping[str, float]) -> None:
         """Log a round that is not in the W&B run yet: numbers, and after an evaluation its clients.

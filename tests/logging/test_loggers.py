@@ -17,8 +17,9 @@ from torch import nn
 
 from flrl.bound_model import BoundModel
 from flrl.data import FederatedData, Splits, TensorSource
+from flrl.data.pictures import save_partition
 from flrl.logging.confusion import confusion
-from flrl.logging.pictures import confusion_figure, partition_figure
+from flrl.logging.pictures import confusion_figure
 from flrl.logging.wandb_files import last_step, records, run_id
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,7 @@ def written(folder: str) -> list[dict[str, Any]]:
 
 
 def test_an_offline_wandb_run_holds_it_all(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flrl.data.pictures.save_partition", save_partition)
     monkeypatch.setenv("SERVICE_TOKEN", SECRET)
     done = cli(
         "logger=wandb_offline", "tags=[a,b]", "name=study", "strategy.rounds=3", "hydra.run.dir=run",
@@ -192,14 +194,6 @@ def test_loggers_of_lightning_and_of_ones_own_get_the_same_names(cli: Any) -> No
     assert Path("status").read_text() == "success"
     assert json.loads(Path("minimal.json").read_text())["logger"]["mine"]["token"] == "***"
     assert SECRET not in Path("run/csv/hparams.yaml").read_text()
-
-
-def test_the_partition_figure_shows_the_counts() -> None:
-    counts = np.arange(6).reshape(3, 2)
-    image = partition_figure(counts).axes[0].images[0]
-    assert np.array_equal(image.get_array(), counts)
-    many = partition_figure(np.zeros((1000, 10))).axes[0].images[0]
-    assert many.get_array().shape == (100, 10)
 
 
 class Larger(pl.LightningModule):
