@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import drift, run
+from benchmarks import drift, partitions, run
 from benchmarks.gpu import __main__ as gpu
 
 ROOT = Path(__file__).parents[1]
@@ -88,3 +88,8 @@ def test_drift_is_measured_and_drawn(tmp_path: Path) -> None:
     assert len(drift.table(found).splitlines()) == 2 + len(drift.STRATEGIES)
     drift.draw(found, tmp_path / "drift.png")
     assert (tmp_path / "drift.png").stat().st_size > 10_000
+
+
+def test_partitions_are_drawn(tmp_path: Path) -> None:
+    partitions.draw(tmp_path / "partitions.png", clients=5)
+    assert (tmp_path / "partitions.png").stat().st_size > 10_000
