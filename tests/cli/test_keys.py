@@ -51,7 +51,8 @@ def test_meant_prefers_the_longest_common_end_then_siblings() -> None:
 
 
 def test_choices_that_have_a_key() -> None:
-    assert options_with("partition", "alpha") == ["partition=dirichlet", "partition=quantity_skew"]
+    with_alpha = ("dirichlet", "dirichlet_equal", "inner_dirichlet", "mixture", "quantity_skew")
+    assert options_with("partition", "alpha") == [f"partition={name}" for name in with_alpha]
     assert options_with("model.net", "hidden") == ["model/net=mlp_2nn"]
     assert options_with("trainer", "fuse") == ["trainer=traced"]
     assert options_with("trainer", "memory_format") == ["trainer=eager", "trainer=lightning", "trainer=traced"]

@@ -109,8 +109,9 @@ def test_an_offline_wandb_run_holds_it_all(cli: Any, monkeypatch: pytest.MonkeyP
         assert not file.is_file() or not any(s.encode() in file.read_bytes() for s in (SECRET, SECRET[::-1])), file
 
 
-def test_a_resume_goes_on_with_the_wandb_run(cli: Any) -> None:
+def test_a_resume_goes_on_with_the_wandb_run(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even if the kill has torn the file: rounds that it lacks are logged by the resume, no other one twice."""
+    monkeypatch.setattr("flrl.data.pictures.save_partition", save_partition)
     assert cli("logger=wandb_offline", "strategy.rounds=3", "hydra.run.dir=run").code == 0
     (first,) = Path("run/wandb").glob("offline-run-*/run-*.wandb")
     kept = finished(first)
