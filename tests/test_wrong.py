@@ -70,8 +70,8 @@ TRAIN = {
         "did you mean 'fedavg'?"
     ),
     "model=softmax": (
-        "In 'train': Could not find 'model/softmax'; Available options in 'model': dlg_lenet; kinds; mcmahan_cnn; "
-        "mentored; mlp_2nn; resnet18; softmax_regression"
+        "In 'train': Could not find 'model/softmax'; Available options in 'model': char_lstm; char_transformer; "
+        "dlg_lenet; kinds; linear_regression; mcmahan_cnn; mentored; mlp_2nn; resnet18; softmax_regression"
     ),
     "partition=dirichelet": (
         "In 'train': Could not find 'partition/dirichelet'; Available options in 'partition': "

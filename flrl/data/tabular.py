@@ -54,7 +54,7 @@ def california_housing(*, data_dir: str, download: bool = True) -> Splits:
     from sklearn.datasets import fetch_california_housing
 
     folder = Path(data_dir).resolve()
-    given: dict[str, Any] = {"data_home": str(folder), "return_X_y": True, "n_retries": 1, "delay": 0.0}
+    given: dict[str, Any] = {"data_home": str(folder), "return_X_y": True, "n_retries": 1, "delay": 0.1}
     try:
         with short_timeout(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Retry downloading")
