@@ -176,6 +176,15 @@ TRAIN = {
     "strategy=scaffold strategy/aggregator=median": (
         "strategy.aggregator=Median: Scaffold's variates need the mean, strategy/aggregator=mean"
     ),
+    "dataset=text": "dataset.file=data/text.txt: there is no such file; any text in UTF-8 will do",
+    "dataset=diabetes": (
+        "model.net.num_classes=null: the dataset's samples have no classes that could be read; set "
+        "model.net.num_classes=..."
+    ),
+    "model=char_lstm": (
+        "a language model needs samples that are sequences of whole numbers, as dataset=text has them: these are "
+        "torch.float32 of shape [1, 8, 8]"
+    ),
     "strategy.server_optimizer.lr=-1": "strategy: Invalid learning rate: -1",
     "strategy.server_optimizer=adam": (
         "strategy.server_optimizer=adam: a choice of this group is written strategy/server_optimizer=adam"

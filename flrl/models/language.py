@@ -53,8 +53,17 @@ class LanguageModel(Classifier):
         self._log("test", batch)
 
     def _flat(self, batch: Batch) -> Batch:
-        """Scores `[n, num_classes]` and targets `[n]` of all that is to be predicted."""
+        """Scores `[n, num_classes]` and targets `[n]` of all that is to be predicted.
+
+        Raises:
+            ValueError: samples are no sequences of symbols.
+        """
         symbols, targets = batch
+        if symbols.is_floating_point() or symbols.ndim != 2:
+            raise ValueError(
+                "a language model needs samples that are sequences of whole numbers, as dataset=text has them: these "
+                f"are {symbols.dtype} of shape {[*symbols.shape[1:]]}"
+            )
         scores: Tensor = self(symbols)
         if targets.ndim == 1:
             return scores[:, -1], targets
