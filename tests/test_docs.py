@@ -174,12 +174,12 @@ def test_datasets_of_torch_and_hugging_face_run_as_they_are_shown(
         return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     try:
-        import datasets as package
+        package = import_module("datasets")
     except ModuleNotFoundError:
         package = None
-    stand_in = ModuleType("datasets")
-    stand_in.load_dataset = load_dataset  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    hub = package or ModuleType("datasets")
+    monkeypatch.setattr(hub, "load_dataset", load_dataset, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
     fast = ("strategy.rounds=1", "logger=none", "callbacks=none")
     given = [line for line in commands_of(page, "flrl-train") if line[1:2] in (["dataset=torch"], ["dataset=hub"])]
     for line in given:

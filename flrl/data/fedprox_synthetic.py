@@ -61,7 +61,7 @@ def synthetic_fedprox(*, alpha: float, beta: float, iid: bool = False, seed: int
 def _devices(alpha: float, beta: float, iid: bool, rng: np.random.RandomState) -> list[tuple[np.ndarray, np.ndarray]]:
     """Inputs, float64 `[n, 60]`, and classes, int64 `[n]`, of each device; draws are in the authors' order."""
     sizes = rng.lognormal(4, 2, DEVICES).astype(int) + 50
-    spread = np.diag(np.arange(1, FEATURES + 1, dtype=float) ** -1.2)
+    spread = np.sqrt(np.arange(1, FEATURES + 1, dtype=float) ** -1.2)
     means = np.zeros((DEVICES, FEATURES))
     if iid:
         shared = rng.normal(0, 1, (FEATURES, CLASSES)), rng.normal(0, 1, CLASSES)
@@ -76,7 +76,8 @@ def _devices(alpha: float, beta: float, iid: bool, rng: np.random.RandomState) -
         else:
             weight = rng.normal(models[device], 1, (FEATURES, CLASSES))
             bias = rng.normal(models[device], 1, CLASSES)
-        x = rng.multivariate_normal(means[device], spread, sizes[device])
+        # `multivariate_normal` makes the same numbers, after a decomposition of the diagonal matrix.
+        x = rng.standard_normal((sizes[device], FEATURES)) * spread + means[device]
         made.append((x, _softmax(x @ weight + bias).argmax(1)))
     return made
 

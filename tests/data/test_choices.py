@@ -13,7 +13,7 @@ MODELS = {"text": "char_lstm", "shakespeare": "char_transformer"}
 MODELS |= dict.fromkeys(("diabetes", "california_housing"), "linear_regression")
 CLIENTS = {"synthetic_fedprox": 30, "femnist": 4, "shakespeare": 4, "leaf": 4, "text": 2, "image_folder": 2}
 POOLED = {"emnist", "shakespeare", "synthetic_fedprox"}  # pixels in a view, characters, two numbers
-FAST = {"text", "femnist", "image_folder"}
+FAST = {"text"}
 PATHS = [path.relative_to(CONF_DIR) for path in sorted((CONF_DIR / "dataset").glob("*.yaml"))]
 
 
