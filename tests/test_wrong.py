@@ -42,7 +42,10 @@ TRAIN = {
         "model.optimizer.nestrov=true: there is no such key; did you mean +model.optimizer.nesterov of torch.optim.SGD?"
     ),
     "+model.optimizer.momentun=0.9": "model.optimizer.momentun=0.9: SGD takes no 'momentun'; did you mean momentum?",
-    "+model.net.hidden=3": "model.net.hidden=3: softmax_regression takes no 'hidden'; model/net=mlp_2nn does",
+    "+model.net.hidden=3": (
+        "model.net.hidden=3: softmax_regression takes no 'hidden'; model/net=char_lstm, model/net=mlp_2nn or "
+        "model/net=regression does"
+    ),
     "+partition.alfa=1": (
         "partition.alfa=1: iid takes no 'alfa'; it takes num_samples, labels, rng, num_clients, min_samples"
     ),

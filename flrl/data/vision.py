@@ -98,8 +98,7 @@ def cifar100(*, data_dir: str, download: bool = True, mean: Sequence[float], std
 def svhn(*, data_dir: str, download: bool = True, mean: Sequence[float], std: Sequence[float]) -> Splits:
     """SVHN (Netzer et al., 2011): 73,257 + 26,032 digits of house numbers, 3 x 32 x 32 pixels.
 
-    The files `train_32x32.mat` and `test_32x32.mat` are searched, and put, in `data_dir`; arguments and errors as for
-    `cifar10`.
+    Its files, `train_32x32.mat` and `test_32x32.mat`, are put into `data_dir`; arguments and errors as for `cifar10`.
     """
     from torchvision.datasets import SVHN
 
