@@ -74,7 +74,7 @@ TRAIN = {
     ),
     "model=softmax": (
         "In 'train': Could not find 'model/softmax'; Available options in 'model': char_lstm; char_transformer; "
-        "dlg_lenet; kinds; linear_regression; mcmahan_cnn; mentored; mlp_2nn; resnet18; softmax_regression"
+        "dlg_lenet; kinds; linear_regression; mcmahan_cnn; mentored; mlp_2nn; niid_cnn; resnet18; softmax_regression"
     ),
     "partition=dirichelet": (
         "In 'train': Could not find 'partition/dirichelet'; Available options in 'partition': "
