@@ -49,13 +49,13 @@ def texts(last: bool = False) -> TensorSource:
 
 
 def test_loss_accuracy_and_perplexity_by_hand() -> None:
-    source = TensorSource(torch.tensor([[0, 0], [1, 0]]), torch.tensor([[1, 0], [0, 1]]))
-    # Probabilities of the targets: 3/4, 1/4; 1/2, 3/4. Equal scores count for the first symbol.
-    mean = -(2 * math.log(0.75) + math.log(0.25) + math.log(0.5)) / 4
+    source = TensorSource(torch.tensor([[0, 0], [1, 0], [1, 1]]), torch.tensor([[1, 0], [0, 1], [0, 0]]))
+    # Probabilities of the targets: 3/4, 1/4; 1/2, 3/4; 1/2, 1/2. Equal scores count for the first symbol.
+    mean = -(2 * math.log(0.75) + math.log(0.25) + 3 * math.log(0.5)) / 6
     bound = BoundModel(model(Table(), 2))
-    assert Evaluator(batch_size=1).run(bound, source, np.arange(2)) == {
+    assert Evaluator(batch_size=2).run(bound, source, np.arange(3)) == {
         "test/loss": pytest.approx(mean, rel=1e-6),
-        "test/accuracy": 0.75,
+        "test/accuracy": pytest.approx(5 / 6),
         "test/perplexity": pytest.approx(math.exp(mean), rel=1e-6),
     }
     last = TensorSource(source.inputs, source.targets[:, 1].contiguous())
