@@ -18,12 +18,13 @@ def encoded(text: str, letters: str, *, key: str) -> np.ndarray:
         >>> encoded("abba", "ab", key="letters")
         array([0, 1, 1, 0], dtype=int8)
     """
-    numbers = {letter: place for place, letter in enumerate(letters)}
-    if len(numbers) < len(letters):
+    if len(set(letters)) < len(letters):
         raise ValueError(f"{key}: has a character twice")
-    # uint8 would be taken as pixels.
-    small = np.min_scalar_type(-max(1, len(letters)))
-    try:
-        return np.fromiter((numbers[letter] for letter in text), dtype=small, count=len(text))
-    except KeyError as error:
-        raise ValueError(f"{key}: lacks the character {error.args[0]!r}, which the text has") from None
+    if lacking := set(text) - set(letters):
+        raise ValueError(f"{key}: lacks the character {min(lacking)!r}, which the text has")
+    known, found = (np.frombuffer(part.encode("utf-32-le"), dtype="<u4") for part in (letters, text))
+    order = np.argsort(known)
+    # The smallest signed type: uint8 would be taken as pixels.
+    places = order.astype(np.min_scalar_type(-max(1, len(letters))))
+    numbers: np.ndarray = places[np.searchsorted(known[order], found)]
+    return numbers
