@@ -33,6 +33,19 @@ def _quiet_root() -> Iterator[None]:
     root.setLevel(logging.WARNING)
 
 
+@pytest.fixture(autouse=True)
+def _files_of_a_dataset(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test with a parameter `path` that is a choice of conf/dataset/ has the files that it reads, tiny, in data/."""
+    path = request.node.callspec.params.get("path") if hasattr(request.node, "callspec") else None
+    if isinstance(path, Path) and path.parent.name == "dataset":
+        from tests.tiny_files import WRITERS
+
+        if path.stem in WRITERS:
+            folder: Path = request.getfixturevalue("tmp_path")
+            monkeypatch.chdir(folder)
+            WRITERS[path.stem](folder / "data", monkeypatch)
+
+
 @pytest.fixture
 def cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from PIL import Image
 from torchvision.datasets import FakeData
 
 from flrl.attack import main as attack_main
@@ -154,6 +156,37 @@ def test_own_things_run_as_they_are_shown(cli: Callable[..., Any], shown: Path) 
     assert cli(*parts, *fast, "log_clients=true", "hydra.run.dir=parts").code == 0
     lines = Path("parts/clients.jsonl").read_text().splitlines()
     assert [json.loads(line)["client_id"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_datasets_of_torch_and_hugging_face_run_as_they_are_shown(
+    cli: Callable[..., Any], shown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hugging Face's is a dataset in memory in the place of one from the hub, or rows where the package is missing."""
+    page = (ROOT / "docs" / "own.md").read_text()
+    images = [Image.fromarray(np.full((8, 8), 20 * number, np.uint8)) for number in range(12)]
+    columns = {"image": images, "character": [0, 1, 2] * 4, "writer_id": [*"aabbbbbbcccc"]}
+    names = [*columns]
+
+    def load_dataset(path: str, split: str) -> Any:
+        assert (path, split.split("[")[0]) == ("flwrlabs/femnist", "train")
+        if package is not None:
+            return package.Dataset.from_dict(columns)
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    try:
+        package = import_module("datasets")
+    except ModuleNotFoundError:
+        package = None
+    hub = package or ModuleType("datasets")
+    monkeypatch.setattr(hub, "load_dataset", load_dataset, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    fast = ("strategy.rounds=1", "logger=none", "callbacks=none")
+    given = [line for line in commands_of(page, "flrl-train") if line[1:2] in (["dataset=torch"], ["dataset=hub"])]
+    for line in given:
+        done = cli(*line, *fast, f"hydra.run.dir={line[1].partition('=')[2]}")
+        assert done.code == 0, done.err
+    rows = [last_row(name) for name in ("torch", "hub")]
+    assert [row["clients/num"] for row in rows] == [10, 3]
 
 
 def last_row(folder: str) -> dict[str, Any]:

@@ -42,7 +42,10 @@ TRAIN = {
         "model.optimizer.nestrov=true: there is no such key; did you mean +model.optimizer.nesterov of torch.optim.SGD?"
     ),
     "+model.optimizer.momentun=0.9": "model.optimizer.momentun=0.9: SGD takes no 'momentun'; did you mean momentum?",
-    "+model.net.hidden=3": "model.net.hidden=3: softmax_regression takes no 'hidden'; model/net=mlp_2nn does",
+    "+model.net.hidden=3": (
+        "model.net.hidden=3: softmax_regression takes no 'hidden'; model/net=char_lstm, model/net=mlp_2nn or "
+        "model/net=regression does"
+    ),
     "+partition.alfa=1": (
         "partition.alfa=1: iid takes no 'alfa'; it takes num_samples, labels, rng, num_clients, min_samples"
     ),
@@ -70,8 +73,8 @@ TRAIN = {
         "did you mean 'fedavg'?"
     ),
     "model=softmax": (
-        "In 'train': Could not find 'model/softmax'; Available options in 'model': dlg_lenet; kinds; mcmahan_cnn; "
-        "mentored; mlp_2nn; resnet18; softmax_regression"
+        "In 'train': Could not find 'model/softmax'; Available options in 'model': char_lstm; char_transformer; "
+        "dlg_lenet; kinds; linear_regression; mcmahan_cnn; mentored; mlp_2nn; niid_cnn; resnet18; softmax_regression"
     ),
     "partition=dirichelet": (
         "In 'train': Could not find 'partition/dirichelet'; Available options in 'partition': "
@@ -180,6 +183,15 @@ TRAIN = {
     ),
     "strategy=scaffold strategy/aggregator=median": (
         "strategy.aggregator=Median: Scaffold's variates need the mean, strategy/aggregator=mean"
+    ),
+    "dataset=text": "dataset.file=data/text.txt: there is no such file; any text in UTF-8 will do",
+    "dataset=diabetes": (
+        "model.net.num_classes=null: the dataset's samples have no classes that could be read; set "
+        "model.net.num_classes=..."
+    ),
+    "model=char_lstm": (
+        "a language model needs samples that are sequences of whole numbers, as dataset=text has them: these are "
+        "torch.float32 of shape [1, 8, 8]"
     ),
     "strategy.server_optimizer.lr=-1": "strategy: Invalid learning rate: -1",
     "strategy.server_optimizer=adam": (

@@ -4,17 +4,19 @@ Sources are tried in order, each with a connect timeout. A file gets its name on
 right, and a lock keeps two processes from fetching the same dataset at once.
 """
 
+import contextlib
 import gzip
 import hashlib
 import http.client
 import os
 import shutil
+import socket
 import subprocess
 import tarfile
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +71,17 @@ def fetch(files: IdxFiles, data_dir: Path, *, download: bool = True) -> list[Pat
     for path in paths:
         check_sha256(path, files.sha256[path.name])
     return paths
+
+
+@contextlib.contextmanager
+def short_timeout() -> Iterator[None]:
+    """Let connections of libraries that set no timeout be given up after `CONNECT_TIMEOUT_S` without an answer."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def check_sha256(path: Path, expected: str) -> None:

@@ -1,6 +1,7 @@
 """Nets of the federated-learning literature, for any shape of inputs and number of classes."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Literal
 
@@ -16,6 +17,27 @@ def softmax_regression(*, input_shape: Sequence[int], num_classes: int) -> nn.Se
         num_classes: number of classes.
     """
     return nn.Sequential(nn.Flatten(), nn.Linear(prod(input_shape), num_classes))
+
+
+def regression(*, input_shape: Sequence[int], hidden: Sequence[int] = (), outputs: int = 1) -> nn.Sequential:
+    """Numbers from numbers: one linear layer, after hidden ones with ReLU where there are any.
+
+    Args:
+        input_shape: shape of one sample.
+        hidden: units of each hidden layer; none by default, which is linear regression.
+        outputs: numbers that are predicted.
+
+    Raises:
+        ValueError: a size is below 1.
+    """
+    sizes = [prod(input_shape), *hidden, outputs]
+    for name, value in [("outputs", outputs), *(("hidden", units) for units in hidden)]:
+        if value < 1:
+            raise ValueError(f"model.net.{name}={value}: must be at least 1")
+    layers: list[nn.Module] = [nn.Flatten()]
+    for size, units in pairwise(sizes):
+        layers += [nn.Linear(size, units), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def mlp_2nn(*, input_shape: Sequence[int], num_classes: int, hidden: int = 200) -> nn.Sequential:

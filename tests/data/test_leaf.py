@@ -1,0 +1,105 @@
+"""LEAF's JSON files, tiny: users, pixels, characters, and what is wrong with a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flrl.data.leaf import LETTERS, femnist, leaf, shakespeare
+from tests.tiny_files import WRITERS, pixels
+
+SIZES = [2, 3, 4, 5]  # training samples of the users ann, bob, cy, dee
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    WRITERS[request.param](tmp_path, monkeypatch)
+    return str(tmp_path / request.param)
+
+
+def owners() -> list[int]:
+    return [user for user, size in enumerate(SIZES) for _ in range(size)]
+
+
+@pytest.mark.parametrize("root", ["femnist"], indirect=True)
+def test_femnist(root: str) -> None:
+    splits = femnist(root=root)
+    assert splits.groups.tolist() == owners()
+    assert (len(splits.train), len(splits.test), splits.num_classes) == (14, 8, 62)
+    assert splits.train.inputs.dtype == torch.uint8
+    assert splits.train.inputs[2:5].flatten(1).tolist() == pixels(3, 784).tolist()  # those of bob
+    assert splits.train.labels[2:5].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("root", ["shakespeare"], indirect=True)
+def test_shakespeare(root: str) -> None:
+    splits = shakespeare(root=root)
+    assert (len(LETTERS), splits.num_classes) == (80, 80)
+    assert splits.train.inputs.dtype == torch.int8
+    texts = ["".join(LETTERS[number] for number in sample) for sample in splits.train.inputs.tolist()]
+    assert texts[0].startswith("A Play of Tests ADA. The rain is over")
+    assert {len(text) for text in texts} == {80}
+    assert texts[1] == texts[0][1:] + LETTERS[splits.train.labels[0]]
+    assert splits.groups.tolist() == owners()
+
+
+@pytest.mark.parametrize("root", ["leaf"], indirect=True)
+def test_any_lists_of_numbers(root: str) -> None:
+    splits = leaf(root=root)
+    assert splits.test.inputs.tolist() == [[0, 0.5, -1], [1, 0.5, -1]] * 4
+    assert splits.test.labels.tolist() == [0, 1] * 4  # floats in the file, as FedProx's scripts write them
+    assert (splits.groups.tolist(), splits.num_classes) == (owners(), None)
+    with pytest.raises(ValueError, match="has the class 2, and there are 2, from 0 on"):
+        leaf(root=root, num_classes=2)
+
+
+def change(root: str, **values: Any) -> None:
+    path = next(iter(sorted((Path(root) / "train").iterdir())))
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("root", ["leaf"], indirect=True)
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"users": ["ann", "eve"]}, "user 'eve' has no x and y in user_data"),
+        ({"num_samples": [2, 4]}, "user 'bob' has 3 x and 3 y, and num_samples is 4"),
+        ({"num_samples": [2]}, "zip"),
+        ({"users": ["ann"], "num_samples": [2], "user_data": {"ann": {"x": [[1], [1, 2]], "y": [0, 1]}}}, "inhomogen"),
+        (
+            {"users": ["ann"], "num_samples": [1], "user_data": {"ann": {"x": [[1]], "y": [0]}}},
+            r"shape: \(1,\), \(3,\)",
+        ),
+    ],
+)
+def test_other_files_are_refused(root: str, values: dict[str, Any], said: str) -> None:
+    change(root, **values)
+    with pytest.raises(ValueError, match=rf"train_9\.json is not in LEAF's format: .*{said}"):
+        leaf(root=root)
+
+
+@pytest.mark.parametrize("root", ["leaf"], indirect=True)
+def test_a_file_without_users_is_refused(root: str) -> None:
+    (Path(root) / "test" / "b.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"b\.json is not in LEAF's format: it must have users, num_samples and user"):
+        leaf(root=root)
+
+
+@pytest.mark.parametrize("root", ["shakespeare"], indirect=True)
+def test_a_character_that_is_not_known_is_named(root: str) -> None:
+    with pytest.raises(ValueError, match=r"LEAF's format: dataset\.letters: lacks the character 'g', which the text"):
+        shakespeare(root=root, letters=LETTERS.replace("g", ""))
+
+
+@pytest.mark.parametrize("root", ["femnist"], indirect=True)
+def test_pixels_are_bytes(root: str) -> None:
+    change(root, users=["ann"], num_samples=[1], user_data={"ann": {"x": [[0.3] * 784], "y": [1]}})
+    with pytest.raises(ValueError, match="pixels must be whole numbers from 0 to 255, divided by 255"):
+        femnist(root=root)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"train has no \.json files: put those that LEAF's preprocess\.sh"):
+        leaf(root=str(tmp_path))
