@@ -99,7 +99,7 @@ TRAIN = {
     ),
     "+experiment=mnist_fedsvg": (
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
-        "comparison; mnist_fedavg; scaffold_one_class; did you mean 'mnist_fedavg'?"
+        "comparison; mnist_fedavg; scaffold_one_class; virtual_time; did you mean 'mnist_fedavg'?"
     ),
     "attack=dlg": "Could not override 'attack'. No match in the defaults list.",
     "+debug=nothing": "In 'train': Could not find 'debug/nothing'; Available options in 'debug': default",
@@ -240,14 +240,14 @@ TRAIN = {
     ),
     "experiment=mnist_fedsvg": (
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
-        "comparison; mnist_fedavg; scaffold_one_class; did you mean 'mnist_fedavg'?"
+        "comparison; mnist_fedavg; scaffold_one_class; virtual_time; did you mean 'mnist_fedavg'?"
     ),
     "debug=defualt": (
         "In 'train': Could not find 'debug/defualt'; Available options in 'debug': default; did you mean 'default'?"
     ),
     "-m experiment=mnist_fedavg,mnist_fedsvg": (
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
-        "comparison; mnist_fedavg; scaffold_one_class; did you mean 'mnist_fedavg'?"
+        "comparison; mnist_fedavg; scaffold_one_class; virtual_time; did you mean 'mnist_fedavg'?"
     ),
     "callbacks=[default,early_stoping]": (
         "In 'train': Could not load 'callbacks/early_stoping'.; did you mean 'early_stopping'?"
