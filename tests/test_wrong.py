@@ -269,7 +269,7 @@ TRAIN = {
         "log_clients, console, log_level, holdout, root_samples, held_out_clients, public_samples, "
         "on_client_failure, dataset, partition, "
         "model, trainer, strategy, "
-        "adversary, backend, evaluation, client_store, callbacks, logger, paths, vars"
+        "adversary, devices, backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
     "target.value=0.9": "target.value=0.9: target.metric must name what is to reach it, such as test/accuracy",
     "target.metric=test/loss": "target.value=null: must be the number that test/loss is to reach",

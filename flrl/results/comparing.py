@@ -135,10 +135,11 @@ def to_target(run: Run, options: Options) -> dict[str, float] | None:
 
 
 def costs(metrics: pd.DataFrame) -> dict[str, pd.Series]:
-    """What had been spent after each round: bytes sent and received by all clients, seconds."""
+    """What had been spent after each round: bytes sent and received by all clients, seconds, virtual seconds."""
     zero = pd.Series(0.0, index=metrics.index)
     spent = metrics.get("comm/up_bytes", zero) + metrics.get("comm/down_bytes", zero)
-    return {"bytes": spent.fillna(0).cumsum(), "seconds": metrics.get("time/round_s", zero).fillna(0).cumsum()}
+    found = {"bytes": spent.fillna(0).cumsum(), "seconds": metrics.get("time/round_s", zero).fillna(0).cumsum()}
+    return found | ({"virtual_seconds": metrics["time/virtual_s"]} if "time/virtual_s" in metrics else {})
 
 
 def summary(groups: Sequence[Group], options: Options) -> tuple[pd.DataFrame, list[Difference]]:

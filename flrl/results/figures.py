@@ -1,4 +1,4 @@
-"""The comparison of groups as curves: the metric against rounds, bytes and seconds."""
+"""The comparison of groups as curves: the metric against rounds, bytes, seconds and virtual seconds."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,12 +21,21 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which the colour-blind can tell apart; lines differ by style and marker too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")
-AXES = {"round": "round", "bytes": "MB sent and received by all clients", "seconds": "seconds"}
+AXES = {
+    "round": "round",
+    "bytes": "MB sent and received by all clients",
+    "seconds": "seconds",
+    "virtual_seconds": "virtual seconds",
+}
 
 
 def write(groups: Sequence["Group"], options: "Options", out: Path) -> None:
-    """Write a figure for each of rounds, bytes and seconds into a folder, as PDF and PNG."""
-    for axis in AXES:
+    """Write a figure for each of rounds, bytes, seconds and those of a virtual clock, where all runs have one.
+
+    They are written into a folder, as PDF and PNG.
+    """
+    clocks = all("time/virtual_s" in run.metrics for group in groups for run in group.runs.values())
+    for axis in (axis for axis in AXES if clocks or axis != "virtual_seconds"):
         figure = figure_of(groups, options, axis)
         for ending in ("pdf", "png"):
             metadata = {"CreationDate": None} if ending == "pdf" else None

@@ -22,6 +22,7 @@ from flrl.devices import (
     Uniform,
     Work,
 )
+from flrl.strategies import Ditto
 
 SIZES = np.array([100, 50, 20])
 EQUAL = {"samples_per_s": 100.0, "up_bytes_per_s": 10.0, "down_bytes_per_s": 40.0, "latency_s": 0.25}
@@ -39,6 +40,8 @@ def test_seconds_by_hand() -> None:
     assert sent.seconds(np.array([5.0, 0.0])).tolist() == [3.25, 1.15]
     steps = fleet(Devices(**EQUAL), Work(batch_size=32, steps=5, passes=2.0)).dispatch(1, [0, 2], SIZES, 0)
     assert steps.compute_s.tolist() == [3.2, 2.0]  # twice five batches of 32, and of 20, which is all there are
+    twice = Work(batch_size=8, epochs=2, passes=Ditto.passes)
+    assert fleet(Devices(**EQUAL), twice).dispatch(1, [0], SIZES, 0).compute_s.tolist() == [4.0]
     assert fleet(Devices(**EQUAL)).expected(SIZES, 40).tolist() == [7.25, 6.25, 5.65]
 
 

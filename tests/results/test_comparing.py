@@ -11,7 +11,7 @@ from rich.console import Console
 
 from flrl.compare import main
 from flrl.results import runs
-from flrl.results.comparing import Options, compare, parsed, summary, to_target
+from flrl.results.comparing import Options, compare, costs, parsed, summary, to_target
 from flrl.results.figures import curve, figure_of
 from flrl.results.grouping import grouped
 from flrl.results.statistics import Spread
@@ -60,11 +60,18 @@ def test_the_table_in_the_terminal_and_in_files(sweep: Path) -> None:
     for name in ("by_round", "by_bytes", "by_seconds"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert not (out / "by_virtual_seconds.png").exists()
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_second_comparison_finds_no_run_in_the_first_one(sweep: Path) -> None:
     assert compared(sweep) == compared(sweep)
+
+
+def test_virtual_seconds_are_those_of_the_rows() -> None:
+    rows = pd.DataFrame({"time/virtual_s": [0.0, 2.5, 7.0], "time/round_s": [None, 0.1, 0.1]})
+    assert costs(rows)["virtual_seconds"].tolist() == [0.0, 2.5, 7.0]
+    assert "virtual_seconds" not in costs(rows[["time/round_s"]])
 
 
 def test_what_it_costs_to_reach_a_target(make: MakeRun) -> None:
