@@ -156,7 +156,9 @@ def test_a_client_that_is_drawn_twice_counts_twice() -> None:
     assert torch.allclose(states[1].vector.double() - states[0].vector.double(), mean, atol=1e-7)
 
 
-@pytest.mark.parametrize("sampler", [WeightedSampler(num=3), ImportanceSampler(num=2), RoundRobin(num=2)], ids=repr)
+@pytest.mark.parametrize(
+    "sampler", [WeightedSampler(num=3), ImportanceSampler(num=2), RoundRobin(num=2)], ids=lambda s: type(s).__name__
+)
 def test_a_resumed_run_ends_in_the_same_bits(sampler: Any) -> None:
     worker, whole, history, states = run(sampler)
     resumed, _ = fit(worker, state=states[2], history=history[:2])

@@ -29,6 +29,10 @@ AXES = {
 }
 
 
+SPREAD = 10.0
+"""Costs are on a logarithmic axis where one group's are more than so many times another's."""
+
+
 def write(groups: Sequence["Group"], options: "Options", out: Path) -> None:
     """Write a figure for each of rounds, bytes, seconds and those of a virtual clock, where all runs have one.
 
@@ -47,8 +51,12 @@ def figure_of(groups: Sequence["Group"], options: "Options", axis: str) -> Figur
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes: Axes = figure.subplots()
     looks = zip(itertools.cycle(COLOURS), itertools.cycle(STYLES), itertools.cycle(MARKERS), strict=False)
+    ends = []
     for group, (colour, style, marker) in zip(groups, looks, strict=False):
         x, middle, low, high = curve(group, options, axis)
+        if percent(options.metric):
+            low, high = low.clip(0, 100), high.clip(0, 100)
+        ends.append(x[-1])
         every = max(1, len(x) // 8)
         name = f"{group.name} ({len(group.runs)})" if len(group.runs) > 1 else group.name
         axes.plot(x, middle, style, color=colour, marker=marker, markevery=every, markersize=4, label=name)
@@ -58,6 +66,8 @@ def figure_of(groups: Sequence["Group"], options: "Options", axis: str) -> Figur
     axes.set(xlabel=AXES[axis], ylabel=options.metric + (" (%)" if percent(options.metric) else ""))
     if axis == "round":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    elif min(ends) > 0 and max(ends) > SPREAD * min(ends):
+        axes.set_xscale("log")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
