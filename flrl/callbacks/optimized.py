@@ -25,16 +25,35 @@ class OptimizedMetric(Callback):
         self.key = key
 
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
-        """After the first evaluation, warn if the metric is missing.
+        """After the first evaluation of its kind, warn if the metric is missing.
 
         Raises:
             ValueError: it is missing, and required.
         """
         *earlier, record = history
-        if self.name is None or self.name in record.metrics or not evaluated(record):
+        if self.name is None or self.name in record.metrics or not self._judges(record):
             return
-        if any(self.name in before.metrics or evaluated(before) for before in earlier):
+        if not any(self.name in before.metrics or self._judges(before) for before in earlier):
+            self._complain(record)
+
+    def on_fit_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
+        """Warn if there has been no evaluation of its kind.
+
+        Raises:
+            ValueError: there was none, and the metric is required.
+        """
+        rounds = [record for record in history if evaluated(record)]
+        if self.name is None or any(self.name in record.metrics or self._judges(record) for record in history):
             return
+        if rounds:
+            self._complain(rounds[-1])
+
+    def _judges(self, record: RoundRecord) -> bool:
+        """Whether the metric would be among those of a round: one of clients is not in every evaluation."""
+        kind = "clients/" if str(self.name).startswith("clients/") else ""
+        return any(name.startswith(kind) for name in evaluated(record))
+
+    def _complain(self, record: RoundRecord) -> None:
         there = ", ".join(sorted([*evaluated(record), *(n for n in record.metrics if n.startswith("train/"))]))
         message = f"{self.key}={self.name}: nothing of that name is logged; there are: {there}"
         if self.required:

@@ -42,3 +42,14 @@ def test_a_metric_that_is_there(name: str | None) -> None:
     callback = OptimizedMetric(name=name, required=True)
     callback.on_round_end(None, [FIRST])
     callback.on_round_end(None, [FIRST, SECOND])
+
+
+def test_a_metric_of_clients_is_missed_when_clients_have_been_evaluated() -> None:
+    callback = OptimizedMetric(name="clients/accuracy_mean", required=True)
+    central = RoundRecord(1, {**TRAINED, "val_loss": 2.0}, "", REPORTS)
+    callback.on_round_end(None, [central])
+    callback.on_fit_end(None, [central, RoundRecord(2, {**TRAINED, "clients/accuracy_mean": 1.0}, "", REPORTS)])
+    with pytest.raises(ValueError, match="clients/accuracy_mean: nothing of that name is logged; there are: clients/l"):
+        callback.on_round_end(None, [central, SECOND])
+    with pytest.raises(ValueError, match="clients/accuracy_mean: nothing of that name is logged; there are: train/l"):
+        callback.on_fit_end(None, [central])
