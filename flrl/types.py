@@ -60,6 +60,7 @@ class Broadcast:
         payload: bytes of each thing sent to a client, by name.
         later: by how many rounds the server's step on these clients' updates is later than `round`: 0, unless a
             schedule has clients of several rounds under way.
+        first: whether these clients are the first to be trained for that step.
     """
 
     round: int
@@ -69,6 +70,7 @@ class Broadcast:
     cohort: Sequence[int] = ()
     payload: Mapping[str, int] = field(default_factory=dict)
     later: int = 0
+    first: bool = True
 
     @property
     def step(self) -> int:

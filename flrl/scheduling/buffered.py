@@ -93,7 +93,12 @@ class Buffered(Schedule):
         for round in sorted(set(arrived.rounds)):
             own = [tasks[client] for client in cohort if (client, round) in set(arrived.pairs)]
             parts.append(
-                Part(replace(sent[round], total_weight=weight, cohort=cohort, later=planning.round - round), own)
+                Part(
+                    replace(
+                        sent[round], total_weight=weight, cohort=cohort, later=planning.round - round, first=not parts
+                    ),
+                    own,
+                )
             )
         ages = [planning.round - round for round in arrived.rounds]
         numbers = {

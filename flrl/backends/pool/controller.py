@@ -283,7 +283,9 @@ class PoolBackend(ABC):
         messages, memory = {}, {}
         for index in self._hub_now.others:
             tasks = tuple(replace(task, memory={}) for task in assignment[index])
-            messages[index] = Train(broadcast.round, broadcast.total_weight, tasks, broadcast.cohort, broadcast.later)
+            messages[index] = Train(
+                broadcast.round, broadcast.total_weight, tasks, broadcast.cohort, broadcast.later, broadcast.first
+            )
             # Where clients' memory is at home, this is what the strategy has added to a task.
             memory[index] = by_name({task.client_id: task.memory for task in assignment[index]})
         job.dispatch(messages, of_broadcast(broadcast), memory)

@@ -41,14 +41,15 @@ class Home:
         memory = self.after(round - 1)
         return {task.client_id: memory[task.client_id] for task in tasks if task.client_id in memory}
 
-    def update(self, reports: Iterable[ClientReport], round: int) -> ClientIndex | None:
+    def update(self, reports: Iterable[ClientReport], round: int, *, first: bool = True) -> ClientIndex | None:
         """Take over a round's changes of client memory; returns the index of all of it, if files are written.
 
-        Where clients of a round start from different models, it is called once for each of these.
+        Where clients of a round start from different models, it is called once for each of these; only of the `first`
+        the changes are those of the round before. A round that failed elsewhere may be taken again.
         """
         before = self.after(round - 1)
         changes = {report.client_id: report.memory for report in reports if report.memory is not None}
-        self._after = {round - 1: before, round: self._after.get(round, before).updated(changes)}
+        self._after = {round - 1: before, round: (before if first else self._after[round]).updated(changes)}
         return self._after[round].save() if self._writes else None
 
 

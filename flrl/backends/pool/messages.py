@@ -67,6 +67,7 @@ class Train:
         tasks: the worker's tasks, without the clients' memory.
         cohort: ids of all clients of the round.
         later: as of the broadcast.
+        first: as of the broadcast.
     """
 
     round: int
@@ -74,6 +75,7 @@ class Train:
     tasks: Sequence[ClientTask]
     cohort: Sequence[int] = ()
     later: int = 0
+    first: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,13 @@ def _train(
 
     variables = with_prefix("variables", common)
     broadcast = Broadcast(
-        message.round, common[VECTOR], message.total_weight, variables, message.cohort, later=message.later
+        message.round,
+        common[VECTOR],
+        message.total_weight,
+        variables,
+        message.cohort,
+        later=message.later,
+        first=message.first,
     )
     with terminable():
         reducer, reports = worker.train(
@@ -157,7 +163,7 @@ def _train(
     if home is None:
         tensors |= prefixed("memory", by_name(changed))
     else:
-        index = home.update(reports, broadcast.step)
+        index = home.update(reports, broadcast.step, first=broadcast.first)
         changed = {}
         if index is not None:
             tensors, described = tensors | prefixed("index", index.tensors()), index.described()

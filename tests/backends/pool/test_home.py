@@ -30,6 +30,8 @@ def test_the_last_two_rounds_are_known() -> None:
     assert (seen(home, 1), seen(home, 2)) == ({1: 1.0, 2: 2.0}, {1: 1.5, 2: 2.0, 3: 3.0})
     home.update([report(1, {})], 2)  # again: client 1 forgets, and nobody else took part
     assert (seen(home, 1), seen(home, 2)) == ({1: 1.0, 2: 2.0}, {2: 2.0})
+    home.update([report(3, value(4.0))], 2, first=False)  # of the same round, who started from another model
+    assert (seen(home, 1), seen(home, 2)) == ({1: 1.0, 2: 2.0}, {2: 2.0, 3: 4.0})
     task = {number: ClientTask(3, number, 10, 10.0) for number in (1, 2)}
     assert {c: float(m["control"]) for c, m in home.tasks(list(task.values()), 3).items()} == {2: 2.0}
     assert {c: float(m["control"]) for c, m in home.tasks([task[1]], 2).items()} == {1: 1.0}
