@@ -331,7 +331,7 @@ TRAIN = {
     "backend=process backend.workers=many": "backend.workers=many: must be a whole number or null",
     "strategy.rounds=0": "strategy.rounds=0: must be at least 1",
     "strategy.transforms=[abc]": "strategy.transforms=[abc]: must be a dict, name: object, not a list",
-    "resume=nowhere": "resume=nowhere: there is no run in this folder",
+    "resume=nowhere": "resume=nowhere: there is no run in this folder (nowhere/.hydra/config.yaml is missing)",
     "--config-dir=nowhere": "Additional config directory '{here}/nowhere' not found",
     "logger=wandb": (
         "logger=wandb needs an API key: set WANDB_API_KEY or run `wandb login`; logger=wandb_offline needs none"

@@ -29,7 +29,7 @@ from flrl.cli.installed import installed_dirs
 from flrl.cli.keys import check_top_level, composed
 from flrl.cli.resuming import resumable
 from flrl.config import CONF_DIR, TrainConfig
-from flrl.runs.saved import BEFORE
+from flrl.runs.saved import BEFORE, saved_in
 from flrl.sweeps import note_failure
 
 
@@ -148,8 +148,7 @@ class KeepRunFolder(Callback):
             _check_name(config.name)
         folder, resume = Path(config.hydra.run.dir), config.resume
         with explained(full_error=False), restored(folder):
-            if resume not in (None, "auto") and not (Path(resume) / ".hydra").is_dir():
-                raise ValueError(f"resume={resume}: there is no run in this folder")
+            _check_saved(resume, folder, config.hydra.output_subdir)
             in_place = resume == "auto" or (resume is not None and Path(resume).resolve() == folder.resolve())
             if not in_place:
                 _check_free(folder, "hydra.run.dir")
@@ -197,6 +196,14 @@ def _make(folder: Path, key: str) -> None:
     except OSError as error:
         reason = f"{key}={folder}: cannot be written into ({error.strerror})"
         raise ValueError(f"{reason}; choose another {key} or paths.outputs_dir") from error
+
+
+def _check_saved(resume: str | None, folder: Path, subdir: str | None) -> None:
+    """Raise ValueError if there is no configuration to go on with; `auto` needs one where there is a run."""
+    source = folder if resume == "auto" else Path(resume or "")
+    begun = subdir == ".hydra" and (source / "checkpoints").is_dir()
+    if (begun if resume == "auto" else resume) and saved_in(source) is None:
+        raise ValueError(f"resume={resume}: there is no run in this folder ({source}/.hydra/config.yaml is missing)")
 
 
 def _check_free(folder: Path, key: str) -> None:

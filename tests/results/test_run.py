@@ -61,7 +61,7 @@ def test_the_same_as_on_the_command_line(cli: Any, capfd: pytest.CaptureFixture[
         "seed": "Error parsing override 'seed'; missing EQUAL at '<EOF>'; See "
         "https://hydra.cc/docs/1.2/advanced/override_grammar/basic for details",
         "-m seed=0,1": "-m: from Python a sweep is a loop, [flrl.train(f'seed={seed}') for seed in range(3)]",
-        "resume=nowhere": "resume=nowhere: there is no run in this folder",
+        "resume=nowhere": ("resume=nowhere: there is no run in this folder (nowhere/.hydra/config.yaml is missing)"),
     }.items(),
 )
 def test_errors_are_raised_with_the_line_of_the_command(
