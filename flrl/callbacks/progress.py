@@ -17,7 +17,8 @@ class Progress(Callback):
     """Shows a run, in the form that the key `console` names.
 
     `rich`: a live table, in a terminal; `plain`: a line a round, without control characters; `json`: a row of
-    `metrics.jsonl` a round, and nothing else; `quiet`: nothing; `auto`: rich in a terminal, else plain.
+    `metrics.jsonl` a round, and nothing else; `quiet`: nothing; `auto`: rich in a terminal, else plain, and also where
+    rich takes the terminal for none (`TTY_COMPATIBLE=0`).
 
     Args:
         max_clients: a line shows the losses of at most this many clients of a round one by one, else their range.
@@ -27,13 +28,17 @@ class Progress(Callback):
         self.max_clients = max_clients
         self._run: RunInfo
         self._form = "plain"
+        self._fitted = False
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._table: LiveTable | None = None
 
     def setup(self, run: RunInfo) -> None:
         """Print the run's name, size and seed."""
         self._run = run
-        self._form = form(run.console, terminal=sys.stdout.isatty() and not self._console.is_dumb_terminal)
+        shown = sys.stdout.isatty() and not self._console.is_dumb_terminal
+        real = shown and self._console.is_terminal  # a launcher's terminal may end in a file
+        self._form = form(run.console, terminal=real if run.console == "auto" else shown)
+        self._fitted = real
         if self._form == "plain":  # whatever the environment asks for: nothing but text in files and pipes
             self._console = Console(
                 file=sys.stdout, highlight=False, soft_wrap=True, force_terminal=False, color_system=None
@@ -70,7 +75,7 @@ class Progress(Callback):
         if self._table is not None:
             self._table.add(history[-1])
         elif self._form == "plain":
-            width = self._console.width if sys.stdout.isatty() else None
+            width = self._console.width if self._fitted else None
             self._print(round_line(history[-1], self._run.rounds, self.max_clients, width))
         elif self._form == "json":
             print(json.dumps(row_of(history[-1])), flush=True)
