@@ -2,7 +2,9 @@
 
 import json
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 
@@ -106,6 +108,19 @@ class Progress(Callback):
     def _print(self, line: str) -> None:
         if self._form in ("rich", "plain"):
             self._console.print(line)
+
+
+@contextmanager
+def said_if_slow(line: str, run: RunInfo, *, after_s: float = 5.0) -> Iterator[None]:
+    """Print a line if the block takes longer than `after_s` seconds, where a run's form is for people."""
+    timer = threading.Timer(after_s, print, [line], {"flush": True})
+    timer.daemon = True
+    if form(run.console, terminal=False) == "plain":
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def form(console: str, *, terminal: bool) -> str:

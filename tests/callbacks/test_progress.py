@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from flrl.callbacks import Progress
 from flrl.callbacks.lines import round_line, sparkline
 from flrl.callbacks.live import LiveTable
+from flrl.callbacks.progress import said_if_slow
 from flrl.types import ClientReport, RoundRecord
 
 
@@ -180,6 +182,16 @@ def test_a_launchers_terminal_is_a_file_unless_rich_is_asked_for(
     if shown == "plain":
         progress.on_round_end(None, [record(2)])
         assert terminal.getvalue().splitlines()[1].endswith("0.50 s  up 62.8 kB down 999 B")
+
+
+@pytest.mark.parametrize(("console", "text"), [("auto", "slow\n"), ("plain", "slow\n"), ("json", ""), ("quiet", "")])
+def test_what_takes_long_is_said_to_people(console: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = SimpleNamespace(console=console)
+    with said_if_slow("fast", run, after_s=60):
+        pass
+    with said_if_slow("slow", run, after_s=0):
+        time.sleep(0.05)
+    assert capsys.readouterr().out == text
 
 
 def test_the_course_is_of_the_evaluation_where_the_metric_is_not_logged() -> None:
