@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -62,7 +63,8 @@ def check_checkpoint(folder: Path, path: Path, layout: ParameterLayout) -> Mappi
 
 
 def _mend(folder: Path) -> str:
-    return f"; flrl-train resume={folder} goes on from the last good state, if there is one"
+    command = shlex.join(["flrl-train", f"resume={folder}"])
+    return f"; {command} goes on from the last good state, if there is one"
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:
