@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -171,6 +171,8 @@ def _of_composition(error: BaseException, known: Known) -> str:
     if missing and user:
         return f"{user[1]}: there is no key {missing[1]} to be interpolated"
     line = _on_one_line(text)
+    if isinstance(error, OverrideParseException) and error.override not in line:
+        line = f"{error.override}: {line}"
     of_list = re.fullmatch(r"Error merging override (.+); Cannot merge DictConfig with ListConfig", line)
     if of_list:
         return f"{of_list[1]}: must be a dict, name: object, not a list"
