@@ -82,6 +82,19 @@ def header(path: Path) -> list[str]:
     return [line.removeprefix("#").removeprefix(" ") for line in comments[:end]]
 
 
+def whole(line: str) -> str:
+    """A line without the beginning of a sentence that does not end on it; with "..." where it has no other.
+
+    Example:
+        >>> whole("Each client trains alone. The test metrics are"), whole("Clients learn, with the mean")
+        ('Each client trains alone.', 'Clients learn, with the mean ...')
+    """
+    if not line or line.endswith((".", "?", "!")):
+        return line
+    sentences = re.match(r".*[\w)]{2}[.?!](?= [^\d])", line)
+    return sentences[0] if sentences else f"{line.rstrip(',;:')} ..."
+
+
 def settings(path: Path, roots: Sequence[Path], group: str) -> dict[str, Any]:
     """The keys of a choice with their values, those of yamls that it includes in place among them."""
     content = yaml.safe_load(path.read_text()) or {}
@@ -189,7 +202,7 @@ def _list(group: str, paths: dict[str, Path], console: Console) -> None:
     console.print(f"[bold]{group}[/bold]")
     width = max(map(len, paths)) + 2
     for name, path in paths.items():
-        console.print(f"  {name:{width}}{next(iter(header(path)), '')}", markup=False)
+        console.print(f"  {name:{width}}{whole(next(iter(header(path)), ''))}", markup=False)
     console.print()
 
 
