@@ -108,15 +108,16 @@ class Run:
         """The Lightning module with the final global model's weights, on the CPU.
 
         Raises:
-            FileNotFoundError: the run has not finished.
+            FileNotFoundError: the run has not finished, or the file has been removed.
             ValueError: the file is damaged.
         """
         from flrl.evaluate_run import load_weights
         from flrl.recipe import Recipe
+        from flrl.runs.integrity import missing_model
 
         path = self.folder / _MODEL
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: the run has not finished")
+            raise FileNotFoundError(missing_model(self.folder))
         module: nn.Module = Recipe(self.config).module()
         load_weights(module, path)
         return module

@@ -62,6 +62,13 @@ def check_checkpoint(folder: Path, path: Path, layout: ParameterLayout) -> Mappi
     return identity
 
 
+def missing_model(folder: Path) -> str:
+    """Why there is no final model in a run's folder: the run has not finished, or the file has been removed."""
+    if (folder / SUMMARY).exists():
+        return f"{folder / MODEL} is missing, although the run has finished{_mend(folder)}"
+    return f"{folder / MODEL} is missing: the run has not finished"
+
+
 def _mend(folder: Path) -> str:
     command = shlex.join(["flrl-train", f"resume={folder}"])
     return f"; {command} goes on from the last good state, if there is one"

@@ -126,8 +126,10 @@ def test_jobs_are_in_the_order_of_their_numbers(make: MakeRun) -> None:
 def test_an_unfinished_run(make: MakeRun) -> None:
     run = make([0.5], finished=False)
     assert (run.finished, run.summary, run.digest) == (False, {}, "0-1")
-    with pytest.raises(FileNotFoundError, match="the run has not finished"):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing: the run has not finished$"):
         run.model()
+    with pytest.raises(FileNotFoundError, match=r"missing, although the run has finished; flrl-train resume=\S+ goes on"):
+        make([0.5], seed=1).model()
     with pytest.raises(FileNotFoundError, match=r"partition.npz is missing"):
         _ = run.partition
 
