@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from flrl.callbacks.base import Callback, RunInfo
-from flrl.callbacks.lines import result_line, round_line, target_line
+from flrl.callbacks.lines import below_here, counted, result_line, round_line, target_line
 from flrl.callbacks.live import LiveTable
 from flrl.callbacks.run_folder import row_of
 from flrl.types import ClientReport, RoundRecord, ServerState
@@ -47,7 +47,7 @@ class Progress(Callback):
             )
         layout, data = run.model.layout, run.data
         self._print(
-            f"[bold]{run.name}[/]: {data.num_clients} clients, {int(data.sizes.sum())} training samples, "
+            f"[bold]{run.name}[/]: {counted(data.num_clients, 'client')}, {int(data.sizes.sum())} training samples, "
             f"{layout.num_trainable} parameters, seed {run.seed}"
         )
 
@@ -85,7 +85,9 @@ class Progress(Callback):
     def on_exception(self, state: ServerState, history: Sequence[RoundRecord], error: BaseException) -> None:
         """Print the round after which the run ended."""
         self.close()
-        self._print(f"[bold red]stopped[/] after round {state.round} of {self._run.rounds}: {self._run.folder}")
+        self._print(
+            f"[bold red]stopped[/] after round {state.round} of {self._run.rounds}: {below_here(self._run.folder)}"
+        )
 
     def on_fit_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Print the result, the digest and the folder."""
@@ -97,7 +99,7 @@ class Progress(Callback):
             if line := target_line(self._run.config, history):
                 self._print(line)
             self._print(f"digest  {history[-1].digest}")
-        self._print(f"folder  {self._run.folder}")
+        self._print(f"folder  {below_here(self._run.folder)}")
 
     def close(self) -> None:
         """End the drawing."""

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from flrl.callbacks import Progress
-from flrl.callbacks.lines import round_line, sparkline
+from flrl.callbacks.lines import below_here, round_line, sparkline
 from flrl.callbacks.live import LiveTable
 from flrl.callbacks.progress import said_if_slow
 from flrl.types import ClientReport, RoundRecord
@@ -192,6 +192,14 @@ def test_what_takes_long_is_said_to_people(console: str, text: str, capsys: pyte
     with said_if_slow("slow", run, after_s=0):
         time.sleep(0.05)
     assert capsys.readouterr().out == text
+
+
+def test_a_folder_below_the_working_directory_is_shown_relative_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = (tmp_path / "a" / "b", tmp_path.parent / "b", tmp_path, Path("c"))
+    assert [below_here(path) for path in paths] == [Path("a/b"), tmp_path.parent / "b", tmp_path, Path("c")]
 
 
 def test_the_course_is_of_the_evaluation_where_the_metric_is_not_logged() -> None:

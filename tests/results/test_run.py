@@ -128,7 +128,7 @@ def test_an_unfinished_run(make: MakeRun) -> None:
     assert (run.finished, run.summary, run.digest) == (False, {}, "0-1")
     with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing: the run has not finished$"):
         run.model()
-    with pytest.raises(FileNotFoundError, match=r"missing, although the run has finished; flrl-train resume=\S+ goes on"):
+    with pytest.raises(FileNotFoundError, match=r"although the run has finished; flrl-train resume=\S+ goes on"):
         make([0.5], seed=1).model()
     with pytest.raises(FileNotFoundError, match=r"partition.npz is missing"):
         _ = run.partition
