@@ -19,6 +19,7 @@ from rich.syntax import Syntax
 from flrl.cli.arguments import config_dirs, key_of
 from flrl.cli.groups import BASE, defaults_of
 from flrl.cli.installed import installed_dirs
+from flrl.cli.pipes import while_read
 from flrl.config import CONF_DIR
 
 _NOT_SHOWN = (BASE, "hydra", "paths", "debug")
@@ -264,7 +265,8 @@ def _taken(path: Path, roots: Sequence[Path], group: str) -> dict[str, list[str]
 def main() -> None:
     """The console script `flrl-info`."""
     try:
-        info(sys.argv[1:])
+        with while_read():
+            info(sys.argv[1:])
     except yaml.YAMLError as error:
         print(f"error: a yaml cannot be read: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

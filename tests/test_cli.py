@@ -380,13 +380,20 @@ def _started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("signal", "code"),
-    [pytest.param(2, 130, id="Ctrl-C", marks=pytest.mark.slow), pytest.param(15, 143, id="SIGTERM")],
+    ("signal", "code", "again"),
+    [
+        pytest.param(2, 130, False, id="Ctrl-C", marks=pytest.mark.slow),
+        pytest.param(2, 130, True, id="Ctrl-C until it ends", marks=pytest.mark.slow),
+        pytest.param(15, 143, False, id="SIGTERM"),
+    ],
 )
-def test_a_signal_ends_the_run_through_a_checkpoint(tmp_path: Path, signal: int, code: int) -> None:
+def test_a_signal_ends_the_run_through_a_checkpoint(tmp_path: Path, signal: int, code: int, again: bool) -> None:
     folder = tmp_path / "run"
     process = _started(folder, "callbacks.checkpoint.every=2")
     process.send_signal(signal)
+    while again and process.poll() is None:
+        time.sleep(0.1)
+        process.send_signal(signal)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code
     assert "Traceback" not in err

@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +24,18 @@ from omegaconf import DictConfig, OmegaConf
 
 import flrl
 from flrl.cli.arguments import config_dirs
-from flrl.cli.explaining import Explained, explained, print_error, raising
+from flrl.cli.explaining import Explained, explained, print_error, raising, silent
 from flrl.cli.groups import groups
 from flrl.cli.installed import installed_dirs
 from flrl.cli.keys import check_top_level, composed
+from flrl.cli.pipes import while_read
 from flrl.cli.resuming import resumable
 from flrl.config import CONF_DIR, TrainConfig
 from flrl.runs.saved import BEFORE, saved_in
 from flrl.sweeps import note_failure
+
+_PRINTING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
+"""Options with which a command prints and does nothing else."""
 
 
 def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
@@ -75,9 +80,12 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
         with resumable(config_name, sys.argv[1:]) as (name, sys.argv[1:]):
             command[:] = sys.argv
             known = functools.partial(composed, name, sys.argv[1:])
-            with explained(full_error, known):
+            shown = while_read() if _PRINTING & {*command} else contextlib.nullcontext()
+            with explained(full_error, known), shown:
                 hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(guarded)()
     except KeyboardInterrupt:
+        if not silent():  # the process ends: another Ctrl-C is not to change its exit code
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 

@@ -65,6 +65,11 @@ def raising() -> Iterator[None]:
         _SILENT.reset(token)
 
 
+def silent() -> bool:
+    """Whether a caller in Python waits for what is raised, as `flrl.train` does."""
+    return _SILENT.get()
+
+
 class TerminalFormatter(logging.Formatter):
     """Formats log records for the terminal as "warning: ...", like errors as "error: ..."."""
 
@@ -104,7 +109,7 @@ def explained(full_error: bool, known: Known = dict) -> Iterator[None]:
                 print(error.traceback, end="", file=sys.stderr)  # the traceback of another process
             raise
         line = one_line(error, known)
-        if not _SILENT.get():
+        if not silent():
             print_error(line, error)
         raise Explained(line, error) from error
 
