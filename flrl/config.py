@@ -35,6 +35,11 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 
+def percent(metric: str) -> bool:
+    """Whether a metric is shown in %: shares of samples."""
+    return any(word in metric for word in ("accuracy", "success"))
+
+
 @dataclass
 class TargetConfig:
     """The key `target`: the value of a metric at which a run stops."""

@@ -21,7 +21,7 @@ from flrl.examiner import EvaluationShare, Examiner, Rows
 from flrl.recipe import Recipe
 from flrl.rounds import initial_state
 from flrl.runs.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
-from flrl.runs.integrity import MODEL, PARTITION, check_checkpoint, check_files
+from flrl.runs.integrity import MODEL, PARTITION, check_checkpoint, check_files, missing_model
 from flrl.runs.rows import METRICS, read_rows
 from flrl.runs.saved import read_config
 from flrl.strategies import Strategy
@@ -108,7 +108,7 @@ def load_saved(model: BoundModel, folder: Path, round: int | None) -> str:
         return str(path.relative_to(folder))
     path = folder / MODEL
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: the run has not finished; choose a checkpoint with round=...")
+        raise FileNotFoundError(f"{missing_model(folder)}; choose a checkpoint with round=...")
     load_weights(model.module, path)
     return path.name
 

@@ -19,6 +19,7 @@ from rich.syntax import Syntax
 from flrl.cli.arguments import config_dirs, key_of
 from flrl.cli.groups import BASE, defaults_of
 from flrl.cli.installed import installed_dirs
+from flrl.cli.pipes import while_read
 from flrl.config import CONF_DIR
 
 _NOT_SHOWN = (BASE, "hydra", "paths", "debug")
@@ -80,6 +81,19 @@ def header(path: Path) -> list[str]:
     comments = [line for line in lines if not line.startswith("# @package")]
     end = next((index for index, line in enumerate(comments) if not line.startswith("#")), len(comments))
     return [line.removeprefix("#").removeprefix(" ") for line in comments[:end]]
+
+
+def whole(line: str) -> str:
+    """A line without the beginning of a sentence that does not end on it; with "..." where it has no other.
+
+    Example:
+        >>> whole("Each client trains alone. The test metrics are"), whole("Clients learn, with the mean")
+        ('Each client trains alone.', 'Clients learn, with the mean ...')
+    """
+    if not line or line.endswith((".", "?", "!")):
+        return line
+    sentences = re.match(r".*[\w)]{2}[.?!](?= [^\d])", line)
+    return sentences[0] if sentences else f"{line.rstrip(',;:')} ..."
 
 
 def settings(path: Path, roots: Sequence[Path], group: str) -> dict[str, Any]:
@@ -189,7 +203,7 @@ def _list(group: str, paths: dict[str, Path], console: Console) -> None:
     console.print(f"[bold]{group}[/bold]")
     width = max(map(len, paths)) + 2
     for name, path in paths.items():
-        console.print(f"  {name:{width}}{next(iter(header(path)), '')}", markup=False)
+        console.print(f"  {name:{width}}{whole(next(iter(header(path)), ''))}", markup=False)
     console.print()
 
 
@@ -251,7 +265,8 @@ def _taken(path: Path, roots: Sequence[Path], group: str) -> dict[str, list[str]
 def main() -> None:
     """The console script `flrl-info`."""
     try:
-        info(sys.argv[1:])
+        with while_read():
+            info(sys.argv[1:])
     except yaml.YAMLError as error:
         print(f"error: a yaml cannot be read: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

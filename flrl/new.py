@@ -7,12 +7,14 @@ import argparse
 import keyword
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 TEMPLATE = Path(__file__).parent / "new_study"
 _NAME, _SUFFIX = "my_study", ".txt"
+_PYTEST = "which comes with pip install pytest, or with flrl's extra dev"
 
 
 def new(folder: Path) -> list[Path]:
@@ -27,7 +29,8 @@ def new(folder: Path) -> list[Path]:
     """
     name = folder.name
     if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
-        close = re.sub(r"\W", "_", name, flags=re.ASCII)
+        letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+        close = re.sub(r"\W", "_", letters)
         usable = close.isidentifier() and not keyword.iskeyword(close)
         hint = f"; did you mean {close}?" if usable else ""
         raise ValueError(f"{name!r} cannot be the name of a module: letters, digits and _, no digit first{hint}")
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     print("\n".join(map(str, written)))
     command = f"python -m flrl.train --config-dir=conf +experiment={folder.name}"
-    print(f"\nRun it, then its test:\n  cd {folder}\n  {command}\n  python -m pytest")
+    print(f"\nRun it, then its test:\n  cd {folder}\n  {command}\n  python -m pytest    # {_PYTEST}")
 
 
 if __name__ == "__main__":

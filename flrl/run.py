@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -18,8 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from flrl.backends.base import Backend
-from flrl.callbacks import Callback, Callbacks, OptimizedMetric, RunFolder, RunInfo, Target
+from flrl.callbacks import Callback, Callbacks, OptimizedMetric, Progress, RunFolder, RunInfo, Target
 from flrl.callbacks.checkpoint import identity_of
+from flrl.callbacks.progress import said_if_slow
 from flrl.cli import log_file
 from flrl.cli.from_data import filled
 from flrl.cli.instantiation import check_groups, make
@@ -96,6 +97,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     store = recipe.client_store()
     start = _start(worker, info, store)
     callbacks = _callbacks(config)
+    shown = any(isinstance(callback, Progress) for callback in callbacks.callbacks)
     worker.examiner.try_out()
     if start.state.round < worker.strategy.rounds and backend.holds_samples and not worker.drop_failures:
         layout, seed = worker.model.layout, recipe.seeds.sampling
@@ -110,7 +112,8 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     _warn(start, info)
     try:
         with terminated_gently():
-            backend.start(worker, recipe, folder=folder)
+            with said_if_slow("waiting for the workers to start", info) if shown else nullcontext():
+                backend.start(worker, recipe, folder=folder)
             callbacks.setup(info)
             _, history = worker.strategy.fit(
                 backend.keep(start.state, folder),

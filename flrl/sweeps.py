@@ -6,6 +6,7 @@ Imports no torch: Hydra makes the callback in the process that only launches the
 import csv
 import json
 import os
+import shlex
 import statistics
 import sys
 from collections import deque
@@ -23,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flrl.config import lower_is_better
+from flrl.config import lower_is_better, percent
 from flrl.runs.rows import ERROR, METRICS, read_rows, replace_text
 
 TABLE = "sweep.csv"
@@ -155,14 +156,15 @@ def show(rows: Sequence[Mapping[str, Any]], overrides: Sequence[str], metric: st
     if not groups:
         return
     ordered = sorted(groups.items(), key=lambda group: statistics.fmean(group[1]), reverse=not lower_is_better(metric))
-    table = Table(*dividing, "jobs", metric, box=box.SIMPLE_HEAD)
+    scale, digits = (100, 2) if percent(metric) else (1, 4)
+    table = Table(*dividing, "jobs", metric + (" (%)" if scale == 100 else ""), box=box.SIMPLE_HEAD)
     for column in table.columns[len(dividing) :]:
         column.justify = "right"
     for values, numbers in ordered[:_SHOWN]:
-        spread = f" ± {statistics.stdev(numbers):.4f}" if len(numbers) > 1 else ""
-        table.add_row(*values, str(len(numbers)), f"{statistics.fmean(numbers):.4f}{spread}")
+        spread = f" ± {scale * statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+        table.add_row(*values, str(len(numbers)), f"{scale * statistics.fmean(numbers):.{digits}f}{spread}")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     if len(ordered) > _SHOWN:
         console.print(f"and {len(ordered) - _SHOWN} more", markup=False)
-    console.print(f"sweep   {sweep / TABLE}\ncompare flrl-compare {sweep}", markup=False)
+    console.print(f"sweep   {sweep / TABLE}\ncompare flrl-compare {shlex.quote(str(sweep))}", markup=False)

@@ -202,13 +202,15 @@ class Worker:
     def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:
         clients = ", ".join(str(task.client_id) for task in batch)
         return ClientError(
-            f"client {clients}, round {broadcast.round}: {type(error).__name__}: {error}{self._hint(error)}",
+            f"client {clients}, round {broadcast.round}: {type(error).__name__}: {error}{self._hint(error, batch)}",
             client_id=batch[0].client_id if len(batch) == 1 else None,
             traceback=traceback.format_exc(),
         )
 
-    def _hint(self, error: Exception) -> str:
+    def _hint(self, error: Exception, batch: Sequence[ClientTask]) -> str:
         if "Expected more than 1 value per channel" in str(error):  # torch's BatchNorm
+            if any(task.num_samples == 1 for task in batch):
+                return "; it has one sample: raise partition.min_samples or lower partition.num_clients, or GroupNorm"
             size = self.trainer.batch_size
             return f"; its last batch has one sample: choose another trainer.batch_size than {size}, or GroupNorm"
         return ""

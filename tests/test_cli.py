@@ -62,7 +62,7 @@ def test_a_runs_folder_and_what_it_prints(cli: Any) -> None:
     lines = done.out.splitlines()
     assert lines[0] == "train: 3 clients, 1150 training samples, 650 parameters, seed 0"
     assert "client 0 " in lines[2]
-    assert lines[-2:] == [f"digest  {last['digest']}", f"folder  {folder.resolve()}"]
+    assert lines[-2:] == [f"digest  {last['digest']}", "folder  run"]
     saved = (folder / ".hydra" / "config.yaml").read_text()
     assert "${" not in saved
     assert (folder / "csv" / "metrics.csv").read_text().count("\n") == 4
@@ -380,13 +380,20 @@ def _started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("signal", "code"),
-    [pytest.param(2, 130, id="Ctrl-C", marks=pytest.mark.slow), pytest.param(15, 143, id="SIGTERM")],
+    ("signal", "code", "again"),
+    [
+        pytest.param(2, 130, False, id="Ctrl-C", marks=pytest.mark.slow),
+        pytest.param(2, 130, True, id="Ctrl-C until it ends", marks=pytest.mark.slow),
+        pytest.param(15, 143, False, id="SIGTERM"),
+    ],
 )
-def test_a_signal_ends_the_run_through_a_checkpoint(tmp_path: Path, signal: int, code: int) -> None:
+def test_a_signal_ends_the_run_through_a_checkpoint(tmp_path: Path, signal: int, code: int, again: bool) -> None:
     folder = tmp_path / "run"
     process = _started(folder, "callbacks.checkpoint.every=2")
     process.send_signal(signal)
+    while again and process.poll() is None:
+        time.sleep(0.1)
+        process.send_signal(signal)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code
     assert "Traceback" not in err

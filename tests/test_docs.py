@@ -139,10 +139,27 @@ def test_every_command_can_be_composed(shown: Path) -> None:
     assert (len(found) > 85, composed > 15) == (True, True), (len(found), composed)
 
 
+def test_commands_find_the_modules_that_a_page_shows_and_no_two_pages_show_one_file() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("own.md", "howto.md", "attacks.md"))]
+    lines = [line for page in pages for line in page.read_text().splitlines() if "flrl-" in line]
+    own = [line for line in lines if re.search(r"flrl-\w+ --config-dir=my", line)]
+    assert len(own) > 7
+    wrong = [line for line in own if not re.search(r"PYTHONPATH=\. flrl-\w+ --config-dir=my", line)]
+    assert [line for line in wrong if not re.search("=(shared|torch|hub)", line)] == []
+    files: dict[str, set[str]] = {}
+    for text in (text for page in PAGES for _, text in blocks_of(page.read_text())):
+        first, _, rest = text.partition("\n")
+        if re.fullmatch(r"# [\w/]+\.(py|yaml)", first):
+            files.setdefault(first, set()).add(rest)
+    assert [name for name, contents in files.items() if len(contents) > 1] == []
+
+
 def test_own_things_run_as_they_are_shown(cli: Callable[..., Any], shown: Path) -> None:
     """A model, data, a partition, a strategy, a callback and an experiment; a transform, a rule and a sampler."""
     page = (ROOT / "docs" / "own.md").read_text()
-    parts, experiment = (shlex.split(line) for line in re.findall(r"^PYTHONPATH=. flrl-train (.*)$", page, flags=re.M))
+    *_, parts, experiment = (
+        shlex.split(line) for line in re.findall(r"^PYTHONPATH=. flrl-train (.*)$", page, flags=re.M)
+    )
     fast = ("strategy.rounds=2", "logger=none")
     for data in ("mine", "mine_too"):
         early = (f"dataset={data}", "dataset.size=100", "callbacks.mine.value=0", f"hydra.run.dir={data}")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from flrl.config import CONF_DIR
-from flrl.info import choices, documentation, header, info, meanings, settings
+from flrl.info import choices, documentation, header, info, meanings, settings, whole
 from flrl.info import main as info_main
 
 
@@ -27,7 +27,7 @@ def test_every_choice_has_a_line() -> None:
             line = next(iter(header(path)), "")
             assert line, f"{path} begins without a comment"
             assert f"  {name} " in text
-            assert line in text
+            assert whole(line) in text
 
 
 def test_a_page_has_header_references_and_settings() -> None:

@@ -73,6 +73,7 @@ def test_no_name_of_the_template_stays(study: Path) -> None:
     ("name", "message"),
     [
         ("my-study", f"'my-study' {CANNOT_BE}; did you mean my_study?"),
+        ("ünï", f"'ünï' {CANNOT_BE}; did you mean uni?"),
         ("2nd", f"'2nd' {CANNOT_BE}"),
         ("class", f"'class' {CANNOT_BE}"),
         ("torch", "'torch' is the name of an installed module already: did you mean torch_study?"),

@@ -34,7 +34,7 @@ def test_a_failed_job_is_named_and_the_others_are_trained(cli: Any) -> None:
     assert "error: 1 of 3 jobs failed; all are in sweep/sweep.csv\n" in done.err
     assert f"  0  seed=-1: {negative}\n" in done.err
     mean = sum(float(rows[job]["test/accuracy"]) for job in "12") / 2
-    assert f"  2   {mean:.4f} ± " in done.out
+    assert f"{100 * mean:.2f} ± " in done.out
 
 
 def test_the_same_command_again_trains_only_what_has_not_finished(cli: Any) -> None:
@@ -122,9 +122,13 @@ def test_the_best_is_first_and_a_loss_is_best_when_it_is_low(capsys: pytest.Capt
         {"job": str(n), "status": "finished", "strategy": name, "seed": str(n), "test/loss": loss}
         for n, (name, loss) in enumerate([("a", "2.0"), ("b", "0.5"), ("b", "1.5"), ("c", "")])
     ]
-    show(rows, ["strategy", "seed"], "test/loss", Path("x"))
+    show(rows, ["strategy", "seed"], "test/loss", Path("x y"))
     lines = capsys.readouterr().out.split("\n")
     assert [line.split() for line in lines[3:5]] == [["b", "2", "1.0000", "±", "0.7071"], ["a", "1", "2.0000"]]
+    assert "compare flrl-compare 'x y'" in lines
+    show([{**row, "test/accuracy": "0.8632"} for row in rows[:1]], ["seed"], "test/accuracy", Path("x"))
+    lines = capsys.readouterr().out.split("\n")
+    assert [line.split() for line in (lines[1], lines[3])] == [["jobs", "test/accuracy", "(%)"], ["1", "86.32"]]
 
 
 def test_a_runs_own_reason_stays(tmp_path: Path) -> None:

@@ -111,7 +111,12 @@ TRAIN = {
         "--multirun to your command line"
     ),
     "seed=[1": (
-        "no viable alternative at input '[1'; See https://hydra.cc/docs/1.2/advanced/override_grammar/basic for details"
+        "seed=[1: no viable alternative at input '[1'; See "
+        "https://hydra.cc/docs/1.2/advanced/override_grammar/basic for details"
+    ),
+    "seed=0 name=a=b": (
+        "name=a=b: mismatched input '=' expecting <EOF>; See "
+        "https://hydra.cc/docs/1.2/advanced/override_grammar/basic for details"
     ),
     "seed": (
         "Error parsing override 'seed'; missing EQUAL at '<EOF>'; See "
@@ -216,7 +221,7 @@ TRAIN = {
     "trainer.batch_size=0": "trainer.batch_size=0: must be at least 1",
     "trainer.local_epochs=0": "trainer.local_epochs=0: must be at least 1",
     "model.optimizer.lr=abc": "model.optimizer.lr=abc: must be a number",
-    "model.optimizer.lr=-1": "Invalid learning rate: -1",
+    "model.optimizer.lr=-1": "model.optimizer: Invalid learning rate: -1",
     "model.optimizer=adam": "model.optimizer=adam: a choice of this group is written model/optimizer=adam",
     "model.optimizer.momentum=yes": "model.optimizer.momentum=yes: must be a number",
     "model._target_=torch.nn.Identity": "model: Identity is not a LightningModule",
@@ -331,7 +336,7 @@ TRAIN = {
     "backend=process backend.workers=many": "backend.workers=many: must be a whole number or null",
     "strategy.rounds=0": "strategy.rounds=0: must be at least 1",
     "strategy.transforms=[abc]": "strategy.transforms=[abc]: must be a dict, name: object, not a list",
-    "resume=nowhere": "resume=nowhere: there is no run in this folder",
+    "resume=nowhere": "resume=nowhere: there is no run in this folder (nowhere/.hydra/config.yaml is missing)",
     "--config-dir=nowhere": "Additional config directory '{here}/nowhere' not found",
     "logger=wandb": (
         "logger=wandb needs an API key: set WANDB_API_KEY or run `wandb login`; logger=wandb_offline needs none"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -111,6 +112,21 @@ def number(name: str, value: float) -> str:
     """A metric's value as people read it."""
     percent = name.endswith(("accuracy", "backdoor_success")) and isfinite(value)
     return f"{100 * value:.2f} %" if percent else f"{value:.4f}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "round"), counted(2, "round")
+        ('1 round', '2 rounds')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def below_here(path: Path) -> Path:
+    """A path relative to the working directory where it lies below it; else the path itself."""
+    return path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path
 
 
 def in_bytes(number: float) -> str:

@@ -59,6 +59,8 @@ class LiveTable:
         self._bars.update(self._cohort, visible=False)
         self._waiting.clear()
         self._live.stop()
+        if not self._live.console.is_terminal:  # else rich ends the last line itself
+            self._live.console.line()
 
     def begin_round(self, round: int, cohort: Sequence[int]) -> None:
         """A cohort begins to train."""

@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +24,18 @@ from omegaconf import DictConfig, OmegaConf
 
 import flrl
 from flrl.cli.arguments import config_dirs
-from flrl.cli.explaining import Explained, explained, print_error, raising
+from flrl.cli.explaining import Explained, explained, print_error, raising, silent
 from flrl.cli.groups import groups
 from flrl.cli.installed import installed_dirs
 from flrl.cli.keys import check_top_level, composed
+from flrl.cli.pipes import while_read
 from flrl.cli.resuming import resumable
 from flrl.config import CONF_DIR, TrainConfig
-from flrl.runs.saved import BEFORE
+from flrl.runs.saved import BEFORE, saved_in
 from flrl.sweeps import note_failure
+
+_PRINTING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
+"""Options with which a command prints and does nothing else."""
 
 
 def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type) -> None:
@@ -75,9 +80,12 @@ def run_app(task: Callable[[DictConfig], Any], *, config_name: str, schema: type
         with resumable(config_name, sys.argv[1:]) as (name, sys.argv[1:]):
             command[:] = sys.argv
             known = functools.partial(composed, name, sys.argv[1:])
-            with explained(full_error, known):
+            shown = while_read() if _PRINTING & {*command} else contextlib.nullcontext()
+            with explained(full_error, known), shown:
                 hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(guarded)()
     except KeyboardInterrupt:
+        if not silent():  # the process ends: another Ctrl-C is not to change its exit code
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
@@ -148,8 +156,7 @@ class KeepRunFolder(Callback):
             _check_name(config.name)
         folder, resume = Path(config.hydra.run.dir), config.resume
         with explained(full_error=False), restored(folder):
-            if resume not in (None, "auto") and not (Path(resume) / ".hydra").is_dir():
-                raise ValueError(f"resume={resume}: there is no run in this folder")
+            _check_saved(resume, folder, config.hydra.output_subdir)
             in_place = resume == "auto" or (resume is not None and Path(resume).resolve() == folder.resolve())
             if not in_place:
                 _check_free(folder, "hydra.run.dir")
@@ -197,6 +204,14 @@ def _make(folder: Path, key: str) -> None:
     except OSError as error:
         reason = f"{key}={folder}: cannot be written into ({error.strerror})"
         raise ValueError(f"{reason}; choose another {key} or paths.outputs_dir") from error
+
+
+def _check_saved(resume: str | None, folder: Path, subdir: str | None) -> None:
+    """Raise ValueError if there is no configuration to go on with; `auto` needs one where there is a run."""
+    source = folder if resume == "auto" else Path(resume or "")
+    begun = subdir == ".hydra" and (source / "checkpoints").is_dir()
+    if (begun if resume == "auto" else resume) and saved_in(source) is None:
+        raise ValueError(f"resume={resume}: there is no run in this folder ({source}/.hydra/config.yaml is missing)")
 
 
 def _check_free(folder: Path, key: str) -> None:

@@ -1,6 +1,7 @@
 """Command-line arguments in the order and the form that Hydra takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 ADDED_GROUPS = ("experiment", "debug", "hparams_search")
 """Groups without a default choice: Hydra needs a + before them."""
@@ -75,3 +76,35 @@ def value_of(key: str, overrides: Sequence[str]) -> str | None:
     """The last value of a key among overrides, without quotes; None if there is none."""
     values = [override.partition("=")[2] for override in overrides if key_of(override) == key]
     return values[-1].strip("'\"") if values else None
+
+
+def merged(lines: Iterable[Iterable[str]], config: Mapping[str, Any]) -> list[str]:
+    """The overrides that lead to a run that was resumed: a later one of a key replaces an earlier one in its place.
+
+    Where a resume chooses another yaml of a group, earlier keys of the group that the choice does not have are left
+    out, and `resume` always.
+
+    Args:
+        lines: the overrides of the start and of each resume.
+        config: the run's resolved configuration.
+
+    Example:
+        >>> lines = [["backend=process", "backend.workers=2", "seed=1"], ["resume=x", "backend=serial", "seed=2"]]
+        >>> merged(lines, {"seed": 2, "backend": {"threads": 1}})
+        ['backend=serial', 'seed=2']
+    """
+    by_key: dict[str, str] = {}
+    for given in lines:
+        own = {key_of(override): override for override in given}
+        groups = tuple(f"{key.replace('/', '.')}." for key in own)
+        by_key = {key: value for key, value in by_key.items() if not key.startswith(groups) or _has(config, key)} | own
+    by_key.pop("resume", None)
+    return [*by_key.values()]
+
+
+def _has(config: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(config, Mapping) or name not in config:
+            return False
+        config = config[name]
+    return True

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -65,6 +65,11 @@ def raising() -> Iterator[None]:
         _SILENT.reset(token)
 
 
+def silent() -> bool:
+    """Whether a caller in Python waits for what is raised, as `flrl.train` does."""
+    return _SILENT.get()
+
+
 class TerminalFormatter(logging.Formatter):
     """Formats log records for the terminal as "warning: ...", like errors as "error: ..."."""
 
@@ -104,7 +109,7 @@ def explained(full_error: bool, known: Known = dict) -> Iterator[None]:
                 print(error.traceback, end="", file=sys.stderr)  # the traceback of another process
             raise
         line = one_line(error, known)
-        if not _SILENT.get():
+        if not silent():
             print_error(line, error)
         raise Explained(line, error) from error
 
@@ -171,6 +176,8 @@ def _of_composition(error: BaseException, known: Known) -> str:
     if missing and user:
         return f"{user[1]}: there is no key {missing[1]} to be interpolated"
     line = _on_one_line(text)
+    if isinstance(error, OverrideParseException) and error.override not in line:
+        line = f"{error.override}: {line}"
     of_list = re.fullmatch(r"Error merging override (.+); Cannot merge DictConfig with ListConfig", line)
     if of_list:
         return f"{of_list[1]}: must be a dict, name: object, not a list"

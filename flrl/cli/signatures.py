@@ -5,10 +5,12 @@ import importlib
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 _TOP = ("flrl", "torch", "torchvision", "torchmetrics", "pytorch_lightning", "sklearn")
+_LOOK_THERE = "put PYTHONPATH=. before the command, or start python -m flrl.train instead of flrl-train"
 _PLAIN = (bool, int, float, str)
 # Packages whose annotations are exact; those of others may be loose.
 _STRICT = ("flrl.", "torch.optim.")
@@ -35,7 +37,9 @@ def named_by(target: str) -> Any:
                 raise ValueError(f"_target_={target}: {name} has no {part!r}{_instead(part, dir(found))}")
             found, name = getattr(found, part), f"{name}.{part}"
         return found
-    raise ValueError(f"_target_={target}: there is no module {parts[0]!r} that Python finds{_instead(parts[0], _TOP)}")
+    here = next((path for path in (Path(f"{parts[0]}.py"), Path(parts[0])) if path.exists()), None)
+    more = _instead(parts[0], _TOP) if here is None else f"; {here} is in the working directory: {_LOOK_THERE}"
+    raise ValueError(f"_target_={target}: there is no module {parts[0]!r} that Python finds{more}")
 
 
 def _instead(name: str, names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import netrc
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -175,7 +176,7 @@ class FlrlWandbLogger(WandbLogger):
         experiment = self._experiment
         if experiment is None or not experiment.offline:
             return None
-        return f"wandb sync {Path(experiment.dir).parents[1] / f'offline-run-*-{experiment.id}'}"
+        return f"wandb sync {shlex.quote(str(Path(experiment.dir).parents[1]))}/offline-run-*-{experiment.id}"
 
     def _artifact(self, name: str, kind: str, files: Sequence[Path]) -> Any:
         import wandb

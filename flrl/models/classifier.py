@@ -65,8 +65,15 @@ class Classifier(pl.LightningModule):
         self._evaluate("test", batch, self.test_accuracy)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the scheduler if there is one."""
-        optimizer = self._optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        """The optimizer, and the scheduler if there is one.
+
+        Raises:
+            ValueError: the optimizer refuses a setting.
+        """
+        try:
+            optimizer = self._optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        except ValueError as error:
+            raise ValueError(f"model.optimizer: {error}") from error
         return optimizer if self._scheduler is None else ([optimizer], [self._scheduler(optimizer)])
 
     def _evaluate(self, split: str, batch: Batch, accuracy: MulticlassAccuracy) -> None:

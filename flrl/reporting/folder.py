@@ -5,19 +5,19 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flrl.cli.arguments import config_dirs, key_of, merged
 from flrl.runs.rows import CLIENTS, DIGESTS, ENVIRONMENTS, METRICS, damaged_lines, read_rows
 from flrl.runs.saved import read_config
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _OF_A_RUN = ("round", "digest")
 _NO_METRICS = ("round", "client_id", "rejected", "malicious", "filtered")
-_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")
+_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 _WARNING = re.compile(r"\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)")
 
 
@@ -82,13 +82,15 @@ class RunFiles:
     @property
     def command(self) -> str:
         """The command line that trains the same again, into a folder of its own."""
-        started = self.environments[0] if self.environments else self.summary
-        given = started.get("overrides", [])
-        words = [word for word in given if word.lstrip("+").partition("=")[0] not in _FOLDERS]
-        line = shlex.split(started.get("command", ""))
-        folders = [word for word in line if word.startswith("--config-dir=")]
-        folders += [f"--config-dir={b}" for a, b in pairwise(line) if a in ("--config-dir", "-cd")]
+        words = [word for word in self.overrides if key_of(word) not in _FOLDERS]
+        lines = (shlex.split(row.get("command", "")) for row in self.environments or [self.summary])
+        folders = dict.fromkeys(f"--config-dir={folder}" for line in lines for folder in config_dirs(line))
         return shlex.join(["python", "-m", "flrl.train", *folders, *words])
+
+    @property
+    def overrides(self) -> list[str]:
+        """The overrides of the command line; those of a resume replace earlier ones."""
+        return merged((row.get("overrides", []) for row in self.environments or [self.summary]), self.config)
 
     def client_quantiles(self) -> dict[str, dict[int, list[float]]]:
         """The `QUANTILES` of each metric over a round's clients, by metric and round, from `clients.jsonl`."""

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from flrl.callbacks.lines import in_bytes
+from flrl.cli.arguments import key_of
 from flrl.reporting.charts import kept
 from flrl.reporting.folder import RunFiles
 from flrl.reporting.html import Html, joined, page, table, tag
@@ -58,9 +59,7 @@ def sweep_page(sweep: Path, runs: Sequence[RunFiles]) -> str:
 
 
 def _overrides(run: RunFiles) -> dict[str, str]:
-    started = run.environments[0] if run.environments else run.summary
-    pairs = (word.lstrip("+").partition("=") for word in started.get("overrides", []))
-    return {key: value for key, _, value in pairs}
+    return {key_of(word): word.partition("=")[2] for word in run.overrides}
 
 
 def _name(run: RunFiles, sweep: Path) -> str:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flrl.callbacks.lines import in_bytes
+from flrl.callbacks.lines import counted, in_bytes
 from flrl.config import CONF_DIR
 from flrl.reporting import charts, sections
 from flrl.reporting.folder import RunFiles
@@ -58,7 +58,7 @@ def _head(run: RunFiles) -> Html:
     choices = (run.environments[-1] if run.environments else run.summary).get("choices", {})
     named = [f"{group}: {choices[group]}" for group in _CHOICES if group in choices]
     tags = [tag("span", name, _class="tag") for name in [*named, *config.get("tags", [])]]
-    finished = f"{run.rounds[-1]} rounds" if run.summary else f"{run.rounds[-1]} rounds so far"
+    finished = counted(run.rounds[-1], "round") + ("" if run.summary else " so far")
     line = tag("p", f"{finished}, seed {config['seed']}, folder {run.folder}", _class="muted")
     return joined([tag("h1", config.get("name", run.folder.name)), line, tag("div", *tags)])
 
@@ -75,7 +75,7 @@ def _result(run: RunFiles, metrics: Mapping[str, Sequence[Any]]) -> Html:
         if name in metrics
     ]
     if "wall_time_s" in run.summary:
-        items.append(("wall time", f"{run.summary['wall_time_s']:.4g} s", f"{run.rounds[-1]} rounds"))
+        items.append(("wall time", f"{run.summary['wall_time_s']:.4g} s", counted(run.rounds[-1], "round")))
     again = joined([tag("h3", "To repeat it"), tag("pre", run.command)])
     check = tag("pre", shlex.join(["python", "-m", "flrl.verify", f"run={run.folder}"]))
     return joined([tiles(items), again, tag("h3", "To recompute it and compare digests"), check])
@@ -124,7 +124,7 @@ def _digests(run: RunFiles) -> Html:
         for row in chosen
     ]
     head = ["round", "SHA-256 of the global model", "updates with a checksum"]
-    listed = folded(f"{len(rows)} rounds", table(head, rows, label="Digests by round", words=(1,)))
+    listed = folded(counted(len(rows), "round"), table(head, rows, label="Digests by round", words=(1,)))
     parameters = of.get(run.rounds[-1], {}).get("parameters", {})
     rows_of = [[name, tag("code", value)] for name, value in parameters.items()]
     whole = folded(

@@ -16,7 +16,10 @@ from flrl.results import figures, tables
 from flrl.results.grouping import Group, grouped, listed
 from flrl.results.run import Run, runs
 from flrl.results.statistics import Difference, Spread, differences
+from flrl.runs.rows import ERROR
 from flrl.target import reached
+
+_LINE = 200
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,10 @@ def compare(arguments: Sequence[str], console: Console | None = None) -> Path:
         FileNotFoundError: a folder holds no run.
     """
     folders, options = parsed(arguments)
-    found, notes = having(runs(*folders), options.metric)
+    every = runs(*folders)
+    found, notes = having(every, options.metric)
+    notes += [f"left out, failed: {folder}: {why}" for folder, why in failed(folders, every)]
+    notes += in_percent(found, options)
     groups, differing = grouped(found, options.group_by)
     if differing:
         notes.append(f"the groups differ by more than what divides them: {listed(differing)}")
@@ -110,7 +116,9 @@ def having(found: Sequence[Run], metric: str) -> tuple[list[Run], list[str]]:
     kept, left_out = [], []
     for run in found:
         if not run.finished:
-            left_out.append(f"left out, not finished: {run!r}")
+            reason = reason_in(run.folder)
+            rounds = f"{len(run.metrics)} of {run.config['strategy']['rounds']} rounds"
+            left_out.append(f"left out, not finished: {run.folder}: {rounds}" + (f"; {reason}" if reason else ""))
         elif metric not in run.metrics or not run.metrics[metric].notna().any():
             left_out.append(f"left out, without {metric}: {run.folder}")
         else:
@@ -125,6 +133,30 @@ def having(found: Sequence[Run], metric: str) -> tuple[list[Run], list[str]]:
         f"metric={metric}: no finished run has it; "
         + (f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}")
     )
+
+
+def reason_in(folder: Path) -> str:
+    """Why a run or a job has ended, the last line of its `error.txt`; empty if there is none."""
+    path = folder / ERROR
+    line = path.read_text(errors="replace").strip().rpartition("\n")[2] if path.exists() else ""
+    return line if len(line) <= _LINE else f"{line[:_LINE]} ..."
+
+
+def failed(folders: Sequence[Path], found: Sequence[Run]) -> list[tuple[Path, str]]:
+    """The folders of jobs that failed before their first round, each with the reason."""
+    known = {run.folder.resolve() for run in found}
+    paths = {path.parent.resolve(): path.parent for folder in folders for path in sorted(folder.rglob(ERROR))}
+    return [(path, reason_in(path)) for place, path in paths.items() if place not in known]
+
+
+def in_percent(found: Sequence[Run], options: Options) -> list[str]:
+    """A line if the target seems to be a percentage, and the metric a share."""
+    target = options.target
+    if target is None or not 1 < target <= 100:
+        return []
+    if not all(run.metrics[options.metric].dropna().between(0, 1).all() for run in found):
+        return []
+    return [f"target={target:g}: all values of {options.metric} are from 0 to 1: did you mean {target / 100:g}?"]
 
 
 def to_target(run: Run, options: Options) -> dict[str, float] | None:

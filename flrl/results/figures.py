@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flrl.config import percent
 from flrl.results.statistics import Spread
-from flrl.results.tables import percent
 
 if TYPE_CHECKING:
     from flrl.results.comparing import Options

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from flrl.cli.arguments import key_of
+from flrl.cli.arguments import merged
 from flrl.errors import DamagedError
 from flrl.runs.rows import CLIENTS, DIGESTS, ENVIRONMENTS, METRICS, read_rows
 from flrl.runs.saved import read_config
@@ -44,9 +44,7 @@ class Run:
     @property
     def overrides(self) -> list[str]:
         """The run's own overrides, as they were given on the command line; those of a resume replace earlier ones."""
-        given = [override for row in self._environments for override in row.get("overrides", [])]
-        by_key = {key_of(override): override for override in given}
-        return [override for key, override in by_key.items() if key != "resume"]
+        return merged((row.get("overrides", []) for row in self._environments), self.config)
 
     @property
     def seed(self) -> int:
@@ -110,15 +108,16 @@ class Run:
         """The Lightning module with the final global model's weights, on the CPU.
 
         Raises:
-            FileNotFoundError: the run has not finished.
+            FileNotFoundError: the run has not finished, or the file has been removed.
             ValueError: the file is damaged.
         """
         from flrl.evaluate_run import load_weights
         from flrl.recipe import Recipe
+        from flrl.runs.integrity import missing_model
 
         path = self.folder / _MODEL
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: the run has not finished")
+            raise FileNotFoundError(missing_model(self.folder))
         module: nn.Module = Recipe(self.config).module()
         load_weights(module, path)
         return module

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flrl.config import percent
 from flrl.results.statistics import Difference
 from flrl.runs.rows import replace_text
 
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
 
 _ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _ESCAPES |= {"\\": r"\textbackslash{}"}
-
-
-def percent(metric: str) -> bool:
-    """Whether a metric is shown in %: shares of samples."""
-    return any(word in metric for word in ("accuracy", "success"))
 
 
 def shown(table: pd.DataFrame, options: "Options") -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -61,8 +62,16 @@ def check_checkpoint(folder: Path, path: Path, layout: ParameterLayout) -> Mappi
     return identity
 
 
+def missing_model(folder: Path) -> str:
+    """Why there is no final model in a run's folder: the run has not finished, or the file has been removed."""
+    if (folder / SUMMARY).exists():
+        return f"{folder / MODEL} is missing, although the run has finished{_mend(folder)}"
+    return f"{folder / MODEL} is missing: the run has not finished"
+
+
 def _mend(folder: Path) -> str:
-    return f"; flrl-train resume={folder} goes on from the last good state, if there is one"
+    command = shlex.join(["flrl-train", f"resume={folder}"])
+    return f"; {command} goes on from the last good state, if there is one"
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ _SHAPED = tuple(f"flrl.data.datasets.{name}" for name in ("digits", "mnist", "fa
 def saved_in(folder: Path) -> Path | None:
     """The file with the configuration of the run in a folder, as it was before this command; None if there is none."""
     # If the run is resumed in its own folder, Hydra has written the new configuration there already.
-    paths = [folder / name / "config.yaml" for name in (BEFORE, ".hydra")]
-    return next((path for path in paths if path.exists()), None)
+    path = folder / (BEFORE if (folder / BEFORE).is_dir() else ".hydra") / "config.yaml"
+    return path if path.exists() else None
 
 
 def read_config(path: Path) -> dict[str, Any]:

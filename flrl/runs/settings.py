@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flrl.config import FILLED, FROM_DATA, NO_DEVICES, NOBODY
-from flrl.runs.saved import read_config, saved_in
+from flrl.runs.saved import BEFORE, read_config, saved_in
 from flrl.seeding import Seeds
 
 FREE = {
@@ -44,8 +44,11 @@ def earlier_config(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         DamagedError: its file is damaged.
+        FileNotFoundError: its file is missing.
     """
     path = saved_in(folder)
+    if path is None and (folder / BEFORE).is_dir():
+        raise FileNotFoundError(f"{folder}: there is no run to resume ({folder}/.hydra/config.yaml is missing)")
     return None if path is None else read_config(path)
 
 

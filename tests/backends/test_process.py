@@ -298,14 +298,26 @@ def test_settings_are_checked(options: Any, message: str) -> None:
         ProcessBackend(**options)
 
 
-def test_workers_are_no_more_than_a_cohort_has_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_no_more_than_a_cohort_has_clients(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     started: list[Any] = []
     monkeypatch.setattr("flrl.backends.local.backend._cores", lambda: 64)
     monkeypatch.setattr("flrl.backends.local.backend._ProcessHub", lambda starts, slots: started.append(starts))
     toy = Toy()
-    ProcessBackend().connect(toy.worker(toy.data(), threads=1, device="cpu"), toy, None)
+    worker = toy.worker(toy.data(), threads=1, device="cpu")
+    ProcessBackend().connect(worker, toy, None)
     assert len(started[0]) == 3
     assert np.unique([start.processes for start in started[0]]).tolist() == [3]
+    ProcessBackend(workers=3).connect(worker, toy, None)
+    assert caplog.messages == []
+    ProcessBackend(workers=4).connect(worker, toy, None)
+    monkeypatch.setattr("flrl.backends.local.backend._cores", lambda: 1)
+    ProcessBackend(workers=2).connect(worker, toy, None)
+    assert caplog.messages == [
+        "backend.workers=4, but 3 clients take part in a round and there are 64 cores",
+        "backend.workers=2, but 3 clients take part in a round and there is 1 core",
+    ]
 
 
 def test_a_late_message_does_not_hide_who_trains_now() -> None:

@@ -95,7 +95,14 @@ def test_errors_of_the_modules_own_code_are_a_clients() -> None:
         rehearsed(make_worker(FedAvg(**OPTIONS), module=Failing()))
 
 
-def test_a_last_batch_of_one_sample_names_the_batch_size() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((9, 16), r"last batch has one sample: choose another trainer\.batch_size than 8, or GroupNorm$"),
+        ((1, 16), r"it has one sample: raise partition\.min_samples or lower partition\.num_clients, or GroupNorm$"),
+    ],
+)
+def test_a_last_batch_of_one_sample_names_what_to_change(sizes: tuple[int, ...], message: str) -> None:
     class Normed(Linear):
         def __init__(self) -> None:
             super().__init__()
@@ -104,8 +111,8 @@ def test_a_last_batch_of_one_sample_names_the_batch_size() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return super().training_step((self.norm(batch[0]), batch[1]), batch_idx)
 
-    worker = make_worker(FedAvg(**OPTIONS), module=Normed(), sizes=(9, 16), trainer=EagerTrainer(batch_size=8))
-    with pytest.raises(ClientError, match=r"last batch has one sample: choose another trainer\.batch_size than 8"):
+    worker = make_worker(FedAvg(**OPTIONS), module=Normed(), sizes=sizes, trainer=EagerTrainer(batch_size=8))
+    with pytest.raises(ClientError, match=message):
         fit(worker)
 
 

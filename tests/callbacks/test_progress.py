@@ -5,14 +5,19 @@ import os
 import pty
 import re
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
-from flrl.callbacks.lines import round_line, sparkline
+from flrl.callbacks import Progress
+from flrl.callbacks.lines import below_here, round_line, sparkline
 from flrl.callbacks.live import LiveTable
+from flrl.callbacks.progress import said_if_slow
 from flrl.types import ClientReport, RoundRecord
 
 
@@ -144,6 +149,57 @@ def test_the_live_table_has_ten_rounds_the_course_and_who_trains() -> None:
     assert lines[13].startswith("round 12")
     assert "1/12" in lines[13]
     assert lines[14].rstrip() == "training, or to come: 3, 5, 6, 7, 8, 9, 10, 11 and 3 more"
+
+
+def test_what_follows_the_table_begins_a_line_where_rich_sees_no_terminal() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=100, color_system=None, force_terminal=False)
+    table = LiveTable(console, rounds=1, metric="test/accuracy")
+    table.start()
+    table.add(record(1))
+    table.stop()
+    console.print("result")
+    assert file.getvalue().splitlines()[-2:] == ["test/accuracy  ▁  88.60 %", "result"]
+
+
+@pytest.mark.parametrize(
+    ("console", "compatible", "shown"), [("auto", "0", "plain"), ("rich", "0", "rich"), ("auto", "1", "rich")]
+)
+def test_a_launchers_terminal_is_a_file_unless_rich_is_asked_for(
+    console: str, compatible: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"TTY_COMPATIBLE": compatible, "TERM": "xterm-256color", "COLUMNS": "60"}.items():
+        monkeypatch.setenv(name, value)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdout", terminal)
+    progress = Progress()
+    layout, data = SimpleNamespace(num_trainable=1), SimpleNamespace(num_clients=1, sizes=torch.ones(1))
+    progress.setup(
+        SimpleNamespace(console=console, name="run", seed=0, rounds=3, model=SimpleNamespace(layout=layout), data=data)
+    )
+    assert progress._form == shown
+    if shown == "plain":
+        progress.on_round_end(None, [record(2)])
+        assert terminal.getvalue().splitlines()[1].endswith("0.50 s  up 62.8 kB down 999 B")
+
+
+@pytest.mark.parametrize(("console", "text"), [("auto", "slow\n"), ("plain", "slow\n"), ("json", ""), ("quiet", "")])
+def test_what_takes_long_is_said_to_people(console: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = SimpleNamespace(console=console)
+    with said_if_slow("fast", run, after_s=60):
+        pass
+    with said_if_slow("slow", run, after_s=0):
+        time.sleep(0.05)
+    assert capsys.readouterr().out == text
+
+
+def test_a_folder_below_the_working_directory_is_shown_relative_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = (tmp_path / "a" / "b", tmp_path.parent / "b", tmp_path, Path("c"))
+    assert [below_here(path) for path in paths] == [Path("a/b"), tmp_path.parent / "b", tmp_path, Path("c")]
 
 
 def test_the_course_is_of_the_evaluation_where_the_metric_is_not_logged() -> None:

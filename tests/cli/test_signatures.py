@@ -1,6 +1,7 @@
 """What constructors take, and which plain values fit their annotations."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -44,6 +45,16 @@ def test_what_a_name_stands_for() -> None:
         named_by("torch.nn.Nothing")
     with pytest.raises(ValueError, match=r"^_target_=nowhere\.Model: there is no module 'nowhere' that Python finds$"):
         named_by("nowhere.Model")
+
+
+def test_a_module_in_the_working_directory_where_python_does_not_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nowhere_model.py").touch()
+    message = "'nowhere_model' that Python finds; nowhere_model.py is in the working directory: put PYTHONPATH=. before"
+    with pytest.raises(ValueError, match=message):
+        named_by("nowhere_model.Model")
 
 
 @pytest.mark.parametrize(

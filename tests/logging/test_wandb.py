@@ -25,6 +25,11 @@ def logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlrlWand
     return made
 
 
+def test_the_command_that_sends_an_offline_run_is_quoted(logger: FlrlWandbLogger) -> None:
+    logger._experiment = MagicMock(offline=True, dir="/a b/wandb/offline-run-1-x/files", id="x")
+    assert logger.hint() == "wandb sync '/a b/wandb'/offline-run-*-x"
+
+
 def info(folder: Path, **changed: Any) -> RunInfo:
     data = SimpleNamespace(hash="0123456789abcdef", label_counts=lambda: None)
     config = {"optimized_metric": "test/accuracy", **changed}

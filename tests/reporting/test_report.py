@@ -63,6 +63,17 @@ def test_the_text_has_result_command_digests_and_environment(run: Path) -> None:
     assert summary["partition"] in words
 
 
+def test_the_command_of_a_resumed_run_is_the_merged_one() -> None:
+    rows = [
+        {"command": "flrl-train --config-dir=mine", "overrides": ["strategy=fedprox", "seed=3", "strategy.rounds=2"]},
+        {"command": "flrl-train", "overrides": ["resume=outputs/rz", "strategy.rounds=3", "name=a b"]},
+    ]
+    run = RunFiles(Path(), {}, [], {}, rows, [])
+    assert run.command == (
+        "python -m flrl.train --config-dir=mine strategy=fedprox seed=3 strategy.rounds=3 'name=a b'"
+    )
+
+
 def test_confusion_and_worst_clients_agree_with_the_evaluation(run: Path, tmp_path: Path, cli: Any) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     words, summary = words_of(run / "report.html"), json.loads((run / "summary.json").read_text())

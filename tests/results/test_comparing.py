@@ -161,8 +161,32 @@ def test_runs_that_have_not_finished_or_lack_the_metric_are_left_out_and_named(m
     other = make([0.9], seed=2, metric="test/loss")
     text = compared(tmp_path / "sweep")
     assert ["all", "runs", "1", "60.00", "1.0"] in cells(text)
-    assert f"note: left out, not finished: Run('{tmp_path / 'sweep' / '1'}', 1 of 1 rounds, " in text
+    assert f"note: left out, not finished: {tmp_path / 'sweep' / '1'}: 1 of 1 rounds\n" in text
     assert f"note: left out, without test/accuracy: {other.folder}\n" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_failed_job_is_a_note_with_folder_and_reason(make: MakeRun, tmp_path: Path) -> None:
+    make([0.5])
+    (make([0.5], seed=1, finished=False).folder / "error.txt").write_text("old\nafter round 1: ValueError: nan\n")
+    never = tmp_path / "sweep" / "7"
+    never.mkdir()
+    (never / "error.txt").write_text("model.optimizer: Invalid learning rate: -1\n")
+    notes = [line for line in compared(tmp_path / "sweep").splitlines() if line.startswith("note: ")]
+    assert notes == [
+        f"note: left out, not finished: {tmp_path / 'sweep' / '1'}: 1 of 1 rounds; after round 1: ValueError: nan",
+        f"note: left out, failed: {never}: model.optimizer: Invalid learning rate: -1",
+    ]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_target_in_per_cent_is_asked_about(make: MakeRun, tmp_path: Path) -> None:
+    make([0.5, 0.9])
+    loss = make([2.5, 0.9], seed=1, metric="test/loss").folder
+    asked = "note: target=85: all values of test/accuracy are from 0 to 1: did you mean 0.85?"
+    assert asked in compared(tmp_path / "sweep", "target=85")
+    assert "did you mean" not in compared(tmp_path / "sweep", "target=0.85")
+    assert "did you mean" not in compared(loss, "target=2", "metric=test/loss")
 
 
 def test_the_same_run_twice_is_refused(make: MakeRun) -> None:

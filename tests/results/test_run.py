@@ -61,7 +61,7 @@ def test_the_same_as_on_the_command_line(cli: Any, capfd: pytest.CaptureFixture[
         "seed": "Error parsing override 'seed'; missing EQUAL at '<EOF>'; See "
         "https://hydra.cc/docs/1.2/advanced/override_grammar/basic for details",
         "-m seed=0,1": "-m: from Python a sweep is a loop, [flrl.train(f'seed={seed}') for seed in range(3)]",
-        "resume=nowhere": "resume=nowhere: there is no run in this folder",
+        "resume=nowhere": ("resume=nowhere: there is no run in this folder (nowhere/.hydra/config.yaml is missing)"),
     }.items(),
 )
 def test_errors_are_raised_with_the_line_of_the_command(
@@ -126,8 +126,10 @@ def test_jobs_are_in_the_order_of_their_numbers(make: MakeRun) -> None:
 def test_an_unfinished_run(make: MakeRun) -> None:
     run = make([0.5], finished=False)
     assert (run.finished, run.summary, run.digest) == (False, {}, "0-1")
-    with pytest.raises(FileNotFoundError, match="the run has not finished"):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing: the run has not finished$"):
         run.model()
+    with pytest.raises(FileNotFoundError, match=r"although the run has finished; flrl-train resume=\S+ goes on"):
+        make([0.5], seed=1).model()
     with pytest.raises(FileNotFoundError, match=r"partition.npz is missing"):
         _ = run.partition
 

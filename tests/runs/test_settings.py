@@ -164,3 +164,9 @@ def test_a_folder_without_a_whole_configuration_is_refused(cli: Any) -> None:
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert done.err.startswith("error: run/.hydra.before/config.yaml cannot be read: while parsing a flow ")
     assert Path("run/.hydra/config.yaml").read_text() == "name: ["
+    Path("run/.hydra/config.yaml").unlink()
+    for resume in ("run", "auto"):
+        done = cli(f"resume={resume}", "hydra.run.dir=run", "strategy.rounds=3")
+        assert done.err == (
+            f"error: resume={resume}: there is no run in this folder (run/.hydra/config.yaml is missing)\n"
+        )

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import logging
 import multiprocessing
 import os
 import pickle
@@ -31,6 +32,7 @@ from flrl.portable import check
 from flrl.types import ClientReport, ClientTask
 from flrl.worker import Worker
 
+log = logging.getLogger(__name__)
 Posted = tuple[str, Specs] | None
 """Tensors in shared memory: path of the segment, and their layout; None if there are none."""
 _SPAWN = multiprocessing.get_context("spawn")
@@ -87,6 +89,10 @@ class ProcessBackend(PoolBackend):
         """Spawn the worker processes."""
         most = worker.strategy.sampler.largest(worker.data.num_clients)
         number = min(_cores(), most) if self.workers is None else self.workers
+        if number > min(_cores(), most):
+            clients = "1 client takes" if most == 1 else f"{most} clients take"
+            cores = "is 1 core" if _cores() == 1 else f"are {_cores()} cores"
+            log.warning("backend.workers=%d, but %s part in a round and there %s", number, clients, cores)
         handle = None if self.shared is None else self.shared.handle
         slots = Segment()
         common = (number, recipe, handle, self.threads, self.device, self.portable, folder, slots.path)

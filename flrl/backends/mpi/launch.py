@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from flrl.backends.mpi.world import DATA, DOWN, UP, Content, Pause, Prepare, World, wait_for_message, world
+from flrl.backends.mpi.world import DATA, DOWN, UP, Content, Pause, Prepare, World, launched, wait_for_message, world
 from flrl.backends.pool.termination import answer_sigterm
 from flrl.backends.pool.watch import die_with_parent
 from flrl.cli.importing import uncollected
@@ -37,6 +37,8 @@ def run_under_mpi(app: Callable[[], None]) -> None:
     except FlrlError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    if launched():  # launchers put a terminal of their own between us and the user's, which may be a file
+        os.environ.setdefault("TTY_COMPATIBLE", "0")
     if here is None:
         app()
     elif here.comm.rank == 0:
@@ -76,8 +78,6 @@ def _prepare_others(portable: bool) -> None:
 
 
 def _lead(comm: "MPI.Comm", app: Callable[[], None]) -> None:
-    # Launchers put a terminal of their own between us and the user's, which may be a file: no live bars for rich.
-    os.environ.setdefault("TTY_COMPATIBLE", "0")
     code: Any = 1
     try:
         app()

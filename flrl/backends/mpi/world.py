@@ -116,6 +116,11 @@ def _opened_segments() -> dict[str, int]:
     return found
 
 
+def launched() -> bool:
+    """Whether an MPI launcher has started this process, alone or with others."""
+    return any(name in os.environ for name in _LAUNCHERS)
+
+
 def _announced() -> int:
     """The number of processes that the launcher has started, from its environment variables; 1 without any."""
     sizes = [os.environ[name] for name in _LAUNCHERS if name in os.environ]
