@@ -3,6 +3,7 @@
 import argparse
 import functools
 import gc
+import random
 import sys
 import types
 from collections import deque
@@ -82,7 +83,7 @@ class Outside:
         if changed := self.changed():
             raise ValueError(
                 f"model: own code changes {', '.join(changed[:3])} {when}, which all clients of a process share and "
-                "nobody can put back: make it an attribute of the module (functools.cache keeps what never changes)"
+                "nobody can put back: make it an attribute of the module, or keep what is always the same by functools.cache"
             )
 
     def _differing(self) -> list[Cell]:
@@ -191,6 +192,8 @@ class Outside:
                 self._cells.append(Numbers(place, thing) if small else Fingerprint(place, thing))
         elif isinstance(thing, np.ndarray) and thing.nbytes > _SMALL_BYTES and not thing.dtype.hasobject:
             self._cells.append(Fingerprint(place, thing))
+        elif isinstance(thing, random.SystemRandom):
+            return
         elif is_of_its_own(thing) and (cell := stateful(place, thing)) is not None:
             self._cells.append(cell)
         elif hasattr(type(thing), "__next__") and not is_own(type(thing).__module__):

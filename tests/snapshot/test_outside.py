@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 number, items, counts, members, order = 0, [], Counter(), {1}, deque([1, 2])
 large, tensor, array = torch.arange(100_000), torch.zeros(3), np.zeros(3)
+system = random.SystemRandom()
 generator, numpy, python = torch.Generator(), np.random.default_rng(0), random.Random(0)
 space, layer, unknown = types.SimpleNamespace(n=0), nn.Linear(2, 2), weakref.WeakValueDictionary()
 iterator, rows = iter(range(9)), (i for i in range(9))
@@ -158,6 +159,7 @@ HARMLESS: dict[str, Callable[[Any], Any]] = {
     "kept results": lambda own: (own.kept(4), own.limited(5), own.limited(6)),
     "cached_property": lambda own: own.helper.kept,
     "global generators": lambda own: (random.random(), np.random.rand(), torch.rand(1)),
+    "the operating system's random numbers": lambda own: own.system.random(),
     "a log line": lambda own: logging.getLogger("shared_by_all").warning("here"),
     "what the module holds": lambda own: (assigned(own.module.own, value=5), own.module.register_buffer("b", None)),
     "a class that the module's parts are of": lambda own: assigned(own.Helper, n=5),
