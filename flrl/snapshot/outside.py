@@ -6,7 +6,7 @@ import gc
 import random
 import sys
 import types
-from collections import deque
+from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
@@ -22,7 +22,7 @@ from flrl.snapshot.names import Fingerprint, Names, Progress
 from flrl.snapshot.snapshot import PLAIN, REGISTERS, Snapshot, is_of_its_own, is_passed_by, is_state, slots_of
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
-_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList)
 _WRAPPED: Any = functools._lru_cache_wrapper
 _MOST_OBJECTS = 200_000
 _SMALL_BYTES = 2**16
@@ -52,8 +52,10 @@ class Outside:
 
     def __init__(self, parts: Iterable[Any], restored: Iterable[Snapshot] = ()) -> None:
         self._parts, self._restored = list(parts), list(restored)
-        self._loaded, self._modules, self._late = set(sys.modules), len(sys.modules), list[str]()
+        self._late: list[str] = []
         self._note()
+        self._any = bool(self._cells or self._empty_cells)
+        self._loaded, self._modules = set(sys.modules) if self._any else set(), len(sys.modules)
 
     def changed(self) -> list[str]:
         """The places that have changed, as Python expressions."""
@@ -65,6 +67,8 @@ class Outside:
         Returns:
             Whether there are more own modules, or more kept results: then their first state is not known.
         """
+        if not self._any:
+            return False
         grown = any(cached.cache_info().misses != misses for cached, misses in self._caches)
         if len(sys.modules) != self._modules:
             self._modules, known = len(sys.modules), len(self._late)
