@@ -19,13 +19,13 @@ from flrl.snapshot import Outside, Snapshot, own_parts
 SOURCE = """
 import functools, random, types, weakref
 import numpy as np, torch
-from collections import Counter, deque
+from collections import Counter, UserDict, deque
 from torch import nn
 from torch.utils.data import Dataset
 
 number, items, counts, members, order = 0, [], Counter(), {1}, deque([1, 2])
 large, tensor, array = torch.arange(100_000), torch.zeros(3), np.zeros(3)
-system = random.SystemRandom()
+system, user = random.SystemRandom(), UserDict()
 generator, numpy, python = torch.Generator(), np.random.default_rng(0), random.Random(0)
 space, layer, unknown = types.SimpleNamespace(n=0), nn.Linear(2, 2), weakref.WeakValueDictionary()
 iterator, rows = iter(range(9)), (i for i in range(9))
@@ -110,7 +110,8 @@ SEEN: dict[str, Callable[[Any], Any]] = {
     "counts['a']": lambda own: own.counts.update("a"),
     "members": lambda own: own.members.add(2),
     "order": lambda own: own.order.rotate(1),
-    "large": lambda own: own.large.copy_(own.large.flip(0)),
+    "large": lambda own: own.large[:2].copy_(own.large[:2].flip(0)),
+    "user.data['a']": lambda own: own.user.update(a=1),
     "tensor": lambda own: own.tensor.data.add_(1),
     "array": lambda own: own.array.__setitem__(0, 1),
     "generator": lambda own: torch.rand(1, generator=own.generator),
