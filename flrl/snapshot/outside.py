@@ -86,8 +86,9 @@ class Outside:
         """
         if changed := self.changed():
             raise ValueError(
-                f"model: own code changes {', '.join(changed[:3])} {when}, which all clients of a process share and "
-                "nobody can put back: make it an attribute of the module, or keep what is always the same by functools.cache"
+                f"model: own code changes {', '.join(changed[:3])} {when}, which all clients of a process share "
+                "and nobody can put back: make it an attribute of the module, or keep what is always the same by "
+                "functools.cache"
             )
 
     def _differing(self) -> list[Cell]:
