@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flrl.layout import ParameterLayout, tensors_of
-from flrl.snapshot import Shared, Snapshot
+from flrl.snapshot import Shared, Snapshot, own_parts
 
 
 class BoundModel:
@@ -24,6 +24,8 @@ class BoundModel:
         vector: its part that is sent, shape `[layout.size]`.
         touched: whether code of the module may have run since `put_back`. An engine that has not run any sets this to
             False, so that the next `put_back` need not search for changes.
+        outside: the state of everything outside of the vector when the module was bound, which is put back.
+        own_parts: the user's own classes and functions that the module is made of.
 
     Raises:
         ValueError: the module holds an object whose state can neither be read nor set, or as for `ParameterLayout`.
@@ -49,9 +51,10 @@ class BoundModel:
         self._views = list(zip(self._tensors, views, strict=True))
         self._bind()
         self.touched = True
-        self._outside = Snapshot(module, "module", spared=[*module.parameters(), *module.buffers()])
+        self.outside = Snapshot(module, "module", spared=[*module.parameters(), *module.buffers()])
+        self.own_parts = own_parts(self.outside.objects)
         self._shared = Shared(module)
-        if stuck := self._outside.stuck:
+        if stuck := self.outside.stuck:
             raise ValueError(
                 f"model: {type(module).__name__} holds what cannot be put back between clients: {', '.join(stuck)}; "
                 "hold numbers, tensors, lists or generators with a seed instead"
@@ -108,14 +111,14 @@ class BoundModel:
     def put_back(self) -> None:
         """Restore everything outside of the vector to its state when the module was bound."""
         if self.touched:
-            self._outside.restore()
+            self.outside.restore()
         self.touched = True
         for buffer, initial in self._local:
             buffer.copy_(initial)
 
     def changed(self) -> list[str]:
         """The places outside of parameters and buffers that have changed since the module was bound."""
-        return self._outside.changed()
+        return self.outside.changed()
 
     def read(self) -> Tensor:
         """The current model: `local` itself, updated from tensors that are no views of it.

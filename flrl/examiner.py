@@ -23,6 +23,7 @@ from flrl.lightning.logs import Logged, joined
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.problem import PERSONAL, NoHooks
+from flrl.trainers.sharing import outside_of
 from flrl.types import Broadcast, ClientTask, ServerState, Tensors
 
 if TYPE_CHECKING:
@@ -96,9 +97,12 @@ class Examiner:
         """Evaluate a small batch of everything central, so that errors are raised before any round.
 
         Raises:
-            ValueError: the module's step cannot evaluate, or logs no accuracy, and there are probes.
+            ValueError: the module's step cannot evaluate, or changes what clients share, or logs no accuracy, and
+                there are probes.
         """
+        outside = outside_of(self.kinds or [self.model], self.trainer)
         self.evaluator.try_out(self.model, self.data, seed=self.seed)
+        outside.refuse("in evaluation")
         if not len(self.data.splits.test):
             return
         vector = self.model.local.clone()
@@ -176,7 +180,9 @@ class Examiner:
 
         Raises:
             ClientError: the strategy gives a client no model that can be evaluated, or its finetuning raised.
+            ValueError: own code has changed what clients share.
         """
+        outside = outside_of(self.kinds or [self.model], self.trainer)
         self.model.load(vector)
         seed = seed_for(self.seed, round, SERVER, "evaluation")
         test = self.data.splits.test
@@ -193,6 +199,7 @@ class Examiner:
                 )
         broadcast = self.broadcast(vector, round, variables or {})
         clients = {c: self.client(c, broadcast, memory.get(c, {})) for c in share.clients}
+        outside.refuse("in evaluation")
         return EvaluationPart(central, clients, probes)
 
     def broadcast(self, vector: Tensor, round: int, variables: Tensors) -> Broadcast:

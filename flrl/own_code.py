@@ -30,7 +30,7 @@ def is_own(module: str) -> bool:
     Args:
         module: the `__module__` of a class or function.
     """
-    if module == "__main__":  # in a notebook it has no file
-        return True
     path = getattr(sys.modules.get(module), "__file__", None)
+    if module == "__main__" and path is None:  # a notebook
+        return True
     return path is not None and is_own_file(path)

@@ -18,11 +18,12 @@ from flrl.examiner import Examiner
 from flrl.layout import checksum_of
 from flrl.sampling import LOSS_BYTES, needs
 from flrl.seeding import clients_in_turn
-from flrl.snapshot import Snapshot, refuse_changes
+from flrl.snapshot import Outside, Snapshot, refuse_changes
 from flrl.strategies import Strategy
 from flrl.strategies.running import train_clients
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.measuring import measure
+from flrl.trainers.sharing import outside_of
 from flrl.transforms.apply import on_client
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, Tensors
 
@@ -75,7 +76,7 @@ class Worker:
 
         Raises:
             ClientError: a client's training raised, and failures are not dropped.
-            ValueError: the strategy or the adversary has changed itself.
+            ValueError: the strategy or the adversary has changed itself, or own code what all clients share.
         """
         broadcast = self.on_device(broadcast)
         reducer = self.reducer(broadcast)
@@ -84,11 +85,13 @@ class Worker:
         hidden = any(transform.hides_updates for transform in self.strategy.transforms.values())
         more = LOSS_BYTES if "losses" in needs(self.strategy.sampler) else 0
         before = self._parts()
+        outside = self._outside(before)
         with clients_in_turn(self.model.local.device):
             for batch in client_batches(tasks):
                 on_start(batch[0])
+                outside.refresh()
                 updates = self.updates(batch, broadcast)
-                self._refuse_changes(before, f"while client {batch[0].client_id} trains")
+                self._refuse_changes(before, outside, f"while client {batch[0].client_id} trains")
                 for task, update in zip(batch, updates, strict=True):
                     present = task.client_id in malicious
                     reports.append(_add(task, update, reducer, more, malicious=present, hidden=hidden))
@@ -116,11 +119,14 @@ class Worker:
             return
         batch = client_batches(self.batched(tasks))[0]
         before = self._parts()
+        outside = self._outside(before)
         with clients_in_turn(self.model.local.device):
             try:
-                for update in self.updates(batch, self.on_device(broadcast), most=self.trainer.batch_size):
-                    if isinstance(update, ClientUpdate):
-                        check_sizes(update, self.strategy.vector_sizes(self.model.layout))
+                self._rehearse(batch, broadcast)
+                self._refuse_changes(before, outside, "while a client trains")
+                if outside.refresh():  # what a client was the first to import or to keep is known only from here on
+                    self._rehearse(batch, broadcast)
+                    self._refuse_changes(before, outside, "while a client trains")
             except ClientError as error:
                 if isinstance(error.__cause__, ValueError | TypeError) and raised_by_flrl(error.__cause__):
                     raise error.__cause__ from None
@@ -128,7 +134,11 @@ class Worker:
             finally:
                 if self.strategy.sends_model:
                     self.model.load(broadcast.vector)
-        self._refuse_changes(before, "while a client trains")
+
+    def _rehearse(self, batch: Sequence[ClientTask], broadcast: Broadcast) -> None:
+        for update in self.updates(batch, self.on_device(broadcast), most=self.trainer.batch_size):
+            if isinstance(update, ClientUpdate):
+                check_sizes(update, self.strategy.vector_sizes(self.model.layout))
 
     def batched(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
         """The tasks in their order, each with the index of its client batch; the largest clients form the first batch.
@@ -157,9 +167,13 @@ class Worker:
             parts["adversary"] = self.threat.adversary
         return [(part, Snapshot(part, name)) for name, part in parts.items()]
 
-    def _refuse_changes(self, before: Sequence[tuple[object, Snapshot]], when: str) -> None:
+    def _outside(self, before: Sequence[tuple[object, Snapshot]]) -> Outside:
+        return outside_of(self.kinds or [self.model], self.trainer, [snapshot for _, snapshot in before])
+
+    def _refuse_changes(self, before: Sequence[tuple[object, Snapshot]], outside: Outside, when: str) -> None:
         for part, snapshot in before:
             refuse_changes(part, snapshot, when)
+        outside.refuse(when)
 
     def updates(
         self, batch: Sequence[ClientTask], broadcast: Broadcast, most: int | None = None

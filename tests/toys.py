@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,17 @@ def fit(
         threat=worker.threat,
         fleet=worker.fleet,
     )
+
+
+class Notes:
+    """What code notes for a test while clients train, in a queue: a list would be shared state, and refused."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+
+    def add(self, thing: Any) -> None:
+        self._queue.put(thing)
+
+    def all(self) -> list[Any]:
+        """What was noted since the last call."""
+        return [self._queue.get() for _ in range(self._queue.qsize())]

@@ -19,8 +19,9 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from flrl.own_code import is_own
 from flrl.snapshot.cells import Cell, Entries, Hooks, Items, Members, Named, Numbers, stateful
+from flrl.snapshot.names import Names
 
-_PLAIN = (
+PLAIN = (
     type(None), bool, int, float, complex, str, bytes, range, slice, type(...), torch.dtype, torch.device, torch.Size,
     enum.Enum, pathlib.PurePath, np.generic, np.dtype, types.ModuleType, types.BuiltinFunctionType, types.CodeType,
     types.FrameType, types.MappingProxyType, weakref.ref, torch.jit.ScriptModule,
@@ -33,7 +34,7 @@ _PASSED_BY = (
     "pytorch_lightning.trainer", "lightning.pytorch.trainer", "flrl.trainers",
 )  # fmt: skip
 """Packages whose objects are not entered: their state belongs to the process, not to a model."""
-_REGISTERS = ("_parameters", "_buffers", "_modules")
+REGISTERS = ("_parameters", "_buffers", "_modules")
 _NO_STATE = ("_trainer", "_fabric")
 _NOT_REPORTED = (*_NO_STATE, "log", "log_dict", "_flat_weights", "_flat_weight_refs")
 """Attributes that engines replace meanwhile, or that torch derives from parameters; they are restored all the same."""
@@ -77,9 +78,18 @@ class Snapshot:
         pending = [Found(name, thing)]
         while pending:
             found = pending.pop()
-            if not isinstance(found.thing, _PLAIN) and id(found.thing) not in self._seen:
+            if not isinstance(found.thing, PLAIN) and id(found.thing) not in self._seen:
                 self._seen[id(found.thing)] = found.thing
                 pending.extend(reversed(list(self._enter(found))))
+
+    @property
+    def objects(self) -> Iterable[Any]:
+        """All objects that were entered or passed by."""
+        return self._seen.values()
+
+    def holds(self, thing: Any) -> bool:
+        """Whether an object is among them."""
+        return id(thing) in self._seen
 
     def changed(self) -> list[str]:
         """The places that have changed, as Python expressions."""
@@ -117,7 +127,7 @@ class Snapshot:
             yield found.part(found.place, bound)
         elif isinstance(thing, torch.Generator):
             self._note_state(found)
-        elif not isinstance(thing, types.FunctionType) and not _is_passed_by(type(thing).__module__):
+        elif not isinstance(thing, types.FunctionType) and not is_passed_by(type(thing).__module__):
             reason = _why_stuck(thing) if found.own else ""
             if reason:
                 self.stuck.append(f"{found.place} ({reason})")
@@ -138,10 +148,9 @@ class Snapshot:
 
     def _enter_class(self, found: "Found") -> Iterator["Found"]:
         if is_own(found.thing.__module__):
-            state = {name: value for name, value in vars(found.thing).items() if _is_state(name, value)}
-            if state:
-                self._cells.append(Named(found.place, found.thing, state))
-                yield from (found.part(f"{found.place}.{name}", value) for name, value in state.items())
+            state = {name: value for name, value in vars(found.thing).items() if is_state(name, value)}
+            self._cells.append(Names(found.place, vars(found.thing), is_state, of=found.thing))
+            yield from (found.part(f"{found.place}.{name}", value) for name, value in state.items())
 
     def _enter_container(self, found: "Found") -> Iterator["Found"]:
         thing, place = found.thing, found.place
@@ -159,7 +168,7 @@ class Snapshot:
         yield from self._enter_attributes(found)
         kind = type(found.thing)
         inside = found.inside(isinstance(found.thing, nn.Module) or is_own(kind.__module__))
-        slots = [name for base in kind.__mro__ for name in _slots_of(base) if hasattr(found.thing, name)]
+        slots = [name for base in kind.__mro__ for name in slots_of(base) if hasattr(found.thing, name)]
         if slots:
             self._cells.append(Named(found.place, found.thing, slots))
             yield from (inside.part(f"{found.place}.{name}", getattr(found.thing, name)) for name in slots)
@@ -172,14 +181,14 @@ class Snapshot:
         self._note(Entries(found.place, attributes, attributes=True), attributes)
         inside = found.inside(isinstance(found.thing, nn.Module) or is_own(type(found.thing).__module__))
         for name, value in attributes.items():
-            if name in _REGISTERS and isinstance(found.thing, nn.Module):
+            if name in REGISTERS and isinstance(found.thing, nn.Module):
                 self._note(Entries(found.place, value, attributes=True), value)
                 yield from (inside.part(f"{found.place}.{key}", part) for key, part in value.items())
             elif name not in _NO_STATE:
                 yield inside.part(f"{found.place}.{name}", value)
 
     def _note_state(self, found: "Found") -> None:
-        cell = stateful(found.place, found.thing) if _is_of_its_own(found.thing) else None
+        cell = stateful(found.place, found.thing) if is_of_its_own(found.thing) else None
         if cell is not None:
             self._cells.append(cell)
 
@@ -216,7 +225,8 @@ class Found:
 
 
 @functools.cache
-def _is_passed_by(module: str) -> bool:
+def is_passed_by(module: str) -> bool:
+    """Whether objects of a package's classes are not entered."""
     return any(f"{module}.".startswith(f"{package}.") for package in _PASSED_BY)
 
 
@@ -230,7 +240,7 @@ def _why_stuck(thing: Any) -> str:
     return "random numbers of the operating system" if isinstance(thing, random.SystemRandom) else ""
 
 
-def _is_of_its_own(thing: Any) -> bool:
+def is_of_its_own(thing: Any) -> bool:
     """Whether an object is writable, and none of the global generators, which are seeded for each client."""
     shared = [torch.default_generator, *torch.cuda.default_generators, np.random.mtrand._rand, random._inst]
     return not any(thing is generator for generator in shared) and not (
@@ -238,14 +248,15 @@ def _is_of_its_own(thing: Any) -> bool:
     )
 
 
-def _is_state(name: str, value: Any) -> bool:
+def is_state(name: str, value: Any) -> bool:
     """Whether a class's attribute is a value rather than a part of its definition."""
     if name.startswith("__") or name in ("_abc_impl",):
         return False
     return not callable(value) and not hasattr(type(value), "__get__")
 
 
-def _slots_of(kind: type) -> tuple[str, ...]:
+def slots_of(kind: type) -> tuple[str, ...]:
+    """The names of the slots that a class itself defines."""
     slots = vars(kind).get("__slots__", ())
     names = (slots,) if isinstance(slots, str) else tuple(slots)
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))

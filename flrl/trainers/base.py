@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from flrl.bound_model import BoundModel
 from flrl.seeding import generator_for
+from flrl.snapshot import Snapshot
 from flrl.trainers.full_gradient import full_gradient
 from flrl.trainers.problem import POSITION, ClientHooks, LocalProblem, Trained
 
@@ -82,6 +83,11 @@ class Trainer(ABC):
         self.precision = precision
         self.memory_format = memory_format
         self.keep_optimizer_state = keep_optimizer_state
+
+    @property
+    def restored(self) -> Sequence[Snapshot]:
+        """Snapshots of what this trainer puts back before each client besides the module."""
+        return ()
 
     @abstractmethod
     def check(self, setup: "Setup") -> None:

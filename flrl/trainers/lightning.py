@@ -5,7 +5,7 @@ import functools
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -49,6 +49,11 @@ class LightningTrainer(Trainer):
         self.callbacks = list(callbacks or [])
         self.trainer_options = dict(trainer_options or {})
         self._before = Snapshot([self.callbacks, self.trainer_options], "trainer.callbacks")
+
+    @property
+    def restored(self) -> Sequence[Snapshot]:
+        """The callbacks and options."""
+        return (self._before,)
 
     def check(self, setup: Setup) -> None:
         """Refuse manual optimization, and callbacks that cannot be restored; everything else is left to Lightning.

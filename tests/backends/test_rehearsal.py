@@ -18,7 +18,7 @@ from flrl.trainers import EagerTrainer, LightningTrainer, LocalProblem, Trainer,
 from flrl.transforms import ClipNorm, Context
 from flrl.types import Broadcast, ClientUpdate
 from flrl.worker import Worker
-from tests.toys import Linear, blobs, fit, make_worker, setup_of
+from tests.toys import Linear, Notes, blobs, fit, make_worker, setup_of
 from tests.zoo import stateful
 
 OPTIONS: dict[str, Any] = {
@@ -36,21 +36,21 @@ def rehearsed(worker: Worker) -> None:
 class Batches(Linear):
     """Records its batches."""
 
-    def __init__(self, seen: list[int]) -> None:
+    def __init__(self, seen: Notes) -> None:
         super().__init__()
-        self.note = lambda size: seen.append(size)
+        self.seen = seen
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.note(len(batch[0]))
+        self.seen.add(len(batch[0]))
         return super().training_step(batch, batch_idx)
 
 
 def test_one_batch_is_trained_and_nothing_is_left() -> None:
-    seen: list[int] = []
+    seen = Notes()
     worker = make_worker(FedAvg(**OPTIONS), module=Batches(seen), trainer=EagerTrainer(batch_size=8))
     before, random_numbers = worker.model.vector.clone(), torch.get_rng_state()
     rehearsed(worker)
-    assert seen == [8]
+    assert seen.all() == [8]
     assert torch.equal(worker.model.vector, before)
     assert torch.equal(torch.get_rng_state(), random_numbers)
 

@@ -20,7 +20,7 @@ from flrl.strategies.afl import projected
 from flrl.trainers import EagerTrainer
 from flrl.types import Aggregate, ServerState
 from tests.strategies.test_scaffold import OPTIMUM, A, B, Double, N, Quadratic, averaging, gradient, seeded, states
-from tests.toys import Linear, Rich, fit, make_worker, setup_of
+from tests.toys import Linear, Notes, Rich, fit, make_worker, setup_of
 
 SIZES = (20, 30, 40)
 
@@ -236,12 +236,13 @@ def _checked(make: Any, **options: Any) -> None:
 
 def test_the_loss_alone_costs_no_backward_pass() -> None:
     """And its difference is zero."""
-    found = []
+    notes = Notes()
 
     class Watching(FedAvg):
         def local(self, problem: Any) -> Any:
-            found.append((yield replace(problem, only_gradient=True, trainable=frozenset())))
-            return found[0].update(problem)
+            found = yield replace(problem, only_gradient=True, trainable=frozenset())
+            notes.add(found)
+            return found.update(problem)
 
     class NoBackward(Linear):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -251,5 +252,6 @@ def test_the_loss_alone_costs_no_backward_pass() -> None:
 
     worker = make_worker(Watching(**averaging(1)), module=NoBackward(), sizes=SIZES)
     fit(worker)
+    found = notes.all()
     assert float(found[0].difference.abs().max()) == 0.0
     assert found[0].metrics["train/loss"] > 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flrl.bound_model import BoundModel
 from flrl.strategies import FedAvg
 from flrl.trainers import EagerTrainer, TracedTrainer
-from tests.toys import Linear, Rich
+from tests.toys import Linear, Notes, Rich
 from tests.trainers.nets import AVERAGE, MODULES, STEPS, Embedded, Net, Recurrent, Step, mlp, trained
 
 
@@ -242,13 +242,13 @@ def test_a_replay_steps_what_the_optimizer_has() -> None:
 
 def test_hooks_of_the_optimizer_are_called() -> None:
     """At every step: ten of batches of two in each of two rounds, most of them replayed."""
-    steps = []
+    steps = Notes()
 
     class Observed(Linear):
         def configure_optimizers(self) -> Any:
             optimizer = super().configure_optimizers()
-            optimizer.register_step_post_hook(lambda *args: steps.append(1))
+            optimizer.register_step_post_hook(lambda *args: steps.add(1))
             return optimizer
 
     trained(FedAvg(**AVERAGE), Observed, TracedTrainer(batch_size=2), sizes=(20,))
-    assert len(steps) == 20
+    assert len(steps.all()) == 20

@@ -28,7 +28,7 @@ from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer, Trainer
 from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import Worker, client_batches
 from tests.toys import Linear, Rich, blobs, blocks
-from tests.zoo import shapes, stateful
+from tests.zoo import shapes, sharing, stateful
 
 ENGINES: dict[str, type[Trainer]] = {
     "eager": EagerTrainer,
@@ -125,6 +125,8 @@ ZOO: dict[str, Animal] = {
     "hooks registered while training": Animal(stateful.Hooking),
     "attributes that come and go, modes": Animal(stateful.Toggling),
     "left behind by configure_optimizers": Animal(stateful.Configured),
+    "a number that the class gets": Animal(sharing.NewOfTheClass),
+    "results that are kept, warnings, logs": Animal(sharing.Harmless),
     "a buffer of whole numbers": Animal(stateful.WholeBuffer),
     "evaluation changes what follows": Animal(stateful.StatefulEvaluation),
     "a hidden state (Lightning's LSTM)": Animal(Speaking, words),
@@ -139,6 +141,17 @@ ZOO: dict[str, Animal] = {
     "a global number": Animal(stateful.Global),
     "a global list": Animal(stateful.GlobalList),
     "a number of the enclosing function": Animal(stateful.enclosed),
+    "a list of an enclosing function": Animal(sharing.EnclosedList),
+    "a number of another class": Animal(sharing.OtherClass),
+    "an attribute of a global object": Animal(sharing.GlobalObject),
+    "a number of another file": Animal(sharing.OtherNumber),
+    "a list of another file": Animal(sharing.OtherList),
+    "a function of another file": Animal(sharing.OtherFunction),
+    "a number of a file that is imported late": Animal(sharing.ImportedLate),
+    "an attribute of a function": Animal(sharing.FunctionAttribute),
+    "a default argument": Animal(sharing.DefaultArgument),
+    "a list that functools.cache keeps": Animal(sharing.KeptResult),
+    "a global iterator": Animal(sharing.GlobalIterator),
     # What it is made of.
     "a linear layer": Animal(Linear),
     "tied weights": Animal(shapes.Tied),

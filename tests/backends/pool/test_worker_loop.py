@@ -22,7 +22,7 @@ from flrl.trainers import LocalProblem
 from flrl.types import Broadcast, ClientReport, ClientTask, ServerState
 from flrl.worker import Worker
 from tests.backends.inside import InsideLink
-from tests.toys import Linear, make_worker
+from tests.toys import Linear, Notes, make_worker
 
 SIZES = (10, 12, 14)
 
@@ -63,13 +63,13 @@ def test_the_sum_is_carried_where_it_holds_more_than_a_few_addends() -> None:
 
 def test_clients_get_what_was_broadcast() -> None:
     """The vector, the variables, each its own memory, and nothing else."""
-    seen = []
+    seen = Notes()
 
     class Watching(FedAvg):
         def local(self, problem: LocalProblem) -> Local:
             broadcast, task = problem.broadcast, problem.task
             memory = {name: tensor.tolist() for name, tensor in task.memory.items()}
-            seen.append((task.client_id, broadcast.round, broadcast.cohort, dict(broadcast.variables), memory))
+            seen.add((task.client_id, broadcast.round, broadcast.cohort, dict(broadcast.variables), memory))
             return super().local(problem)
 
     made = worker()
@@ -80,17 +80,17 @@ def test_clients_get_what_was_broadcast() -> None:
     link = InsideLink(message, of_broadcast(broadcast), {"1/own": torch.tensor([3.0])})
     serve(link, replace(made, strategy=strategy), WarningCollector())
     variables = {"vector": torch.tensor(2.0)}
-    assert seen == [(0, 1, (0, 1, 7), variables, {}), (1, 1, (0, 1, 7), variables, {"own": [3.0]})]
+    assert seen.all() == [(0, 1, (0, 1, 7), variables, {}), (1, 1, (0, 1, 7), variables, {"own": [3.0]})]
 
 
 def test_what_the_server_adds_to_a_task_reaches_a_client_whose_memory_is_at_home() -> None:
     """Beside what the client remembers there."""
-    seen = {}
+    seen = Notes()
 
     class Watching(FedAvg):
         def local(self, problem: LocalProblem) -> Local:
             task = problem.task
-            seen[task.client_id] = {name: tensor.tolist() for name, tensor in sorted(task.memory.items())}
+            seen.add((task.client_id, {name: tensor.tolist() for name, tensor in sorted(task.memory.items())}))
             return super().local(problem)
 
     strategy = Watching(rounds=2, sampler=AllClients(), server_optimizer=partial(torch.optim.SGD, lr=1.0))
@@ -100,7 +100,7 @@ def test_what_the_server_adds_to_a_task_reaches_a_client_whose_memory_is_at_home
     sent = {"0/cloud": torch.tensor([1.0]), "1/cloud": torch.tensor([2.0])}
     link = InsideLink(message, of_broadcast(Broadcast(2, made.model.vector.clone(), 36.0)), sent)
     serve(link, made, WarningCollector(), home)
-    assert seen == {0: {"cloud": [1.0]}, 1: {"cloud": [2.0], "own": [3.0]}, 2: {}}
+    assert dict(seen.all()) == {0: {"cloud": [1.0]}, 1: {"cloud": [2.0], "own": [3.0]}, 2: {}}
 
 
 def test_an_evaluation_is_answered() -> None:

@@ -1,0 +1,3 @@
+"""A Python module that is imported while a client trains."""
+
+n = 0
