@@ -89,7 +89,7 @@ class Buffered(Schedule):
         cohort = tuple(sorted(tasks))
         weight = float(sum(tasks[client].weight for client in cohort))
         whole = Broadcast(planning.round, planning.state.vector, weight, cohort=cohort)
-        parts = []
+        parts: list[Part] = []
         for round in sorted(set(arrived.rounds)):
             own = [tasks[client] for client in cohort if (client, round) in set(arrived.pairs)]
             parts.append(

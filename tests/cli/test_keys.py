@@ -53,7 +53,7 @@ def test_meant_prefers_the_longest_common_end_then_siblings() -> None:
 def test_choices_that_have_a_key() -> None:
     with_alpha = ("dirichlet", "dirichlet_equal", "inner_dirichlet", "mixture", "quantity_skew")
     assert options_with("partition", "alpha") == [f"partition={name}" for name in with_alpha]
-    assert options_with("model.net", "hidden") == ["model/net=mlp_2nn"]
+    assert options_with("model.net", "hidden") == [f"model/net={net}" for net in ("char_lstm", "mlp_2nn", "regression")]
     assert options_with("trainer", "fuse") == ["trainer=traced"]
     assert options_with("trainer", "memory_format") == ["trainer=eager", "trainer=lightning", "trainer=traced"]
     assert options_with("backend", "timeout_s") == ["backend=mpi", "backend=process"]

@@ -24,6 +24,7 @@ def test_names() -> None:
         "server_optimizer",
         "rounds",
         "sampler",
+        "schedule",
         "aggregator",
         "transforms",
         "personal",

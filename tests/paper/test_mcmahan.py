@@ -1,4 +1,4 @@
-"""The cheapest cell of McMahan et al., AISTATS 2017, table 1: 87 rounds for the 2NN, 97 %, IID, C = 0.1, E = 1, B = 10."""
+"""The cheapest cell of McMahan et al., AISTATS 2017: 87 rounds for the 2NN, 97 %, IID, C = 0.1, E = 1, B = 10."""
 
 import json
 from pathlib import Path
