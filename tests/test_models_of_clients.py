@@ -280,7 +280,7 @@ def test_a_finished_run_is_evaluated_as_it_was_while_it_trained(cli: Any) -> Non
     assert done.code == 0, done.err
     result = json.loads(Path("run/evaluation.json").read_text())
     assert result["clients"] == {name: value for name, value in trained.items() if "clients/" in name and "_" in name}
-    assert len(result["clients"]) == 5 * 8
+    assert len(result["clients"]) == 5 * 12
     assert list(result["per_client"][0]) == [
         "client_id", "num_samples", "global/loss", "global/accuracy", "personal/loss", "personal/accuracy",
         "finetuned/loss", "finetuned/accuracy",
@@ -288,7 +288,7 @@ def test_a_finished_run_is_evaluated_as_it_was_while_it_trained(cli: Any) -> Non
     assert "personal/loss" not in result["per_client"][5]
     assert "6 clients, held out samples" in done.out
     assert cli("run=run", "clients=true", "finetune_steps=0", main=evaluate).code == 0
-    assert len(json.loads(Path("run/evaluation.json").read_text())["clients"]) == 3 * 8
+    assert len(json.loads(Path("run/evaluation.json").read_text())["clients"]) == 3 * 12
 
 
 def test_asking_for_what_is_never_evaluated_is_refused(cli: Any) -> None:

@@ -193,7 +193,7 @@ class _Only:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
 
-    def train_indices(self, client_id: int) -> Any:
+    def train_indices(self, client_id: int, round: int = 0) -> Any:
         return self._data.train_indices(self._client)
 
 
