@@ -39,15 +39,6 @@ class Outside:
     Args:
         parts: the user's own classes and functions to begin with, as `own_parts` finds them.
         restored: snapshots whose objects are put back before each client, and may change.
-
-    Example:
-        >>> def count(seen=[]):
-        ...     seen.append(1)
-        >>> count.__globals__["__name__"] = "__main__"
-        >>> outside = Outside([count])
-        >>> count()
-        >>> outside.changed()
-        ["__main__.count's seen"]
     """
 
     def __init__(self, parts: Iterable[Any], restored: Iterable[Snapshot] = ()) -> None:

@@ -21,7 +21,8 @@ print(min(faults() for _ in range(3)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-@pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tuned", [False, True])
 def test_freed_memory_is_kept_unless_the_environment_tunes_it(tuned: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     if tuned:

@@ -186,7 +186,7 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         pytest.param(Toy(strategy=partial(ROBUST, personal=["net.bias"])), marks=pytest.mark.slow),
         pytest.param(Toy(strategy=partial(FedAvg, aggregator=CenteredClipping(radius=0.5))), marks=pytest.mark.slow),
         Toy(strategy=partial(FedAvg, aggregator=FLTrust(before=Bucketing(size=1)))),
-        Toy(strategy=biased, rounds=5),
+        pytest.param(Toy(strategy=biased, rounds=5), marks=pytest.mark.slow),
         pytest.param(Toy(strategy=important, rounds=4), marks=pytest.mark.slow),
         *(
             pytest.param(Toy(strategy=strategy, rounds=4), marks=pytest.mark.slow)

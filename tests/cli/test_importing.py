@@ -2,6 +2,8 @@ import gc
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import gc
 from flrl.cli.importing import uncollected
@@ -23,6 +25,7 @@ def test_only_the_first_imports_of_a_process_are_left_alone() -> None:
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
+@pytest.mark.slow
 def test_a_run_ends_without_a_word_about_leaks() -> None:
     """Modules that count what is left at the end must find nothing that the collector has been made to ignore."""
     script = "from flrl.cli.importing import uncollected\nwith uncollected():\n    import flrl.run"

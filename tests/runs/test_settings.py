@@ -132,6 +132,7 @@ def test_a_resume_with_other_settings_is_refused(cli: Any, way: tuple[str, ...])
     assert (done.code, done.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_is_refused_too(cli: Any) -> None:
     sweep = ("-m", "seed=0,1", "strategy.rounds=2", "logger=none", "resume=auto", "hydra.sweep.dir=sweep")
     assert cli(*sweep).code == 0
