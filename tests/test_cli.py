@@ -232,6 +232,7 @@ def test_a_metric_of_any_name_is_on_the_lines_and_in_the_result(cli: Any) -> Non
     assert lines[3] == f"result  val_loss {second:.4f}"
 
 
+@pytest.mark.slow
 def test_an_optimized_metric_that_nothing_logs(cli: Any) -> None:
     own = own_model(UNNAMED)
     done = cli(*own, *SMALL, "optimized_metric=val/loss")

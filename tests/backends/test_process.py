@@ -276,6 +276,7 @@ class Failing(Linear):
         return super().training_step(batch, batch_idx)
 
 
+@pytest.mark.slow
 def test_a_failing_client_has_its_traceback() -> None:
     expected = r"^client 3, round \d, worker \d \(process \d+\): RuntimeError: no$"
     with pytest.raises(ClientError, match=expected) as error:

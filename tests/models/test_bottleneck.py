@@ -64,6 +64,7 @@ def test_it_stands_before_the_last_layer_of_any_net() -> None:
         assert net(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_a_large_beta_draws_the_code_to_standard_normal_numbers() -> None:
     """The same steps with beta 0 leave the deviation near where it began, softplus(-5) = 0.0067."""
 

@@ -57,9 +57,15 @@ class Opened:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("path.series")
+        self.page.wait_for_function("[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('svg'))")
+        self.page.wait_for_function("[...document.images].every(image => image.complete)")
 
     def script(self, expression: str) -> Any:
         return self.page.evaluate(expression)
+
+    def draws(self, number: int) -> None:
+        """Wait until so many series are drawn; charts are drawn once the browser has laid them out."""
+        self.page.wait_for_function(f"document.querySelectorAll('path.series').length == {number}")
 
 
 @pytest.fixture
@@ -140,8 +146,10 @@ def test_a_series_can_be_switched_off_and_read_as_a_table(opened: Any, run: Path
     chart = first_chart(there, "loss")
     key = chart.get_by_role("button", name="train/loss")
     key.click()
+    chart.locator("path.series").nth(1).wait_for(state="detached")
     assert (chart.locator("path.series").count(), key.get_attribute("aria-pressed")) == (1, "false")
     key.click()
+    chart.locator("path.series").nth(1).wait_for(state="attached")
     assert chart.locator("path.series").count() == 2
     chart.locator("summary").click()
     chart.locator("td").first.wait_for()
@@ -162,10 +170,10 @@ def test_a_sweep_sorts_and_draws_what_is_chosen(opened: Any, sweep: Path) -> Non
     there.page.keyboard.press("Enter")
     assert [float(value) for value in there.script(column)] == [2 / 3, 1 / 3, 0]
     assert head.get_attribute("aria-sort") == "descending"
-    assert there.script("document.querySelectorAll('path.series').length") == 3
+    there.draws(3)
     there.page.locator("#metric").select_option("train/loss")
     assert there.script("document.querySelector('figcaption').textContent") == "train/loss"
-    assert there.script("document.querySelectorAll('path.series').length") == 3
+    there.draws(3)
     with there.page.expect_navigation():
         there.page.locator("a", has_text="0").first.click()
     assert there.page.title() == "a<b>&c: report"
