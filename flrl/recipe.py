@@ -169,7 +169,13 @@ class Recipe:
         threat = Threat.of(adversary, data.num_clients, seed, data.splits.test)
         fleet = None
         if devices is not None:
-            work = Work(trainer.batch_size, trainer.local_epochs, trainer.local_steps, strategy.passes)
+            work = Work(
+                batch_size=trainer.batch_size,
+                epochs=trainer.local_epochs,
+                steps=trainer.local_steps,
+                passes=strategy.passes,
+                gradients=strategy.gradients,
+            )
             fleet = Fleet(devices, work, self.seeds.sampling)
         return Worker(
             model,

@@ -135,7 +135,7 @@ class Rounds:
             reports.sort(key=lambda report: report.client_id)
         for report in plan.absent:
             self.callbacks.on_client_end(report)
-        if received or (reports and not plan.absent):
+        if received:
             self._check(reports, plan)
         return merged([each.reducer for each in received]) if received else None, reports
 

@@ -18,12 +18,14 @@ class Work:
         epochs: passes over the client's samples, unless there are `steps`.
         steps: steps instead of epochs; None for epochs.
         passes: how many trainings of this kind the strategy has a client do.
+        gradients: how many gradients of all its samples besides.
     """
 
     batch_size: int
     epochs: int = 1
     steps: int | None = None
     passes: float = 1.0
+    gradients: float = 0.0
 
     def num_steps(self, sizes: np.ndarray) -> np.ndarray:
         """Steps of each of one training's clients, int64, from their training samples."""
@@ -33,9 +35,8 @@ class Work:
 
     def samples(self, sizes: np.ndarray) -> np.ndarray:
         """Samples that each goes through, those of several epochs several times."""
-        if self.steps is not None:
-            return np.asarray(self.passes * self.steps * np.minimum(self.batch_size, sizes))
-        return np.asarray(self.passes * self.epochs * sizes)
+        trained = self.epochs * sizes if self.steps is None else self.steps * np.minimum(self.batch_size, sizes)
+        return np.asarray(self.passes * trained + self.gradients * sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Fleet:
     work: Work
     seed: int
     _tables: list[Table] = field(default_factory=list, repr=False, compare=False)
+    _order: list[np.ndarray] = field(default_factory=list, repr=False, compare=False)
 
     def table(self, sizes: np.ndarray) -> Table:
         """The numbers of every client's device; drawn once."""
@@ -109,6 +111,12 @@ class Fleet:
         table = self.table(sizes)
         links = nbytes / table.up_bytes_per_s + nbytes / table.down_bytes_per_s
         return np.asarray(self.work.samples(sizes) / table.samples_per_s + table.latency_s + links, np.float64)
+
+    def fastest_first(self, sizes: np.ndarray, nbytes: int) -> np.ndarray:
+        """The clients by their expected seconds, of equal ones those with lower ids first; ordered once."""
+        if not self._order:
+            self._order.append(np.argsort(self.expected(sizes, nbytes), kind="stable"))
+        return self._order[0]
 
     def available(self, time_s: float, num_clients: int) -> np.ndarray | None:
         """Whether each client is available at a virtual time, bool `[num_clients]`; None: all are."""

@@ -1,18 +1,18 @@
 """A LightningModule that classifies: any net, loss, optimizer and scheduler."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
+from flrl.models.one_net import OneNet
+
 Batch = tuple[Tensor, Tensor]
 
 
-class Classifier(pl.LightningModule):
+class Classifier(OneNet):
     """Trains a net on (inputs, class) batches and logs `{train,val,test}/{loss,accuracy}`.
 
     Args:
@@ -33,18 +33,10 @@ class Classifier(pl.LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
-        super().__init__()
-        self.net = net
-        self.loss = nn.functional.cross_entropy if loss is None else loss
+        loss = nn.functional.cross_entropy if loss is None else loss
+        super().__init__(net=net, optimizer=optimizer, loss=loss, scheduler=scheduler)
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self._optimizer = optimizer
-        self._scheduler = scheduler
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Class scores of a batch, `[batch, num_classes]`."""
-        scores: Tensor = self.net(inputs)
-        return scores
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss on a batch."""
@@ -63,18 +55,6 @@ class Classifier(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy on a batch."""
         self._evaluate("test", batch, self.test_accuracy)
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer, and the scheduler if there is one.
-
-        Raises:
-            ValueError: the optimizer refuses a setting.
-        """
-        try:
-            optimizer = self._optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
-        except ValueError as error:
-            raise ValueError(f"model.optimizer: {error}") from error
-        return optimizer if self._scheduler is None else ([optimizer], [self._scheduler(optimizer)])
 
     def _evaluate(self, split: str, batch: Batch, accuracy: MulticlassAccuracy) -> None:
         inputs, classes = batch

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flrl.models.classifier import Batch
+from flrl.models.one_net import OneNet
 
 
-class Regressor(pl.LightningModule):
+class Regressor(OneNet):
     """Trains a net on (inputs, numbers) batches and logs `{val,test}/{loss,mse,mae}`.
 
     Args:
@@ -30,16 +30,8 @@ class Regressor(pl.LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
-        super().__init__()
-        self.net = net
-        self.loss = nn.functional.mse_loss if loss is None else loss
-        self._optimizer = optimizer
-        self._scheduler = scheduler
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The net's predictions."""
-        predictions: Tensor = self.net(inputs)
-        return predictions
+        loss = nn.functional.mse_loss if loss is None else loss
+        super().__init__(net=net, optimizer=optimizer, loss=loss, scheduler=scheduler)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss on a batch."""
@@ -52,11 +44,6 @@ class Regressor(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss, mean squared and mean absolute error on a batch."""
         self._evaluate("test", batch)
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer, and the scheduler if there is one."""
-        optimizer = self._optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
-        return optimizer if self._scheduler is None else ([optimizer], [self._scheduler(optimizer)])
 
     def _pair(self, batch: Batch) -> Batch:
         """Predictions and targets of one shape.

@@ -49,8 +49,13 @@ class Deadline(Schedule):
         self.deadline_s, self.first, self.stragglers = deadline_s, first, stragglers
 
     def check(self, setup: Setup) -> None:
-        """Refuse more first updates than clients take part."""
+        """Refuse more first updates than clients take part, and partial work where there are no steps."""
         super().check(setup)
+        if self.stragglers == "partial" and not setup.strategy.passes:
+            name = type(setup.strategy).__name__
+            raise ValueError(
+                f"strategy.schedule.stragglers=partial: clients of {name} take no steps; drop goes with it"
+            )
         most = setup.sampler.largest(setup.num_clients)
         if self.first is not None and self.first > most:
             raise ValueError(f"strategy.schedule.first={self.first}: only {most} clients take part in a round")

@@ -34,7 +34,6 @@ class APFL(Stepping):
     """
 
     evaluates = ("own", "alpha")
-    passes = 3.0
 
     def __init__(self, *, alpha: float = 0.5, adaptive: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -42,6 +41,7 @@ class APFL(Stepping):
             raise ValueError(f"strategy.alpha={alpha}: must be in [0, 1]")
         self.alpha = alpha
         self.adaptive = adaptive
+        self.passes = 3.0 if adaptive or 0 < alpha < 1 else 1.0 + alpha
 
     def local(self, problem: LocalProblem) -> Local:
         """Train w as FedAvg does, then v.

@@ -66,8 +66,8 @@ class Strategy(ABC):
     """Whether the server sums up, over rounds, what clients send by their share of all weights, `Aggregate.share`."""
     pools_samples = False
     """Whether one client trains on the samples of others too, which a dedicated server cannot have it do."""
-    passes = 1.0
-    """How many trainings of the trainer's epochs a client does in a round: for the virtual clock alone."""
+    passes, gradients = 1.0, 0.0
+    """How many trainings, and full gradients besides, a client does in a round: for the virtual clock alone."""
     sends_model = True
     """Whether clients are sent the global model, and send updates of it. Where they are not, each has a model of its
     own, all of it personal, and `model.kinds` may give clients different networks."""

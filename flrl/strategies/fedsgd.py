@@ -18,6 +18,8 @@ class FedSGD(FedAvg):
     used. Arguments as for `FedAvg`.
     """
 
+    passes, gradients = 0.0, 1.0
+
     def check(self, setup: Setup) -> None:
         """Refuse personal parameters, which clients of FedSGD would never step.
 

@@ -43,6 +43,8 @@ class MimeLite(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    gradients = 1.0
+
     def __init__(
         self,
         *,

@@ -33,7 +33,7 @@ class Scaffold(Variates):
         super().__init__(**options)
         if option not in (1, 2):
             raise ValueError(f"strategy.option={option}: must be 1 or 2")
-        self.option = option
+        self.option, self.gradients = option, float(option == 1)
 
     def local(self, problem: LocalProblem) -> Local:
         """Train with corrected gradients, and update the client's variate.

@@ -2,11 +2,13 @@
 
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from flrl.devices import (
     Constant,
@@ -22,9 +24,26 @@ from flrl.devices import (
     Uniform,
     Work,
 )
-from flrl.strategies import Ditto
+from flrl.sampling import AllClients
+from flrl.strategies import APFL, Ditto, FedAvg, FedSGD, MimeLite, Scaffold
 
 SIZES = np.array([100, 50, 20])
+MADE: dict[str, Any] = {
+    "rounds": 1,
+    "sampler": AllClients(),
+    "server_optimizer": partial(torch.optim.SGD, lr=1.0),
+}
+WORK = {  # a strategy to the seconds of a client whose two epochs take 2 s
+    FedAvg(**MADE): 2.0,
+    Ditto(lam=0.1, **MADE): 4.0,
+    APFL(alpha=0.5, **MADE): 6.0,
+    APFL(alpha=0.0, **MADE): 2.0,
+    APFL(alpha=1.0, **MADE): 4.0,
+    Scaffold(option=1, **MADE): 3.0,
+    Scaffold(option=2, **MADE): 2.0,
+    MimeLite(statistics="momentum", **MADE): 3.0,
+    FedSGD(**MADE): 1.0,
+}
 EQUAL = {"samples_per_s": 100.0, "up_bytes_per_s": 10.0, "down_bytes_per_s": 40.0, "latency_s": 0.25}
 
 
@@ -40,8 +59,9 @@ def test_seconds_by_hand() -> None:
     assert sent.seconds(np.array([5.0, 0.0])).tolist() == [3.25, 1.15]
     steps = fleet(Devices(**EQUAL), Work(batch_size=32, steps=5, passes=2.0)).dispatch(1, [0, 2], SIZES, 0)
     assert steps.compute_s.tolist() == [3.2, 2.0]  # twice five batches of 32, and of 20, which is all there are
-    twice = Work(batch_size=8, epochs=2, passes=Ditto.passes)
-    assert fleet(Devices(**EQUAL), twice).dispatch(1, [0], SIZES, 0).compute_s.tolist() == [4.0]
+    for kind, seconds in WORK.items():
+        work = Work(batch_size=8, epochs=2, passes=kind.passes, gradients=kind.gradients)
+        assert fleet(Devices(**EQUAL), work).dispatch(1, [0], SIZES, 0).compute_s.tolist() == [seconds]
     assert fleet(Devices(**EQUAL)).expected(SIZES, 40).tolist() == [7.25, 6.25, 5.65]
 
 

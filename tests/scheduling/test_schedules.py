@@ -30,7 +30,7 @@ from flrl.scheduling import (
     Tiered,
     is_under_way,
 )
-from flrl.strategies import Ditto, FedAvg, FedDyn, Moon, Scaffold
+from flrl.strategies import Ditto, FedAvg, FedDyn, FedSGD, Moon, Scaffold
 from flrl.strategies.base import Local
 from flrl.trainers import EagerTrainer, LocalProblem, VectorizedTrainer
 from flrl.transforms import Transform
@@ -358,6 +358,7 @@ def test_rules_are_told_how_many_updates_there_are() -> None:
         (Scaffold, Buffered(buffer=2), UNEVEN, "clients of Scaffold need what the server has for a whole round"),
         (FedAvg, Buffered(buffer=4), UNEVEN, "buffer=4: only 3 clients are under way"),
         (FedAvg, Deadline(first=4), UNEVEN, "first=4: only 3 clients take part"),
+        (FedSGD, Deadline(deadline_s=1.0, stragglers="partial"), UNEVEN, "clients of FedSGD take no steps; use drop"),
         (FedAvg, Tiered(tiers=4), UNEVEN, "tiers=4: there are only 3 clients"),
         (partial(FedAvg, transforms={"mask": AllAtOnce()}), Buffered(buffer=2), UNEVEN, "mask: needs all clients of a"),
     ],
@@ -372,6 +373,8 @@ def test_what_does_not_go_together(kind: Any, schedule: Any, devices: Any, messa
 def test_what_needs_nothing_of_a_round_overlaps(kind: Any) -> None:
     strategy = kind(rounds=1, sampler=AllClients(), server_optimizer=SGD, schedule=Buffered(buffer=2))
     setup_of(strategy=strategy, devices=UNEVEN).check()
+    assert not strategy.needs_rounds
+    assert setup_of(strategy=strategy, devices=UNEVEN).most_updates == 2
 
 
 @pytest.mark.parametrize(
