@@ -358,7 +358,7 @@ def test_rules_are_told_how_many_updates_there_are() -> None:
         (Scaffold, Buffered(buffer=2), UNEVEN, "clients of Scaffold need what the server has for a whole round"),
         (FedAvg, Buffered(buffer=4), UNEVEN, "buffer=4: only 3 clients are under way"),
         (FedAvg, Deadline(first=4), UNEVEN, "first=4: only 3 clients take part"),
-        (FedSGD, Deadline(deadline_s=1.0, stragglers="partial"), UNEVEN, "clients of FedSGD take no steps; drop goes with it"),
+        (FedSGD, Deadline(deadline_s=1.0, stragglers="partial"), UNEVEN, "FedSGD take no steps; drop goes with it"),
         (FedAvg, Tiered(tiers=4), UNEVEN, "tiers=4: there are only 3 clients"),
         (partial(FedAvg, transforms={"mask": AllAtOnce()}), Buffered(buffer=2), UNEVEN, "mask: needs all clients of a"),
     ],
