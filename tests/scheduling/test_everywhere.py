@@ -64,14 +64,14 @@ def test_rounds_in_flight_are_verified_and_a_client_of_an_earlier_model_is(tmp_p
 @pytest.mark.mpi
 @pytest.mark.timeout(900)
 def test_samplers_have_one_digest_on_all_backends(tmp_path: Path) -> None:
-    names = "weighted,importance,round_robin,power_of_choice"
+    names = "weighted,importance,round_robin"
     sizes = ("partition=dirichlet", "partition.alpha=0.3", "strategy.rounds=4", "strategy.sampler.num=4")
     found = []
     for backend in (("backend=serial",), ("backend=process", "backend.workers=2", RANDOM), ("backend=mpi", RANDOM)):
-        folder = tmp_path / backend[0]
+        folder = tmp_path / backend[0].replace("=", "-")
         ranks = 3 if backend[0] == "backend=mpi" else 0
         launch(folder, ranks, "-m", f"strategy/sampler={names}", *sizes, *COMMON, *backend, f"hydra.sweep.dir={folder}")
-        found.append([outcome(folder / str(job)) for job in range(4)])
+        found.append([outcome(folder / str(job)) for job in range(3)])
     assert found[1] == found[0]
     assert found[2] == found[0]
-    assert len({run["digests"] for run in found[0]}) == 4
+    assert len({run["digests"] for run in found[0]}) == 3
