@@ -21,7 +21,7 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
         "sweeps",
         "devices",
     },
-    {"types", "bound_model", "setup", "cli", "fairness", "target"},
+    {"types", "bound_model", "setup", "cli", "fairness", "target", "privacy"},
     {"lightning", "aggregation", "sampling", "transforms", "process_setup", "records", "scheduling"},
     {"callbacks.base", "runs.checkpoint", "trainers.problem", "adversaries"},
     {"trainers.steps", "evaluation", "rounds", "runs", "logging", "callbacks"},
