@@ -37,7 +37,7 @@ PREFIXES = {"serial": [], "process": [], "mpi": [MPIEXEC, "--oversubscribe", "-n
 BY_DEFAULT = ("scaffold, traced", "fedbn, eager", "fedper, lightning")
 WHOLE = pytest.mark.parametrize("cell", CELLS)
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(10800)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def noted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = {}
     for name, prefix in PREFIXES.items():
         command = [*prefix, sys.executable, "-m", "tests.strategies.cells", name, str(folder)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=1700)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=7200)
         assert done.returncode == 0, done.stderr.decode(errors="replace")[-4000:]
         found[name] = json.loads((folder / f"{name}.json").read_text())
     return found
