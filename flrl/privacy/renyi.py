@@ -5,8 +5,10 @@ which gives a bound that holds and is larger than the value: 4.12493 for 4.12470
 probability 0.04, 2250 releases. All other events are counted by it.
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +35,8 @@ def renyi(event: "DpEvent", orders: Sequence[float]) -> np.ndarray:
     if isinstance(event, dp_accounting.ComposedDpEvent):
         return sum((renyi(each, orders) for each in event.events), np.zeros(len(orders)))
     accountant = RdpAccountant(list(orders), dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(event)
+    with _without_warnings():
+        accountant.compose(event)
     found = np.array(accountant._rdp, dtype=np.float64)  # it has no public access to the divergences
     if isinstance(event, dp_accounting.PoissonSampledDpEvent) and isinstance(
         event.event, dp_accounting.GaussianDpEvent
@@ -44,6 +47,18 @@ def renyi(event: "DpEvent", orders: Sequence[float]) -> np.ndarray:
                 if not float(order).is_integer():
                     found[place] = min(found[place], sampled_gaussian_divergence(probability, noise, order))
     return found
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep dp-accounting from warning of orders whose series does not converge: those are computed here."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def sampled_gaussian_divergence(probability: float, noise_multiplier: float, order: float) -> float:
