@@ -39,6 +39,12 @@ class Transform:
     hides_updates = False
     """Whether what a client sends says nothing without the others' (secure aggregation): only sums are observable."""
 
+    encodes = False
+    """Whether it makes a buffer of the update, which is what is sent: `flrl.transforms.compression`."""
+
+    keeps_norm = False
+    """Whether no update leaves it longer (Euclidean norm) than it came, whatever was in earlier rounds."""
+
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts of a setup that the transform cannot be combined with; before any round."""
 
