@@ -113,6 +113,8 @@ class ClientUpdate:
         num_steps: optimizer steps taken.
         payload: bytes of each thing sent to the server, by name; a transform that changes what is sent changes this.
         memory: all tensors that the client keeps until it next takes part, by name; empty forgets those kept before.
+        encoded: the buffers that are sent instead of vectors, uint8 by the vectors' names; each vector is exactly what
+            its buffer decodes to, and `payload` has the buffer's length.
     """
 
     client_id: int
@@ -122,6 +124,7 @@ class ClientUpdate:
     num_steps: int
     payload: Mapping[str, int] = field(default_factory=dict)
     memory: Tensors = field(default_factory=dict)
+    encoded: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,18 +68,19 @@ class Worker:
         tasks: Sequence[ClientTask],
         on_report: Callable[[ClientReport], None],
         on_start: Callable[[ClientTask], None] = lambda task: None,
+        reducer: Reducer | None = None,
     ) -> tuple[Reducer, list[ClientReport]]:
         """Train the given clients, one client batch after the other, and add their updates to a reducer.
 
         `on_start` is called with the first task of each batch before it is trained, `on_report` with each client's
-        report afterwards. Returns the reducer, and the reports in the order of training.
+        report afterwards. Returns the reducer, the given one if any, and the reports in the order of training.
 
         Raises:
             ClientError: a client's training raised, and failures are not dropped.
             ValueError: the strategy or the adversary has changed itself, or own code what all clients share.
         """
         broadcast = self.on_device(broadcast)
-        reducer = self.reducer(broadcast)
+        reducer = self.reducer(broadcast) if reducer is None else reducer
         reports = []
         malicious = self.threat.present(broadcast.round, [task.client_id for task in tasks])
         hidden = any(transform.hides_updates for transform in self.strategy.transforms.values())

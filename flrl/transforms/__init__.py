@@ -2,6 +2,19 @@
 
 from flrl.transforms.base import AtClient, Transform
 from flrl.transforms.clip_norm import ClipNorm
+from flrl.transforms.compression import (
+    QSGD,
+    Cast,
+    Compressor,
+    Eden,
+    Integers,
+    PowerSGD,
+    RandomK,
+    Sign,
+    TernGrad,
+    Threshold,
+    TrainableCompressor,
+)
 from flrl.transforms.gaussian_noise import GaussianNoise
 from flrl.transforms.gradient_noise import GradientNoise
 from flrl.transforms.gradient_pruning import GradientPruning
@@ -10,13 +23,24 @@ from flrl.transforms.top_k import TopK
 from flrl.types import Context
 
 __all__ = [
+    "QSGD",
     "AtClient",
+    "Cast",
     "ClipNorm",
+    "Compressor",
     "Context",
+    "Eden",
     "GaussianNoise",
     "GradientNoise",
     "GradientPruning",
+    "Integers",
+    "PowerSGD",
+    "RandomK",
+    "Sign",
     "Soteria",
+    "TernGrad",
+    "Threshold",
     "TopK",
+    "TrainableCompressor",
     "Transform",
 ]

@@ -44,7 +44,8 @@ class Transform:
     keeps_norm = False
     """Whether an update's Euclidean norm never becomes larger, and nothing is added that was kept from earlier ones."""
     encodes = False
-    """Whether it compresses: what follows must not change the numbers."""
+    """Whether it makes a buffer of the update, which is what is sent: `flrl.transforms.compression`."""
+
 
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts of a setup that the transform cannot be combined with; before any round."""

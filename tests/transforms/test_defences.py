@@ -25,7 +25,8 @@ def test_pruning_ranks_each_parameter_by_itself() -> None:
     )
     assert sent.vectors["update"].tolist() == [0.0, -6.0, 3.0, 3.0, 0.0, 0.0, 0.0, -0.02, 7.0, 1e-9]
     assert (memory, counts) == ({}, {"sent": 4.0})
-    assert sent.payload == {"update": 4 * (4 + 4) + 2 * 4, "control": 4}
+    # 0.01 is no float32: numbers are in float64, of each of two parameters a bitmap and its kind, and a mark.
+    assert sent.payload == {"update": 4 * 8 + 2 * 2 + 2 * 8 + 1, "control": 4}
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5])

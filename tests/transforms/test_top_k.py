@@ -20,9 +20,9 @@ def test_the_largest_are_sent_and_the_rest_is_remembered() -> None:
 
 
 def test_bytes_are_those_of_values_and_places() -> None:
-    """Two of four numbers: two float32 values and two int32 places."""
+    """Two of four numbers: two float32 values; a bitmap of places, and its kind."""
     sent, _, _ = TopK(share=0.4).client(update(1.0, -4.0, 3.0, 0.5), {}, context())
-    assert sent.payload == {"update": 2 * 4 + 2 * 4, "control": 4}
+    assert sent.payload == {"update": 2 * 4 + 2, "control": 4}
 
 
 def test_of_equal_numbers_the_first_are_sent() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from flrl.aggregation import Reducer
 from flrl.backends.base import Received, WorkerRecipe
+from flrl.backends.pool.encoded import decoded_into
 from flrl.backends.pool.home import MemoryElsewhere
 from flrl.backends.pool.job import LOOK_EVERY_S, Hub, Job
 from flrl.backends.pool.messages import VECTOR, Evaluate, Restore, Train, by_name, of_broadcast, prefixed
@@ -200,7 +201,8 @@ class PoolBackend(ABC):
         reducer = own[0] if own else self._worker.reducer(broadcast)
         job.finish()
         self._latest |= job.indexes
-        sum_here = reducer.merge(job.parcels)
+        parcels = decoded_into(reducer, job.parcels, self._worker)
+        sum_here = reducer.merge(parcels) if parcels else None
         if sum_here is not None:
             self._hub_now.reduce(sum_here)
         return Received(reducer, tuple(job.reports[task.client_id] for task in tasks))

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from flrl.backends.pool.encoded import leaving
 from flrl.backends.pool.home import Home
 from flrl.backends.pool.messages import (
     VECTOR,
@@ -154,7 +155,11 @@ def _train(
     )
     with terminable():
         reducer, reports = worker.train(
-            broadcast, tasks, lambda report: finished.append(replace(report, memory=None)), on_start
+            broadcast,
+            tasks,
+            lambda report: finished.append(replace(report, memory=None)),
+            on_start,
+            leaving(worker, broadcast, each=home is not None),
         )
     parcel = reducer.parcel()
     changed = {report.client_id: report.memory for report in reports if report.memory is not None}
