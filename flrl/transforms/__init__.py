@@ -5,6 +5,7 @@ from flrl.transforms.clip_norm import ClipNorm
 from flrl.transforms.gaussian_noise import GaussianNoise
 from flrl.transforms.gradient_noise import GradientNoise
 from flrl.transforms.gradient_pruning import GradientPruning
+from flrl.transforms.secagg import SecAgg
 from flrl.transforms.soteria import Soteria
 from flrl.transforms.top_k import TopK
 from flrl.types import Context
@@ -16,6 +17,7 @@ __all__ = [
     "GaussianNoise",
     "GradientNoise",
     "GradientPruning",
+    "SecAgg",
     "Soteria",
     "TopK",
     "Transform",

@@ -10,6 +10,7 @@ from flrl.layout import ParameterLayout
 from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 if TYPE_CHECKING:
+    from flrl.aggregation import Reducer
     from flrl.setup import Setup
 
 
@@ -38,6 +39,9 @@ class Transform:
 
     hides_updates = False
     """Whether what a client sends says nothing without the others' (secure aggregation): only sums are observable."""
+
+    encodes = False
+    """Whether it encodes the update for the wire, as a compressor does: nothing may change the numbers after it."""
 
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts of a setup that the transform cannot be combined with; before any round."""
@@ -74,6 +78,15 @@ class Transform:
             The vectors; this transform's new variables; numbers to report.
         """
         return vectors, state, {}
+
+    def reducer(self, inner: "Reducer", context: Context) -> "Reducer":
+        """What reduces a round's updates on a worker, in place of the aggregator's own reducer.
+
+        Args:
+            inner: the aggregator's, empty.
+            context: the round.
+        """
+        return inner
 
 
 COVERS = ("trainable", "update", "all")
