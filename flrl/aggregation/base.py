@@ -23,8 +23,8 @@ class Parcel:
     """What a worker's reducer sends to the controller's.
 
     Attributes:
-        summand: float64 or int64 tensor that the backend adds to those of the other workers, element by element; None where the
-            rule needs more than a sum.
+        summand: float64 or int64 tensor that the backend adds to those of the other workers, element by element; None
+            where the rule needs more than a sum.
         extras: further tensors by name: clients' whole updates, for instance.
         numbers: whole numbers by name: bounds of sums, for instance.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -129,6 +129,6 @@ def add_masks(words: np.ndarray, masks: Iterable[tuple[bytes, bool]]) -> None:
             (np.add if added else np.subtract)(part, own, out=part)
 
 
-def _generator(key: bytes):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _generator(key: bytes) -> CipherContext:
     """The key stream as what encrypts zeros."""
     return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()

@@ -1,8 +1,8 @@
-"""A round of the protocol as it is simulated: its clients' secrets follow from the run's seed, so any worker is any one.
+"""A round of the protocol as it is simulated: clients' secrets follow from the run's seed, so any worker is any client.
 
-A worker plays a client when it masks that client's vector; the controller plays all clients in the other stages, and the
-server, which is given nothing but their messages. Of the neighbours' public keys a worker knows what the server would
-have forwarded.
+A worker plays a client when it masks that client's vector; the controller plays all clients in the other stages, and
+the server, which is given nothing but their messages. Of the neighbours' public keys a worker knows what the server
+would have forwarded.
 """
 
 from collections.abc import Mapping, Sequence

@@ -94,7 +94,7 @@ class MaskedReducer(SealedReducer):
 
 def integers(both: Tensor) -> np.ndarray:
     """The parts of an exact sum, float64 `[2, n]`, as integers modulo 2^64, uint64 `[2 n]`."""
-    scaled = both.numpy() * np.array([[2.0**HIGH], [2.0**LOW]])
+    scaled: np.ndarray = both.numpy() * np.array([[2.0**HIGH], [2.0**LOW]])
     return scaled.astype(np.int64).reshape(-1).view(np.uint64)
 
 
