@@ -27,6 +27,14 @@ class ClientError(FlrlError):
         self.traceback = traceback
 
 
+class SecureAggregationError(FlrlError):
+    """Secure aggregation has ended without a sum: fewer clients are left than its threshold."""
+
+
+class RefusedMessageError(FlrlError):
+    """A message of secure aggregation is not what its sender may send now: repeated, changed, of another round."""
+
+
 class WorkerError(FlrlError):
     """A worker ended, does not answer, or raised outside of any client's training.
 

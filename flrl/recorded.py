@@ -115,6 +115,10 @@ class Comparison(Callback):
         kept = self._recorded.details.get(round, {}).get("clients", {}).get(str(client_id))
         if kept is None:
             raise ValueError(f"{self._folder / DIGESTS} has nothing of client {client_id} in round {round}")
+        if not kept and not checksum:
+            raise ValueError(
+                f"client={client_id}: hides what it sends, only rounds can be compared: round={round} alone"
+            )
         if checksum != kept:
             self.differences.append(
                 f"differs   {self._folder}  client {client_id} in round {round}: recorded {kept}, recomputed {checksum}"

@@ -15,6 +15,7 @@ _OF_TRAINING = (
     "devices/",
     "schedule/",
     "privacy/",
+    "secagg/",
     "clients/num",
     "clients/rejected",
     "updates/",

@@ -115,9 +115,8 @@ class Rounds:
         seconds = {"time/round_s": time.perf_counter() - started, "time/train_s": trained - started}
         if NOW in kept:
             seconds["time/virtual_s"] = float(kept[NOW])
-        down = {"comm/down_bytes": float(plan.down_bytes)}
         numbers |= {**plan.numbers, **self.callbacks.numbers(after.round)}
-        record = round_record(after.round, evaluated | numbers | seconds | down, digest(after.vector), result)
+        record = round_record(after.round, evaluated | numbers | seconds, digest(after.vector), result)
         return after, record
 
     def _received(self, plan: Plan) -> "tuple[Reducer | None, list[ClientReport]]":
@@ -167,6 +166,7 @@ class Rounds:
         numbers = {
             **numbers,
             **combined.numbers,
+            "comm/down_bytes": float(plan.down_bytes + combined.down_bytes),
             **adversary_numbers(reports, exists=self.threat.exists, selects=selects),
         }
         return Aggregate(vectors, combined.total_weight, tuple(reports)), kept, numbers

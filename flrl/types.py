@@ -115,6 +115,7 @@ class ClientUpdate:
         memory: all tensors that the client keeps until it next takes part, by name; empty forgets those kept before.
         encoded: the buffers that are sent instead of vectors, uint8 by the vectors' names; each vector is exactly what
             its buffer decodes to, and `payload` has the buffer's length.
+        dropped: why the client sends no update after all, set by a transform that knows; None if it sends one.
     """
 
     client_id: int
@@ -125,6 +126,7 @@ class ClientUpdate:
     payload: Mapping[str, int] = field(default_factory=dict)
     memory: Tensors = field(default_factory=dict)
     encoded: Tensors = field(default_factory=dict)
+    dropped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class ClientReport:
         metrics: the numbers the client reported.
         up_bytes: bytes sent to the server.
         rejected: the rejection reason if the update was left out, else None.
-        checksum: `flrl.layout.checksum` of the vectors that the client sent; empty if it sent none.
+        checksum: `flrl.layout.checksum` of the vectors that the client sent; empty if it sent none, or hides them.
         memory: all tensors that the client keeps until it next takes part; None keeps those it had.
         malicious: whether the adversary had it misbehave in this round.
         filtered: whether a rule that selects has left its update out of the aggregate.

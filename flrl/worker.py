@@ -24,7 +24,7 @@ from flrl.strategies.running import train_clients
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.measuring import measure
 from flrl.trainers.sharing import outside_of
-from flrl.transforms.apply import on_client
+from flrl.transforms.apply import on_client, reducer_of
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, Tensors
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,6 @@ class Worker:
         reducer = self.reducer(broadcast) if reducer is None else reducer
         reports = []
         malicious = self.threat.present(broadcast.round, [task.client_id for task in tasks])
-        hidden = any(transform.hides_updates for transform in self.strategy.transforms.values())
         more = LOSS_BYTES if "losses" in needs(self.strategy.sampler) else 0
         before = self._parts()
         outside = self._outside(before)
@@ -95,7 +94,7 @@ class Worker:
                 self._refuse_changes(before, outside, f"while client {batch[0].client_id} trains")
                 for task, update in zip(batch, updates, strict=True):
                     present = task.client_id in malicious
-                    reports.append(_add(task, update, reducer, more, malicious=present, hidden=hidden))
+                    reports.append(_add(task, update, reducer, more, malicious=present, hidden=self.hides_updates))
                     on_report(reports[-1])
         return reducer, reports
 
@@ -103,7 +102,13 @@ class Worker:
         """An empty reducer for a round's updates, on the model's device."""
         sizes = self.strategy.vector_sizes(self.model.layout)
         device = self.model.local.device
-        return self.strategy.aggregator.reducer(sizes, total_weight=broadcast.total_weight, device=device)
+        inner = self.strategy.aggregator.reducer(sizes, total_weight=broadcast.total_weight, device=device)
+        return reducer_of(self.strategy.transforms, inner, broadcast, self.model.layout, self.seed)
+
+    @property
+    def hides_updates(self) -> bool:
+        """Whether the server sees sums of updates alone."""
+        return any(transform.hides_updates for transform in self.strategy.transforms.values())
 
     def rehearse(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> None:
         """Train the first client batch of a round on one batch of samples each and drop the updates, to fail early.
@@ -259,12 +264,12 @@ def _add(
 ) -> ClientReport:
     """Add an update, sent with `more` bytes, to the reducer unless it is rejected; returns the client's report.
 
-    The report has the norm of the update, unless that is `hidden` from the server.
+    The report has norm and checksum of the update, unless that is `hidden` from the server.
     """
     if isinstance(update, ClientError):
         return ClientReport(task.client_id, task.num_samples, 0, {}, 0, rejected=str(update), malicious=malicious)
     stats = stats_of(update)
-    rejected = reducer.rejection(update, stats)
+    rejected = update.dropped or reducer.rejection(update, stats)
     if rejected is None:
         reducer.add(update, stats)
     measured = rejected is None and not hidden and update.vectors["update"].numel() > 0
@@ -276,7 +281,7 @@ def _add(
         metrics={**update.metrics, **norms},
         up_bytes=sum(update.payload.values()) + more,
         rejected=rejected,
-        checksum=checksum_of(stats.values()),
+        checksum="" if hidden else checksum_of(stats.values()),
         memory=None if rejected is not None else _changed(task, update),
         malicious=malicious,
         weight=update.weight,

@@ -23,8 +23,8 @@ class Parcel:
     """What a worker's reducer sends to the controller's.
 
     Attributes:
-        summand: float64 tensor that the backend adds to those of the other workers, element by element; None where the
-            rule needs more than a sum.
+        summand: float64 or int64 tensor that the backend adds to those of the other workers, element by element; None
+            where the rule needs more than a sum.
         extras: further tensors by name: clients' whole updates, for instance.
         numbers: whole numbers by name: bounds of sums, for instance.
     """
@@ -70,6 +70,29 @@ class Reducer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """What was sealed, once it is opened.
+
+    Attributes:
+        reducer: what the aggregator's own reducer would be.
+        numbers: to report.
+        down_bytes: bytes that clients were sent for it.
+    """
+
+    reducer: Reducer
+    numbers: Metrics = field(default_factory=dict)
+    down_bytes: int = 0
+
+
+class SealedReducer(ABC):
+    """A reducer of updates that the server must not see: it is opened once all of them are in it."""
+
+    @abstractmethod
+    def opened(self) -> Opened:
+        """The aggregator's own reducer, with all that has been added, on the controller."""
+
+
+@dataclass(frozen=True, slots=True)
 class Combined:
     """What an aggregator makes of a round's updates.
 
@@ -79,6 +102,7 @@ class Combined:
         state: the aggregator's variables for the next round, by name.
         filtered: ids of the clients whose updates a rule that selects left out, ascending; None for other rules.
         numbers: to report.
+        down_bytes: bytes that clients were sent besides the broadcast.
     """
 
     vectors: Tensors
@@ -86,6 +110,7 @@ class Combined:
     state: Tensors = field(default_factory=dict)
     filtered: Sequence[int] | None = None
     numbers: Metrics = field(default_factory=dict)
+    down_bytes: int = 0
 
 
 class Aggregator(ABC):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from flrl.aggregation.base import Aggregator, Combined, Reducer
+from flrl.aggregation.base import Aggregator, Combined, Opened, Reducer, SealedReducer
 from flrl.aggregation.drift import cosines
 from flrl.aggregation.rows import RowsReducer
 from flrl.layout import ParameterLayout
@@ -30,7 +30,10 @@ def combine(
     """
     generator = torch.Generator().manual_seed(seed_for(seed, broadcast.round, SERVER, "aggregator"))
     context = Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator, root)
-    combined = aggregator.combine(reducer, own_variables(state), context)
+    opened = reducer.opened() if isinstance(reducer, SealedReducer) else Opened(reducer)
+    combined = aggregator.combine(opened.reducer, own_variables(state), context)
+    numbers = {**combined.numbers, **opened.numbers}
+    combined = replace(combined, numbers=numbers, down_bytes=combined.down_bytes + opened.down_bytes)
     if not isinstance(reducer, RowsReducer) or "update" not in combined.vectors:
         return combined
     return replace(combined, numbers={**combined.numbers, **cosines(reducer, combined.vectors["update"])})

@@ -18,6 +18,7 @@ from flrl.transforms.compression import (
 from flrl.transforms.gaussian_noise import GaussianNoise
 from flrl.transforms.gradient_noise import GradientNoise
 from flrl.transforms.gradient_pruning import GradientPruning
+from flrl.transforms.secagg import SecAgg
 from flrl.transforms.soteria import Soteria
 from flrl.transforms.top_k import TopK
 from flrl.types import Context
@@ -37,6 +38,7 @@ __all__ = [
     "PowerSGD",
     "RandomK",
     "Sign",
+    "SecAgg",
     "Soteria",
     "TernGrad",
     "Threshold",

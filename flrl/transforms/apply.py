@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from flrl.aggregation.base import Reducer
 from flrl.layout import ParameterLayout
 from flrl.seeding import SERVER, seed_for, seeded_for_client
 from flrl.transforms.base import Transform
@@ -45,6 +46,23 @@ def on_client(
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
         metrics |= {_key(name, key): value for key, value in {**numbers, "clients": 1.0}.items()}
     return replace(update, memory=kept, metrics=metrics)
+
+
+def reducer_of(
+    transforms: Transforms, inner: Reducer, broadcast: Broadcast, layout: ParameterLayout, seed: int
+) -> Reducer:
+    """What reduces a round's updates on a worker: the aggregator's own reducer, or what a transform has in its place.
+
+    Args:
+        transforms: the transforms by name.
+        inner: the aggregator's, empty.
+        broadcast: what the server sent.
+        layout: the layout of its vectors.
+        seed: the run's seed.
+    """
+    for name, transform in transforms.items():
+        inner = transform.reducer(inner, _context(name, SERVER, broadcast, layout, seed))
+    return inner
 
 
 def on_server(

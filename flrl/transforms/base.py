@@ -10,6 +10,7 @@ from flrl.layout import ParameterLayout
 from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 if TYPE_CHECKING:
+    from flrl.aggregation import Reducer
     from flrl.setup import Setup
 
 
@@ -82,6 +83,15 @@ class Transform:
             The vectors; this transform's new variables; numbers to report.
         """
         return vectors, state, {}
+
+    def reducer(self, inner: "Reducer", context: Context) -> "Reducer":
+        """What reduces a round's updates on a worker, in place of the aggregator's own reducer.
+
+        Args:
+            inner: the aggregator's, empty.
+            context: the round.
+        """
+        return inner
 
 
 COVERS = ("trainable", "update", "all")
