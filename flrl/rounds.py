@@ -22,7 +22,8 @@ from flrl.sampling import estimated, noted
 from flrl.scheduling import NOW, Plan, Planning, is_under_way
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
-from flrl.transforms.apply import on_server
+from flrl.transforms.apply import key_holders, on_server
+from flrl.transforms.encrypted_sum import opened
 from flrl.types import Aggregate, ClientReport, RoundRecord, ServerState
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Rounds:
             self.callbacks.on_client_end(report)
         if received:
             self._check(reports, plan)
-        return merged([each.reducer for each in received]) if received else None, reports
+        return opened(merged([each.reducer for each in received]), plan.key_holders) if received else None, reports
 
     def _aggregate(
         self, plan: Plan, reducer: "Reducer | None", reports: Sequence[ClientReport], state: ServerState
@@ -213,7 +214,10 @@ def planned(
         layout: the model's layout.
         fleet: the clients' devices; None if there is no virtual clock.
     """
-    return strategy.schedule.plan(Planning(strategy, threat, state, sizes, sampling_seed, layout, fleet))
+    addends = strategy.schedule.largest(strategy.sampler.largest(len(sizes)))
+    holders, public = key_holders(strategy.transforms, addends)
+    planning = Planning(strategy, threat, state, sizes, sampling_seed, layout, fleet, public)
+    return replace(strategy.schedule.plan(planning), key_holders=holders)
 
 
 def initial_state(strategy: "Strategy", vector: Tensor, layout: ParameterLayout, seed: int) -> ServerState:

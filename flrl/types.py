@@ -204,6 +204,7 @@ class Context:
         root: the vectors of the update of the server's root samples, float64 by name; None unless an aggregator needs
             it.
         measured: what `Transform.measure` has computed from the client's samples, by name; empty on the server.
+        public: where the transform has keys, `key`, the public one, uint8, and `addends`, the most updates in a sum.
     """
 
     round: int
@@ -214,3 +215,4 @@ class Context:
     generator: torch.Generator
     root: Tensors | None = None
     measured: Tensors = field(default_factory=dict)
+    public: Tensors = field(default_factory=dict)

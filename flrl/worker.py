@@ -24,7 +24,7 @@ from flrl.strategies.running import train_clients
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.measuring import measure
 from flrl.trainers.sharing import outside_of
-from flrl.transforms.apply import on_client
+from flrl.transforms.apply import on_client, reducer_of
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, Tensors
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,8 @@ class Worker:
         """An empty reducer for a round's updates, on the model's device."""
         sizes = self.strategy.vector_sizes(self.model.layout)
         device = self.model.local.device
-        return self.strategy.aggregator.reducer(sizes, total_weight=broadcast.total_weight, device=device)
+        inner = self.strategy.aggregator.reducer(sizes, total_weight=broadcast.total_weight, device=device)
+        return reducer_of(self.strategy.transforms, inner, broadcast)
 
     def rehearse(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> None:
         """Train the first client batch of a round on one batch of samples each and drop the updates, to fail early.

@@ -8,7 +8,18 @@ import flrl
 
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own room and those below it, none beside it
-    {"own_code", "errors", "seeding", "config", "kernels", "models", "runs.rows", "lightning.hooks", "cli.importing"},
+    {
+        "own_code",
+        "errors",
+        "seeding",
+        "config",
+        "encryption",
+        "kernels",
+        "models",
+        "runs.rows",
+        "lightning.hooks",
+        "cli.importing",
+    },
     {
         "clients",
         "data",
@@ -22,7 +33,8 @@ LAYERS = [  # from the bottom; a module may import its own room and those below 
         "devices",
     },
     {"types", "bound_model", "setup", "cli", "fairness", "target", "privacy"},
-    {"lightning", "aggregation", "sampling", "transforms", "process_setup", "records", "scheduling"},
+    {"lightning", "aggregation", "sampling", "process_setup", "records", "scheduling"},
+    {"transforms"},
     {"callbacks.base", "runs.checkpoint", "trainers.problem", "adversaries"},
     {"trainers.steps", "evaluation", "rounds", "runs", "logging", "callbacks"},
     {"trainers"},

@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 
+from flrl.aggregation.base import Reducer
+from flrl.encryption import KeyHolder
 from flrl.layout import ParameterLayout
 from flrl.seeding import SERVER, seed_for, seeded_for_client
 from flrl.transforms.base import Transform
+from flrl.transforms.encrypted_sum import as_tensor
 from flrl.types import Broadcast, ClientUpdate, Context, Tensors
 
 Transforms = Mapping[str, Transform]
@@ -78,6 +81,29 @@ def on_server(
     return vectors, kept, metrics
 
 
+def key_holders(transforms: Transforms, addends: int) -> tuple[dict[str, KeyHolder], dict[str, torch.Tensor]]:
+    """A round's key holders by transform, and what they publish, as variables of a broadcast.
+
+    Args:
+        transforms: the transforms by name.
+        addends: the largest number of updates in the round.
+    """
+    made = {name: transform.key_holder(addends) for name, transform in transforms.items()}
+    holders = {name: holder for name, holder in made.items() if holder is not None}
+    public: dict[str, torch.Tensor] = {}
+    for name, holder in holders.items():
+        public[_key(name, "key")] = as_tensor(holder.public)
+        public[_key(name, "addends")] = torch.tensor(addends)
+    return holders, public
+
+
+def reducer_of(transforms: Transforms, inner: Reducer, broadcast: Broadcast) -> Reducer:
+    """What reduces a round's updates: the aggregator's reducer, or what a transform has in its place."""
+    for name, transform in transforms.items():
+        inner = transform.reducer(inner, _own(broadcast.variables, name))
+    return inner
+
+
 def _three(result: Any, name: str, method: str) -> Any:
     """What a transform's method returned; TypeError unless it is what was transformed, tensors to keep, and numbers."""
     whole = isinstance(result, tuple) and len(result) == 3
@@ -119,7 +145,8 @@ def checked(transforms: Transforms | Sequence[Transform] | None) -> dict[str, Tr
 
 def _context(name: str, client_id: int, broadcast: Broadcast, layout: ParameterLayout, seed: int) -> Context:
     generator = torch.Generator().manual_seed(seed_for(seed, broadcast.round, client_id, f"transforms/{name}"))
-    return Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator)
+    public = _own(broadcast.variables, name)
+    return Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator, public=public)
 
 
 def _own(tensors: Tensors, name: str) -> Tensors:

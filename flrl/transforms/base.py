@@ -10,6 +10,8 @@ from flrl.layout import ParameterLayout
 from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 if TYPE_CHECKING:
+    from flrl.aggregation import Reducer
+    from flrl.encryption import KeyHolder
     from flrl.setup import Setup
 
 
@@ -38,6 +40,9 @@ class Transform:
 
     hides_updates = False
     """Whether what a client sends says nothing without the others' (secure aggregation): only sums are observable."""
+
+    repeatable = True
+    """Whether a run with it has the same digests each time."""
 
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts of a setup that the transform cannot be combined with; before any round."""
@@ -74,6 +79,22 @@ class Transform:
             The vectors; this transform's new variables; numbers to report.
         """
         return vectors, state, {}
+
+    def key_holder(self, addends: int) -> "KeyHolder | None":
+        """Who has a new private key for a round of at most so many updates; None: the transform has no keys.
+
+        The public key is sent to the clients, and is in `context.public` and `reducer`.
+        """
+        return None
+
+    def reducer(self, inner: "Reducer", public: Tensors) -> "Reducer":
+        """What reduces a round's updates on a worker, in place of the aggregator's own reducer.
+
+        Args:
+            inner: the aggregator's, empty.
+            public: as in `Context`.
+        """
+        return inner
 
 
 COVERS = ("trainable", "update", "all")
