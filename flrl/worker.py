@@ -103,7 +103,7 @@ class Worker:
         sizes = self.strategy.vector_sizes(self.model.layout)
         device = self.model.local.device
         inner = self.strategy.aggregator.reducer(sizes, total_weight=broadcast.total_weight, device=device)
-        return reducer_of(self.strategy.transforms, inner, broadcast)
+        return reducer_of(self.strategy.transforms, inner, broadcast, self.model.layout, self.seed)
 
     def rehearse(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> None:
         """Train the first client batch of a round on one batch of samples each and drop the updates, to fail early.

@@ -50,6 +50,23 @@ def on_client(
     return replace(update, memory=kept, metrics=metrics)
 
 
+def reducer_of(
+    transforms: Transforms, inner: Reducer, broadcast: Broadcast, layout: ParameterLayout, seed: int
+) -> Reducer:
+    """What reduces a round's updates on a worker: the aggregator's own reducer, or what a transform has in its place.
+
+    Args:
+        transforms: the transforms by name.
+        inner: the aggregator's, empty.
+        broadcast: what the server sent.
+        layout: the layout of its vectors.
+        seed: the run's seed.
+    """
+    for name, transform in transforms.items():
+        inner = transform.reducer(inner, _context(name, SERVER, broadcast, layout, seed))
+    return inner
+
+
 def on_server(
     transforms: Transforms,
     vectors: Tensors,
@@ -95,13 +112,6 @@ def key_holders(transforms: Transforms, addends: int) -> tuple[dict[str, KeyHold
         public[_key(name, "key")] = as_tensor(holder.public)
         public[_key(name, "addends")] = torch.tensor(addends)
     return holders, public
-
-
-def reducer_of(transforms: Transforms, inner: Reducer, broadcast: Broadcast) -> Reducer:
-    """What reduces a round's updates: the aggregator's reducer, or what a transform has in its place."""
-    for name, transform in transforms.items():
-        inner = transform.reducer(inner, _own(broadcast.variables, name))
-    return inner
 
 
 def _three(result: Any, name: str, method: str) -> Any:

@@ -41,6 +41,12 @@ class Transform:
     hides_updates = False
     """Whether what a client sends says nothing without the others' (secure aggregation): only sums are observable."""
 
+    bounds_sensitivity = False
+    """Whether it is a `flrl.privacy.Mechanism`: it bounds what a client contributes, and noise is added to that."""
+    keeps_norm = False
+    """Whether an update's Euclidean norm never becomes larger, and nothing is added that was kept from earlier ones."""
+    encodes = False
+    """Whether it compresses: what follows must not change the numbers."""
     repeatable = True
     """Whether a run with it has the same digests each time."""
 
@@ -83,16 +89,16 @@ class Transform:
     def key_holder(self, addends: int) -> "KeyHolder | None":
         """Who has a new private key for a round of at most so many updates; None: the transform has no keys.
 
-        The public key is sent to the clients, and is in `context.public` and `reducer`.
+        The public key is sent to the clients, and is in `context.public`.
         """
         return None
 
-    def reducer(self, inner: "Reducer", public: Tensors) -> "Reducer":
+    def reducer(self, inner: "Reducer", context: Context) -> "Reducer":
         """What reduces a round's updates on a worker, in place of the aggregator's own reducer.
 
         Args:
             inner: the aggregator's, empty.
-            public: as in `Context`.
+            context: the round.
         """
         return inner
 

@@ -49,7 +49,7 @@ class Encryption(Transform):
             if type(other).client is not Transform.client:
                 raise ValueError(f"{where}: {key} changes the update after it is encrypted; put {key} first")
         for key, other in setup.transforms.items():
-            if other is not self and (other.hides_updates or getattr(other, "encodes", False)):
+            if other is not self and (other.hides_updates or other.encodes):
                 raise ValueError(f"{where}: only sums of plain numbers can be encrypted; leave out {key}")
         self._check_cost(where, setup)
 
@@ -71,10 +71,10 @@ class Encryption(Transform):
         rest = {name: nbytes for name, nbytes in update.payload.items() if name not in update.vectors}
         return replace(update, payload={**rest, "ciphertexts": sent}), memory, {}
 
-    def reducer(self, inner: Reducer, public: Tensors) -> Reducer:
+    def reducer(self, inner: Reducer, context: Context) -> Reducer:
         """A reducer that adds ciphertexts."""
         assert isinstance(inner, MeanReducer), "checked before the first round"
-        scheme = self.scheme(as_bytes(public["key"]), int(public["addends"]))
+        scheme = self.scheme(as_bytes(context.public["key"]), int(context.public["addends"]))
         return EncryptedSum(inner, scheme, largest=self.largest)
 
     @property

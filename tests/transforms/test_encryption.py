@@ -14,7 +14,7 @@ from flrl.kernels import vector_stats
 from flrl.rounds import planned
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg, Scaffold
-from flrl.transforms import Ckks, ClipNorm, GaussianNoise, Paillier, TopK, Transform
+from flrl.transforms import Ckks, ClipNorm, GaussianNoise, Paillier, Transform
 from flrl.transforms.encrypted_sum import EncryptedSum, as_tensor, opened
 from flrl.verify import main as verify
 from tests.backends.test_digest_table import launch, outcome
@@ -163,8 +163,8 @@ def test_what_hides_or_encodes_is_not_encrypted() -> None:
 
 
 def test_what_comes_before_or_works_on_the_server_is_allowed() -> None:
-    before = {"clip": ClipNorm(max_norm=1.0), "top": TopK(share=0.5, error_feedback=False)}
-    setup_of(strategy=fedavg({**before, **PAILLIER, "noise": GaussianNoise(std=0.1)})).check()
+    parts = {"clip": ClipNorm(max_norm=1.0), **PAILLIER, "noise": GaussianNoise(std=0.1)}
+    setup_of(strategy=fedavg(parts)).check()
     with pytest.raises(ValueError, match=r"cosines=true: paillier hides updates"):
         setup_of(strategy=fedavg(PAILLIER, aggregator=Mean(cosines=True))).check()
 
@@ -236,8 +236,6 @@ def test_verifying_an_approximate_sum_says_why_digests_differ(tmp_path: Path, cl
     assert done.code == 1
     assert "note      strategy.transforms.ckks: sums have random errors: expect other digests" in done.out
     assert "no client's update: it is the server's step that differs" in done.out
-    done = cli(f"run={tmp_path / 'run'}", "client=2", "round=1", main=verify)
-    assert done.code == 0, done.out
 
 
 @pytest.mark.mpi
