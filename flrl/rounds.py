@@ -156,7 +156,13 @@ class Rounds:
             zeros = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
             combined = Combined(zeros, 0.0, own_variables(state))
         vectors, kept, numbers = on_server(
-            strategy.transforms, combined.vectors, state.variables, broadcast, self.layout, self.seed
+            strategy.transforms,
+            combined.vectors,
+            state.variables,
+            broadcast,
+            self.layout,
+            self.seed,
+            combined.total_weight,
         )
         if combined.filtered is not None:
             filtered = set(combined.filtered)

@@ -14,6 +14,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import compute_epsilon
 from scipy.optimize import brentq
 
+from flrl.privacy.discrete import renyi_only
 from flrl.privacy.renyi import renyi
 
 Accountant = Literal["pld", "rdp"]
@@ -64,6 +65,11 @@ def epsilon(event: DpEvent, *, delta: float, accountant: Accountant = "pld") -> 
         return float(compute_epsilon(ORDERS, renyi(event, ORDERS).tolist(), delta)[0])
     if accountant != "pld":
         raise ValueError(f"privacy.accountant={accountant!r}: must be 'pld' or 'rdp'")
+    if renyi_only(event):
+        raise ValueError(
+            "privacy.accountant='pld': of discrete noise in a sum only Renyi divergences are bounded: "
+            "privacy.accountant=rdp"
+        )
     relation = NeighboringRelation.ADD_OR_REMOVE_ONE
     counting = PLDAccountant(relation, value_discretization_interval=_DISCRETIZATION)
     return float(counting.compose(event).get_epsilon(delta))

@@ -14,6 +14,8 @@ from dp_accounting import DpEvent, NeighboringRelation
 from dp_accounting.rdp import RdpAccountant
 from scipy import special
 
+from flrl.privacy.discrete import RenyiEvent, divergences
+
 
 def renyi(event: DpEvent, orders: Sequence[float]) -> np.ndarray:
     """The Renyi divergence of an event's neighbours, at most, of each order; float64 `[orders]`.
@@ -29,6 +31,8 @@ def renyi(event: DpEvent, orders: Sequence[float]) -> np.ndarray:
         return event.count * renyi(event.event, orders) if event.count else np.zeros(len(orders))
     if isinstance(event, dp_accounting.ComposedDpEvent):
         return sum((renyi(each, orders) for each in event.events), np.zeros(len(orders)))
+    if isinstance(event, RenyiEvent):
+        return divergences(event, orders)
     accountant = RdpAccountant(list(orders), NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(event)
     found = np.array(accountant._rdp, dtype=np.float64)  # it has no public access to the divergences

@@ -74,6 +74,7 @@ def on_server(
     broadcast: Broadcast,
     layout: ParameterLayout,
     seed: int,
+    accepted_weight: float = 0.0,
 ) -> tuple[Tensors, dict[str, torch.Tensor], dict[str, float]]:
     """The aggregate after all transforms in reverse order.
 
@@ -84,6 +85,7 @@ def on_server(
         broadcast: what the server sent to the clients.
         layout: the layout of the vectors.
         seed: the run's seed.
+        accepted_weight: the sum of the weights of the updates that are in the aggregate.
 
     Returns:
         The vectors, the transforms' variables for the next state, and numbers to report.
@@ -91,7 +93,7 @@ def on_server(
     kept: dict[str, torch.Tensor] = {}
     metrics: dict[str, float] = {}
     for name, transform in reversed(list(transforms.items())):
-        context = _context(name, SERVER, broadcast, layout, seed)
+        context = replace(_context(name, SERVER, broadcast, layout, seed), accepted_weight=accepted_weight)
         vectors, own, numbers = _three(transform.server(vectors, _own(variables, name), context), name, "server")
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
         metrics |= {_key(name, key): value for key, value in numbers.items()}
@@ -108,9 +110,10 @@ def key_holders(transforms: Transforms, addends: int) -> tuple[dict[str, KeyHold
     made = {name: transform.key_holder(addends) for name, transform in transforms.items()}
     holders = {name: holder for name, holder in made.items() if holder is not None}
     public: dict[str, torch.Tensor] = {}
-    for name, holder in holders.items():
-        public[_key(name, "key")] = as_tensor(holder.public)
-        public[_key(name, "addends")] = torch.tensor(addends)
+    public |= {_key(name, "key"): as_tensor(holder.public) for name, holder in holders.items()}
+    for name, transform in transforms.items():
+        if transform.needs_addends:
+            public[_key(name, "addends")] = torch.tensor(addends)
     return holders, public
 
 

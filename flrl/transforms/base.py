@@ -47,6 +47,8 @@ class Transform:
     """Whether an update's Euclidean norm never becomes larger, and nothing is added that was kept from earlier ones."""
     encodes = False
     """Whether it compresses: what follows must not change the numbers."""
+    needs_addends = False
+    """Whether it finds in `context.public` the largest number of updates in a sum, as `addends`."""
     repeatable = True
     """Whether a run with it has the same digests each time."""
 

@@ -33,6 +33,8 @@ class Encryption(Transform):
     """
 
     hides_updates = True
+    keeps_norm = True
+    needs_addends = True
     name: str
     most_seconds: float | None
 

@@ -210,7 +210,14 @@ def test_without_the_extra_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         Ckks()
 
 
-RUN = ("model=softmax_regression", "dataset=digits", "strategy.rounds=2", "partition.num_clients=5", "logger=none")
+RUN = (
+    "model=softmax_regression",
+    "dataset=digits",
+    "strategy.rounds=2",
+    "partition.num_clients=5",
+    "logger=none",
+    "log_clients=true",
+)
 SMALL_KEY = ("strategy/transforms=paillier", "strategy.transforms.paillier.key_bits=256", "callbacks=none")
 
 
