@@ -7,21 +7,26 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting import ComposedDpEvent, DpEvent, SelfComposedDpEvent
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 
-class RenyiEvent(DpEvent, ABC):  # type: ignore[misc]  # dp_accounting has no types
-    """An event of which nothing is known but a bound on its Renyi divergences."""
+class RenyiEvent(ABC):
+    """An event, beside those of dp-accounting, of which nothing is known but a bound on its Renyi divergences."""
 
     @abstractmethod
     def divergence(self, order: float) -> float:
         """A bound on the Renyi divergence of neighbours, of an order above 1."""
 
 
-def renyi_only(event: DpEvent) -> bool:
+def renyi_only(event: "DpEvent") -> bool:
     """Whether a part of an event is a `RenyiEvent`, which privacy loss distributions cannot count."""
+    from dp_accounting import ComposedDpEvent, SelfComposedDpEvent
+
     if isinstance(event, SelfComposedDpEvent):
         return renyi_only(event.event)
     if isinstance(event, ComposedDpEvent):

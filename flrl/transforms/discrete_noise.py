@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from dp_accounting import DpEvent, SelfComposedDpEvent
 from torch import Tensor
 
 from flrl.aggregation.mean import Mean
@@ -25,6 +24,8 @@ from flrl.transforms.rotation import rotated, rotated_back, width
 from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
     from flrl.setup import Setup
 
 log = logging.getLogger(__name__)
@@ -129,8 +130,8 @@ class DiscreteNoise(Transform):
             raise ValueError(f"{where}.bits={self.bits}: too few for sums of {clients} clients")
         if strategy.min_clients < self.shares(clients):
             raise ValueError(
-                f"{where}.dropouts={self.dropouts:g}: {self.shares(clients)} of {clients} clients must send their share "
-                f"of the noise, and strategy.min_clients={strategy.min_clients} allows fewer; set it to "
+                f"{where}.dropouts={self.dropouts:g}: {self.shares(clients)} of {clients} clients must send their "
+                f"share of the noise, and strategy.min_clients={strategy.min_clients} allows fewer; set it to "
                 f"{self.shares(clients)}, or allow more dropouts"
             )
         if not any(part.hides_updates for part in setup.transforms.values()):
@@ -189,7 +190,7 @@ class DiscreteNoise(Transform):
         deviation = math.sqrt(count) * grid.deviation * grid.granularity / count
         return {"update": mean}, state, {"granularity": grid.granularity, "std": deviation}
 
-    def events(self, setup: "Setup", charged: Any, noise_multiplier: float) -> Sequence[DpEvent]:
+    def events(self, setup: "Setup", charged: Any, noise_multiplier: float) -> "Sequence[DpEvent]":
         """All that has been released, seen from the client that took part most often.
 
         Args:
@@ -197,6 +198,8 @@ class DiscreteNoise(Transform):
             charged: a `flrl.privacy.Charged`: its `most()` is the largest number of rounds that a client took part in.
             noise_multiplier: the transform's own, or one that is tried.
         """
+        from dp_accounting import SelfComposedDpEvent
+
         grid = self.grid(setup.strategy.vector_sizes(setup.layout)["update"], setup.most_updates, noise_multiplier)
         return [SelfComposedDpEvent(self.event(grid), charged.most())]
 
