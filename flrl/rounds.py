@@ -22,7 +22,8 @@ from flrl.sampling import estimated, noted
 from flrl.scheduling import NOW, Plan, Planning, is_under_way
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
-from flrl.transforms.apply import on_server
+from flrl.transforms.apply import key_holders, on_server
+from flrl.transforms.encrypted_sum import opened
 from flrl.types import Aggregate, ClientReport, RoundRecord, ServerState
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Rounds:
             self.callbacks.on_client_end(report)
         if received:
             self._check(reports, plan)
-        return merged([each.reducer for each in received]) if received else None, reports
+        return opened(merged([each.reducer for each in received]), plan.key_holders) if received else None, reports
 
     def _aggregate(
         self, plan: Plan, reducer: "Reducer | None", reports: Sequence[ClientReport], state: ServerState
@@ -154,7 +155,13 @@ class Rounds:
             zeros = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
             combined = Combined(zeros, 0.0, own_variables(state))
         vectors, kept, numbers = on_server(
-            strategy.transforms, combined.vectors, state.variables, broadcast, self.layout, self.seed
+            strategy.transforms,
+            combined.vectors,
+            state.variables,
+            broadcast,
+            self.layout,
+            self.seed,
+            combined.total_weight,
         )
         if combined.filtered is not None:
             filtered = set(combined.filtered)
@@ -213,7 +220,10 @@ def planned(
         layout: the model's layout.
         fleet: the clients' devices; None if there is no virtual clock.
     """
-    return strategy.schedule.plan(Planning(strategy, threat, state, sizes, sampling_seed, layout, fleet))
+    addends = strategy.schedule.largest(strategy.sampler.largest(len(sizes)))
+    holders, public = key_holders(strategy.transforms, addends)
+    planning = Planning(strategy, threat, state, sizes, sampling_seed, layout, fleet, public)
+    return replace(strategy.schedule.plan(planning), key_holders=holders)
 
 
 def initial_state(strategy: "Strategy", vector: Tensor, layout: ParameterLayout, seed: int) -> ServerState:

@@ -209,6 +209,9 @@ class Context:
         root: the vectors of the update of the server's root samples, float64 by name; None unless an aggregator needs
             it.
         measured: what `Transform.measure` has computed from the client's samples, by name; empty on the server.
+        public: what clients and server are told for the transform: `key`, a public key, uint8, where it has keys;
+            `addends`, the largest number of updates in a sum, where it needs that.
+        accepted_weight: on the server, the sum of the weights of the updates that are in the aggregate; else 0.
     """
 
     round: int
@@ -219,3 +222,5 @@ class Context:
     generator: torch.Generator
     root: Tensors | None = None
     measured: Tensors = field(default_factory=dict)
+    public: Tensors = field(default_factory=dict)
+    accepted_weight: float = 0.0

@@ -34,6 +34,9 @@ def verify_run(cfg: DictConfig) -> bool:
     with replaying(run, backend) as replay:
         start = replay.start(rounds.start)
         _warn(console, config["backend"], backend)
+        for name, transform in replay.worker.strategy.transforms.items():
+            if not transform.repeatable:
+                console.print(f"note      strategy.transforms.{name}: sums have random errors: expect other digests")
         _warn_of_environment(console, folder, rounds)
         state = replay.advance(start, rounds.stop - 1 if cfg.client is None else rounds.start - 1)
         if cfg.client is not None and not replay.comparison.differences:

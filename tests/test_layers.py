@@ -8,7 +8,18 @@ import flrl
 
 ROOT = Path(flrl.__file__).parent
 LAYERS = [  # from the bottom; a module may import its own room and those below it, none beside it
-    {"own_code", "errors", "seeding", "config", "kernels", "models", "runs.rows", "lightning.hooks", "cli.importing"},
+    {
+        "own_code",
+        "errors",
+        "seeding",
+        "config",
+        "encryption",
+        "kernels",
+        "models",
+        "runs.rows",
+        "lightning.hooks",
+        "cli.importing",
+    },
     {
         "clients",
         "data",

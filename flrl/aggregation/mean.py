@@ -69,9 +69,13 @@ class MeanReducer:
     def __init__(self, sizes: Mapping[str, int], *, total_weight: float, device: torch.device | str = "cpu") -> None:
         if not (total_weight > 0 and math.isfinite(total_weight)):
             raise ValueError(f"total_weight must be positive and finite, got {total_weight}")
-        self.sizes = dict(sizes)
+        self.sizes, self.total_weight = dict(sizes), total_weight
         self.scale = _scale(total_weight)
         self.sum = ExactSum(sum(self.sizes.values()) + 1, device=device)
+
+    def empty(self, sizes: Mapping[str, int]) -> "MeanReducer":
+        """An empty reducer of other vectors, on the CPU, with the same scale of weights."""
+        return MeanReducer(sizes, total_weight=self.total_weight)
 
     def rejection(self, update: ClientUpdate, stats: Stats) -> str | None:
         """The rejection reason of an update that cannot be summed (not finite, too large), or None."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from flrl.privacy.discrete import renyi_only
 from flrl.privacy.renyi import renyi
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ def epsilon(event: "DpEvent", *, delta: float, accountant: Accountant = "pld") -
         return float(compute_epsilon(ORDERS, renyi(event, ORDERS).tolist(), delta)[0])
     if accountant != "pld":
         raise ValueError(f"privacy.accountant={accountant!r}: must be 'pld' or 'rdp'")
+    if renyi_only(event):
+        raise ValueError(
+            "privacy.accountant='pld': of discrete noise in a sum only Renyi divergences are bounded: "
+            "privacy.accountant=rdp"
+        )
     relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     counting = PLDAccountant(relation, value_discretization_interval=_DISCRETIZATION)
     return float(counting.compose(event).get_epsilon(delta))

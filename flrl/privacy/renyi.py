@@ -16,6 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
+from flrl.privacy.discrete import RenyiEvent, divergences
+
 
 def renyi(event: "DpEvent", orders: Sequence[float]) -> np.ndarray:
     """The Renyi divergence of an event's neighbours, at most, of each order; float64 `[orders]`.
@@ -34,6 +36,8 @@ def renyi(event: "DpEvent", orders: Sequence[float]) -> np.ndarray:
         return event.count * renyi(event.event, orders) if event.count else np.zeros(len(orders))
     if isinstance(event, dp_accounting.ComposedDpEvent):
         return sum((renyi(each, orders) for each in event.events), np.zeros(len(orders)))
+    if isinstance(event, RenyiEvent):
+        return divergences(event, orders)
     accountant = RdpAccountant(list(orders), dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     with _without_warnings():
         accountant.compose(event)

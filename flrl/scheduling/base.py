@@ -21,6 +21,7 @@ from flrl.types import Broadcast, ClientReport, ClientTask, ServerState, Tensors
 
 if TYPE_CHECKING:
     from flrl.adversaries import Threat
+    from flrl.encryption import KeyHolder
     from flrl.strategies import Strategy
 
 NOW = "clock/now"
@@ -43,6 +44,7 @@ class Planning:
         seed: seed of the cohorts.
         layout: the model's layout.
         fleet: the clients' devices; None if there is no virtual clock.
+        public: public keys that clients are sent with the model, by name.
     """
 
     strategy: "Strategy"
@@ -52,6 +54,7 @@ class Planning:
     seed: int
     layout: ParameterLayout
     fleet: Fleet | None = None
+    public: Tensors = field(default_factory=dict)
 
     @property
     def round(self) -> int:
@@ -88,7 +91,12 @@ class Planning:
             available = among if available is None else available & among
         more: dict[str, Any] = {} if available is None else {"available": available}
         broadcast, tasks = self.strategy.plan(self.state, self.sizes, self.seed, self.layout, **more)
-        return self.threat.sent(broadcast, self.layout), tasks
+        broadcast = self.threat.sent(broadcast, self.layout)
+        if not self.public:
+            return broadcast, tasks
+        nbytes = {name: tensor.nbytes for name, tensor in self.public.items()}
+        variables = {**broadcast.variables, **self.public}
+        return replace(broadcast, variables=variables, payload={**broadcast.payload, **nbytes}), tasks
 
     def dispatched(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> Dispatch:
         """What the clients that the tasks are sent to take."""
@@ -123,6 +131,7 @@ class Plan:
         dispatch: who is under way, where `ends_s` is None.
         variables: the schedule's variables after the round, by name.
         numbers: to report.
+        key_holders: who can decrypt what the round's clients send, by transform.
     """
 
     whole: Broadcast
@@ -134,6 +143,7 @@ class Plan:
     dispatch: Dispatch | None = None
     variables: Tensors = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    key_holders: "Mapping[str, KeyHolder]" = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[ClientTask]:

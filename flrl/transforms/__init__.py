@@ -1,6 +1,7 @@
 """Transforms of updates between clients and server. A new one is a file like `clip_norm.py`."""
 
 from flrl.transforms.base import AtClient, Transform
+from flrl.transforms.ckks import Ckks
 from flrl.transforms.clip_norm import ClipNorm
 from flrl.transforms.compression import (
     QSGD,
@@ -15,10 +16,13 @@ from flrl.transforms.compression import (
     Threshold,
     TrainableCompressor,
 )
+from flrl.transforms.distributed_discrete_gaussian import DistributedDiscreteGaussian
 from flrl.transforms.gaussian_noise import GaussianNoise
 from flrl.transforms.gradient_noise import GradientNoise
 from flrl.transforms.gradient_pruning import GradientPruning
+from flrl.transforms.paillier import Paillier
 from flrl.transforms.secagg import SecAgg
+from flrl.transforms.skellam import Skellam
 from flrl.transforms.soteria import Soteria
 from flrl.transforms.top_k import TopK
 from flrl.types import Context
@@ -27,6 +31,7 @@ __all__ = [
     "QSGD",
     "AtClient",
     "Cast",
+    "Ckks",
     "ClipNorm",
     "Compressor",
     "Context",
@@ -39,6 +44,9 @@ __all__ = [
     "RandomK",
     "Sign",
     "SecAgg",
+    "DistributedDiscreteGaussian",
+    "Paillier",
+    "Skellam",
     "Soteria",
     "TernGrad",
     "Threshold",

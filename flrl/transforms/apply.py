@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from flrl.aggregation.base import Reducer
+from flrl.encryption import KeyHolder
 from flrl.layout import ParameterLayout
 from flrl.seeding import SERVER, seed_for, seeded_for_client
 from flrl.transforms.base import Transform
+from flrl.transforms.encrypted_sum import as_tensor
 from flrl.types import Broadcast, ClientUpdate, Context, Tensors
 
 Transforms = Mapping[str, Transform]
@@ -72,6 +74,7 @@ def on_server(
     broadcast: Broadcast,
     layout: ParameterLayout,
     seed: int,
+    accepted_weight: float = 0.0,
 ) -> tuple[Tensors, dict[str, torch.Tensor], dict[str, float]]:
     """The aggregate after all transforms in reverse order.
 
@@ -82,6 +85,7 @@ def on_server(
         broadcast: what the server sent to the clients.
         layout: the layout of the vectors.
         seed: the run's seed.
+        accepted_weight: the sum of the weights of the updates that are in the aggregate.
 
     Returns:
         The vectors, the transforms' variables for the next state, and numbers to report.
@@ -89,11 +93,28 @@ def on_server(
     kept: dict[str, torch.Tensor] = {}
     metrics: dict[str, float] = {}
     for name, transform in reversed(list(transforms.items())):
-        context = _context(name, SERVER, broadcast, layout, seed)
+        context = replace(_context(name, SERVER, broadcast, layout, seed), accepted_weight=accepted_weight)
         vectors, own, numbers = _three(transform.server(vectors, _own(variables, name), context), name, "server")
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
         metrics |= {_key(name, key): value for key, value in numbers.items()}
     return vectors, kept, metrics
+
+
+def key_holders(transforms: Transforms, addends: int) -> tuple[dict[str, KeyHolder], dict[str, torch.Tensor]]:
+    """A round's key holders by transform, and what they publish, as variables of a broadcast.
+
+    Args:
+        transforms: the transforms by name.
+        addends: the largest number of updates in the round.
+    """
+    made = {name: transform.key_holder(addends) for name, transform in transforms.items()}
+    holders = {name: holder for name, holder in made.items() if holder is not None}
+    public: dict[str, torch.Tensor] = {}
+    public |= {_key(name, "key"): as_tensor(holder.public) for name, holder in holders.items()}
+    for name, transform in transforms.items():
+        if transform.needs_addends:
+            public[_key(name, "addends")] = torch.tensor(addends)
+    return holders, public
 
 
 def _three(result: Any, name: str, method: str) -> Any:
@@ -137,7 +158,8 @@ def checked(transforms: Transforms | Sequence[Transform] | None) -> dict[str, Tr
 
 def _context(name: str, client_id: int, broadcast: Broadcast, layout: ParameterLayout, seed: int) -> Context:
     generator = torch.Generator().manual_seed(seed_for(seed, broadcast.round, client_id, f"transforms/{name}"))
-    return Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator)
+    public = _own(broadcast.variables, name)
+    return Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator, public=public)
 
 
 def _own(tensors: Tensors, name: str) -> Tensors:

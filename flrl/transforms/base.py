@@ -11,6 +11,7 @@ from flrl.types import ClientUpdate, Context, Metrics, Tensors
 
 if TYPE_CHECKING:
     from flrl.aggregation import Reducer
+    from flrl.encryption import KeyHolder
     from flrl.setup import Setup
 
 
@@ -46,7 +47,10 @@ class Transform:
     """Whether an update's Euclidean norm never becomes larger, and nothing is added that was kept from earlier ones."""
     encodes = False
     """Whether it makes a buffer of the update, which is what is sent: `flrl.transforms.compression`."""
-
+    needs_addends = False
+    """Whether it finds in `context.public` the largest number of updates in a sum, as `addends`."""
+    repeatable = True
+    """Whether a run with it has the same digests each time."""
 
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts of a setup that the transform cannot be combined with; before any round."""
@@ -83,6 +87,13 @@ class Transform:
             The vectors; this transform's new variables; numbers to report.
         """
         return vectors, state, {}
+
+    def key_holder(self, addends: int) -> "KeyHolder | None":
+        """Who has a new private key for a round of at most so many updates; None: the transform has no keys.
+
+        The public key is sent to the clients, and is in `context.public`.
+        """
+        return None
 
     def reducer(self, inner: "Reducer", context: Context) -> "Reducer":
         """What reduces a round's updates on a worker, in place of the aggregator's own reducer.
