@@ -15,11 +15,11 @@ from flrl.bound_model import BoundModel
 from flrl.seeding import generator_for
 from flrl.snapshot import Snapshot
 from flrl.trainers.full_gradient import full_gradient
+from flrl.trainers.private import DPSGD
 from flrl.trainers.problem import POSITION, ClientHooks, LocalProblem, Trained
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
-    from flrl.trainers.private import DPSGD
 
 MOST_MODELS = 16
 """How many models an engine keeps recorded steps of, those of several kinds of clients."""
@@ -59,7 +59,7 @@ class Trainer(ABC):
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
         memory_format: Literal["contiguous", "channels_last"] = "contiguous",
         keep_optimizer_state: bool = False,
-        private: "DPSGD | None" = None,
+        private: DPSGD | None = None,
     ) -> None:
         for name, value in (("local_epochs", local_epochs), ("batch_size", batch_size)):
             if value < 1:

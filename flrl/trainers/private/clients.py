@@ -79,9 +79,10 @@ class PrivateClientBatch(ClientBatch):
         with attached(self.module, Watched()):  # type: ignore[arg-type]
             values = vmapped(call, tensors, leaves, weights)
             kept = 1 + len(function.logged)
-            if not all(bool(value.isfinite().all()) for value in values[kept:]):
+            total = torch.cat(values[kept:], dim=1)
+            if not total.isfinite().all():
                 function.leaves_out = True
-                values = vmapped(call, tensors, leaves, weights)
+                total = torch.cat(vmapped(call, tensors, leaves, weights)[kept:], dim=1)
         for place, (index, count) in enumerate(zip(present, counts, strict=True)):
             logs[index].add(function.logged, [value[place] for value in values[:kept]], count)
-        return torch.cat([value.detach().reshape(len(present), -1).double() for value in values[kept:]], dim=1)
+        return total.detach().double()

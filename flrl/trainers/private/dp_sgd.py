@@ -32,7 +32,7 @@ class DPSGD:
         max_norm: the largest norm of a sample's gradient; larger ones are scaled down to it. Infinite does not clip,
             which takes a noise multiplier of 0.
         noise_multiplier: the noise's standard deviation over `max_norm`.
-        clipping: "flat" bounds the norm of the whole gradient by `max_norm`; "per_layer" that of each of K parameters by
+        clipping: "flat" bounds the norm of a gradient by `max_norm`; "per_layer" that of each of K parameters by
             `max_norm / sqrt(K)`, so that the norm of the whole is bounded too.
         sampling: "poisson".
         physical_batch_size: the most samples whose gradients are in memory at once; null: all of a batch. Steps do not

@@ -63,9 +63,9 @@ class PrivateLoop(Loop):
                 self.log.log(name, torch.tensor(value, dtype=torch.float64), reduce_fx=reduce)
         total += self.private.noise(problem, len(total), self.steps_taken)
         total /= min(size, max(1, len(problem.indices)))
-        for parameter, part in zip(parameters, torch.split(total, [p.numel() for p in parameters]), strict=True):
-            like = parameter.detach()
-            parameter.grad = part.view_as(like).to(like.device, like.dtype)
+        gradient = total.to(self.device, self.problem.model.layout.dtype)
+        for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view(parameter.shape).to(parameter.dtype)
 
     def _clipped_sum(self, indices: Any, batch_idx: int, logs: "Logs") -> Tensor:
         """The clipped sum of some samples as one vector, float64."""
@@ -80,12 +80,13 @@ class PrivateLoop(Loop):
         leaves = pytree.tree_leaves(batch)
         values = vmapped(call, tensors, leaves, weights)
         kept = 1 + len(function.logged)
-        if not all(bool(value.isfinite().all()) for value in values[kept:]):
-            function.leaves_out = True
-            values = vmapped(function, tensors, leaves, weights)
-            function.leaves_out = False
         logs.add(function.logged, values[:kept], count)
-        return torch.cat([value.detach().reshape(-1).double() for value in values[kept:]])
+        total = torch.cat(values[kept:])
+        if not total.isfinite().all():
+            function.leaves_out = True
+            total = torch.cat(vmapped(function, tensors, leaves, weights)[kept:])
+            function.leaves_out = False
+        return total.detach().double()
 
     def tensors(self) -> list[Tensor]:
         """The first argument of `ClippedSum.__call__`."""
