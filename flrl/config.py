@@ -49,6 +49,16 @@ class TargetConfig:
 
 
 @dataclass
+class PrivacyConfig:
+    """The key `privacy`: what is promised of the mechanisms that a run has."""
+
+    epsilon: float | None = None
+    delta: float = 1e-5
+    accountant: str = "pld"
+    secure_noise: bool = False
+
+
+@dataclass
 class TrainConfig:
     """The top level of `conf/train.yaml`; each group's keys are checked against the signature of its `_target_`."""
 
@@ -60,6 +70,7 @@ class TrainConfig:
     tags: list[str] = field(default_factory=list)
     optimized_metric: str | None = "test/accuracy"
     target: TargetConfig = field(default_factory=TargetConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     log_clients: bool = False
     console: str = field(default="auto", metadata={"allowed": CONSOLES})
     log_level: str = field(default="WARNING", metadata={"allowed": LOG_LEVELS})

@@ -1,9 +1,11 @@
 """From a configuration to the objects of a worker: the same in every process."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from flrl.adversaries import Adversary, Threat
@@ -16,10 +18,13 @@ from flrl.data.federated import Partition
 from flrl.data.shifts import Shift
 from flrl.devices import Devices, Fleet, NoDevices, Work
 from flrl.models import Kinds
+from flrl.privacy import Privacy, Spending, mechanism_of
 from flrl.process_setup import prepare
+from flrl.sampling import draw, needs
 from flrl.seeding import Seeds
 from flrl.setup import Setup
 from flrl.strategies import Strategy
+from flrl.trainers import EagerTrainer, auto
 from flrl.worker import Worker
 
 
@@ -31,13 +36,15 @@ class Recipe:
         config: the resolved configuration, as plain dicts and lists.
 
     Raises:
-        ValueError: a seed or `on_client_failure` is invalid; methods raise it for the groups that they make.
+        ValueError: a seed, a setting of `privacy` or `on_client_failure` is invalid; methods raise it for the groups
+            that they make.
     """
 
     config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         Seeds.of(self.config)
+        Privacy.of(self.config)
         if self._on_client_failure not in ("stop", "drop"):
             raise ValueError(f"on_client_failure={self._on_client_failure}: must be 'stop' or 'drop'")
 
@@ -136,6 +143,31 @@ class Recipe:
         own = kinds or ([self.module()] if model.layout.size else [])
         return model, [prepare(each, threads=threads, device=device, personal=["*"]) for each in own]
 
+    def setup(self, data: FederatedData) -> Setup:
+        """The parts of the run, not yet checked against each other; the eager engine where one is to be chosen."""
+        trainer = make(self.config, "trainer")
+        if self.config["trainer"]["_target_"] == auto.TARGET:
+            trainer = EagerTrainer(**trainer.keywords)
+        return Setup.of(self.module(), self.strategy(), trainer, data.sizes, devices=self.devices())
+
+    def spending(self, data: FederatedData) -> Spending | None:
+        """What counts the epsilon of the run's mechanism; None if it has none.
+
+        Raises:
+            ValueError: the mechanism cannot be combined with other parts, or there is a budget and no mechanism.
+        """
+        setup, privacy = self.setup(data), Privacy.of(self.config)
+        found = mechanism_of(setup)
+        if found is None:
+            if privacy.epsilon is not None:
+                raise ValueError(
+                    f"privacy.epsilon={privacy.epsilon:g}: no part of the run adds noise for it; choose "
+                    "strategy/transforms=dp, or take the budget away"
+                )
+            return None
+        setup.check()
+        return Spending(*found, setup, privacy, functools.partial(_cohort, setup, self.seeds.sampling))
+
     def worker(self, data: FederatedData, *, threads: int, device: str) -> Worker:
         """A worker, after checks of its parts against each other.
 
@@ -189,3 +221,11 @@ class Recipe:
             kinds=kinds,
             fleet=fleet,
         )
+
+
+def _cohort(setup: Setup, seed: int, round: int) -> np.ndarray:
+    """Who takes part in a round, as far as is known before it: everybody where that depends on earlier rounds."""
+    away = setup.devices is not None and setup.devices.availability is not None
+    if away or {*needs(setup.sampler)} - {"sizes"}:
+        return np.arange(setup.num_clients)
+    return draw(setup.sampler, {}, setup.sizes, seed=seed, round=round)

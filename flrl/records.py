@@ -14,6 +14,7 @@ _OF_TRAINING = (
     "adversary/",
     "devices/",
     "schedule/",
+    "privacy/",
     "clients/num",
     "clients/rejected",
     "updates/",

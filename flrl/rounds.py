@@ -116,7 +116,7 @@ class Rounds:
         if NOW in kept:
             seconds["time/virtual_s"] = float(kept[NOW])
         down = {"comm/down_bytes": float(plan.down_bytes)}
-        numbers |= plan.numbers
+        numbers |= {**plan.numbers, **self.callbacks.numbers(after.round)}
         record = round_record(after.round, evaluated | numbers | seconds | down, digest(after.vector), result)
         return after, record
 

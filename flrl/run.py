@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from flrl.backends.base import Backend
-from flrl.callbacks import Callback, Callbacks, OptimizedMetric, Progress, RunFolder, RunInfo, Target
+from flrl.callbacks import Callback, Callbacks, OptimizedMetric, PrivacyLedger, Progress, RunFolder, RunInfo, Target
 from flrl.callbacks.checkpoint import identity_of
 from flrl.callbacks.progress import said_if_slow
 from flrl.cli import log_file
@@ -30,6 +30,7 @@ from flrl.clients import ClientStore
 from flrl.config import TrainConfig
 from flrl.data import FederatedData
 from flrl.logging import Loggers
+from flrl.privacy import charges
 from flrl.recipe import Recipe
 from flrl.rounds import initial_state, planned
 from flrl.runs.checkpoint import kept_indexes
@@ -37,7 +38,7 @@ from flrl.runs.environment import differences, environment
 from flrl.runs.resuming import Resumption, is_finished, last_good, run_to_resume
 from flrl.runs.rows import ENVIRONMENTS, METRICS, read_rows
 from flrl.runs.saved import BEFORE
-from flrl.runs.settings import continued, earlier_config
+from flrl.runs.settings import NOISE, continued, earlier_config, with_value
 from flrl.setup import Setup
 from flrl.strategies.running import train_clients
 from flrl.target import asked
@@ -75,6 +76,11 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     whole = recipe.data()
     config = filled(config, whole.splits)  # a dedicated server keeps only a part of the data
     recipe = Recipe(config)
+    spending = recipe.spending(whole)
+    if spending is not None and spending.mechanism.noise_multiplier is None:
+        config = with_value(config, f"{spending.key}.{NOISE}", spending.calibrated())
+        recipe = Recipe(config)
+        spending = recipe.spending(whole)
     data = backend.share(whole)
     if config["trainer"]["_target_"] == auto.TARGET:
         config = {**config, "trainer": _chosen_engine(config, data, backend)}
@@ -96,7 +102,8 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     )
     store = recipe.client_store()
     start = _start(worker, info, store)
-    callbacks = _callbacks(config)
+    ledger = None if spending is None else PrivacyLedger(spending, charges(resumed_from, start.state.round))
+    callbacks = _callbacks(config, ledger)
     shown = any(isinstance(callback, Progress) for callback in callbacks.callbacks)
     worker.examiner.try_out()
     if start.state.round < worker.strategy.rounds and backend.holds_samples and not worker.drop_failures:
@@ -171,10 +178,12 @@ def _chosen_engine(config: dict[str, Any], data: FederatedData, backend: Backend
     return chosen
 
 
-def _callbacks(config: dict[str, Any]) -> Callbacks:
+def _callbacks(config: dict[str, Any], ledger: PrivacyLedger | None) -> Callbacks:
     loggers = Loggers(make(config, "logger") if config["logger"] else {})
     own: dict[str, Callback] = make(config, "callbacks") if config["callbacks"] else {}
-    first = [RunFolder(log_clients=config["log_clients"]), loggers]
+    charging = [] if ledger is None else [ledger]
+    folder = RunFolder(log_clients=config["log_clients"], sections=[each.summary for each in charging])
+    first = [*charging, folder, loggers]
     target = asked(config)
     last = [
         *_expected(config["optimized_metric"]),

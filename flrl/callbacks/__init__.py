@@ -4,6 +4,7 @@ from flrl.callbacks.base import Callback, Callbacks, RunInfo
 from flrl.callbacks.checkpoint import Checkpoint
 from flrl.callbacks.guards import EarlyStopping, NanGuard
 from flrl.callbacks.optimized import OptimizedMetric
+from flrl.callbacks.privacy import PrivacyLedger
 from flrl.callbacks.progress import Progress
 from flrl.callbacks.run_folder import RunFolder
 from flrl.callbacks.target import Target
@@ -15,6 +16,7 @@ __all__ = [
     "EarlyStopping",
     "NanGuard",
     "OptimizedMetric",
+    "PrivacyLedger",
     "Progress",
     "RunFolder",
     "RunInfo",

@@ -7,7 +7,7 @@ from typing import Any
 
 from flrl.bound_model import BoundModel
 from flrl.data import FederatedData
-from flrl.types import ClientReport, RoundRecord, ServerState
+from flrl.types import ClientReport, Metrics, RoundRecord, ServerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,10 @@ class Callback:
     def on_round_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Called after a round, whose record is the last one of `history`; also after an evaluation as round 0."""
 
+    def numbers(self, round: int) -> Metrics:
+        """Called before a round's record is made; returns numbers to add to it, by name."""
+        return {}
+
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
         """Called before every round; returns the reason to end the run, or None to go on."""
         return None
@@ -109,6 +113,13 @@ class Callbacks(Callback):
         """Call `on_round_end` of every callback, in order."""
         for callback in self.callbacks:
             callback.on_round_end(state, history)
+
+    def numbers(self, round: int) -> Metrics:
+        """The numbers of all callbacks."""
+        found: dict[str, float] = {}
+        for callback in self.callbacks:
+            found |= callback.numbers(round)
+        return found
 
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
         """The first reason that a callback gives, in order; None if none has one."""

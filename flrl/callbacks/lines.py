@@ -37,6 +37,8 @@ def round_line(record: RoundRecord, rounds: int, max_clients: int, width: int | 
     if metrics.get("clients/rejected"):
         rejected = ", ".join(f"client {r.client_id}: {r.rejected}" for r in record.reports if r.rejected)
         parts["rejected"] = f"  [bold red]rejected {escape(rejected)}[/]"
+    if "privacy/epsilon" in metrics:
+        parts["privacy"] = f"  epsilon {metrics['privacy/epsilon']:.3g}"
     if "time/round_s" in metrics:
         parts["seconds"] = f"  {metrics['time/round_s']:.2f} s"
         parts["bytes"] = f"  up {in_bytes(metrics['comm/up_bytes'])} down {in_bytes(metrics['comm/down_bytes'])}"
@@ -64,6 +66,14 @@ def result_line(record: RoundRecord) -> str:
     names = [name for name in shown_names(record) if not name.startswith(OF_CLIENTS)]
     names += [name for name in record.metrics if re.match(r"(held_out_)?clients/\w+/a", name)]
     return "result  " + "  ".join(shown(name, record.metrics[name]) for name in names)
+
+
+def privacy_line(record: RoundRecord) -> str | None:
+    """The epsilon of all rounds; None if the run has no mechanism."""
+    if "privacy/epsilon" not in record.metrics:
+        return None
+    epsilon, delta = (record.metrics[f"privacy/{name}"] for name in ("epsilon", "delta"))
+    return f"privacy  epsilon [bold]{epsilon:.4g}[/] at delta {delta:g}"
 
 
 def target_line(config: Mapping[str, Any], history: Sequence[RoundRecord]) -> str | None:

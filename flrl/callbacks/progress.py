@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from flrl.callbacks.base import Callback, RunInfo
-from flrl.callbacks.lines import below_here, counted, result_line, round_line, target_line
+from flrl.callbacks.lines import below_here, counted, privacy_line, result_line, round_line, target_line
 from flrl.callbacks.live import LiveTable
 from flrl.callbacks.run_folder import row_of
 from flrl.types import ClientReport, RoundRecord, ServerState
@@ -97,6 +97,8 @@ class Progress(Callback):
         if history:
             self._print(result_line(history[-1]))
             if line := target_line(self._run.config, history):
+                self._print(line)
+            if line := privacy_line(history[-1]):
                 self._print(line)
             self._print(f"digest  {history[-1].digest}")
         self._print(f"folder  {below_here(self._run.folder)}")

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -42,10 +42,12 @@ class RunFolder(Callback):
 
     Args:
         log_clients: also write `clients.jsonl`, a row per client and round.
+        sections: give further parts of the summary once the run has ended.
     """
 
-    def __init__(self, *, log_clients: bool = False) -> None:
+    def __init__(self, *, log_clients: bool = False, sections: Sequence[Callable[[], Mapping[str, Any]]] = ()) -> None:
         self.log_clients = log_clients
+        self.sections = sections
         self._run: RunInfo
         self._written = 0
         self._started = time.perf_counter()
@@ -108,6 +110,7 @@ class RunFolder(Callback):
             "model": saved,
             "metrics": row_of(history[-1]) if history else {},
             **summary_of(run.config, map(row_of, history)),
+            **{name: part for section in self.sections for name, part in section().items()},
             "wall_time_s": round(time.perf_counter() - self._started, 3),
             "partition": run.data.hash,
             "partition_statistics": partition_statistics(run.data),

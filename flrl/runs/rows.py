@@ -10,6 +10,7 @@ METRICS = "metrics.jsonl"
 CLIENTS = "clients.jsonl"
 DIGESTS = "digests.jsonl"
 ENVIRONMENTS = "environments.jsonl"
+PRIVACY = "privacy.jsonl"
 ERROR = "error.txt"
 _NEEDED = {
     METRICS: ("round", "digest"),

@@ -1,10 +1,11 @@
 """The settings that a run's results depend on, which must not change when it is resumed."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flrl.config import FILLED, FROM_DATA, NO_DEVICES, NOBODY
+from flrl.config import FILLED, FROM_DATA, NO_DEVICES, NOBODY, PrivacyConfig
 from flrl.runs.saved import BEFORE, read_config, saved_in
 from flrl.seeding import Seeds
 
@@ -20,6 +21,7 @@ FREE = {
     "log_level",
     "optimized_metric",
     "target",
+    "privacy.epsilon",
     "evaluation",
     "vars",
     "on_client_failure",
@@ -35,6 +37,8 @@ _OF_BACKENDS = {"backend.threads", "backend.device", "backend.portable"}
 """The settings of a backend that bits depend on; its kind and the number of processes may change."""
 _SAME_BITS = {f"flrl.trainers.{name}Trainer" for name in ("Eager", "Traced", "Lightning")}
 _AUTO = "flrl.trainers.choose_engine"
+NOISE = "noise_multiplier"
+"""The last part of keys whose null is filled by calibration to a budget."""
 _SHOWN = 5
 _ABSENT = object()
 
@@ -55,6 +59,8 @@ def earlier_config(folder: Path) -> dict[str, Any] | None:
 def continued(config: Mapping[str, Any], earlier: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration to resume a run with; `trainer=auto` becomes the engine that the run had.
 
+    So does a noise multiplier of null.
+
     Args:
         config: the new configuration.
         earlier: the run's configuration so far.
@@ -67,6 +73,9 @@ def continued(config: Mapping[str, Any], earlier: Mapping[str, Any], folder: Pat
     if config["trainer"].get("_target_") == _AUTO:
         options = {key: value for key, value in config["trainer"].items() if key not in ("_target_", "memory_format")}
         config["trainer"] = {**earlier["trainer"], **options}
+    for key, value in _leaves(earlier):
+        if key.endswith(f".{NOISE}") and dict(_leaves(config)).get(key, value) is None:
+            config = with_value(config, key, value)
     changed = differences(earlier, config)
     if changed:
         shown = "; ".join(f"{key} was {_text(was)}, is {_text(new)}" for key, (was, new) in changed[:_SHOWN])
@@ -105,6 +114,8 @@ def _alike(key: str, old: Any, new: Any) -> bool:
         old, new = (str(device).partition(":")[0] for device in (old, new))
     if key.partition(".")[0] in FILLED and key.rpartition(".")[2] in FROM_DATA and (old is None or new is None):
         return True  # null stands for the data's own value
+    if key.endswith(f".{NOISE}") and new is None:
+        return True  # null stands for what was calibrated
     # Engines and backends of other kinds or versions may lack an option: that is the same as an option that is off.
     if key.startswith(("trainer.", "backend.")):
         old, new = (None if value is _ABSENT or value is False or value in ({}, []) else value for value in (old, new))
@@ -131,7 +142,14 @@ def _with_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
         **given,
         "adversary": config.get("adversary") or NOBODY,
         "devices": config.get("devices") or NO_DEVICES,
+        "privacy": config.get("privacy") or asdict(PrivacyConfig()),
     }
+
+
+def with_value(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A configuration with another value at a key that it has, such as `strategy.transforms.dp.noise_multiplier`."""
+    first, _, rest = key.partition(".")
+    return {**config, first: with_value(config[first], rest, value) if rest else value}
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -39,6 +39,13 @@ class Transform:
     hides_updates = False
     """Whether what a client sends says nothing without the others' (secure aggregation): only sums are observable."""
 
+    bounds_sensitivity = False
+    """Whether it is a `flrl.privacy.Mechanism`: it bounds what a client contributes, and noise is added to that."""
+    keeps_norm = False
+    """Whether an update's Euclidean norm never becomes larger, and nothing is added that was kept from earlier ones."""
+    encodes = False
+    """Whether it compresses: what follows must not change the numbers."""
+
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts of a setup that the transform cannot be combined with; before any round."""
 

@@ -1,0 +1,74 @@
+"""The ledger of a run: a line for each round that is about to be released, written before it is.
+
+A round is charged before its clients train. A run that is killed after that, and resumed, finds the line: with noise
+that follows from the seed the round is repeated to the bit and counts once, with secure noise it counts again.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flrl.errors import DamagedError
+from flrl.runs.rows import PRIVACY, damaged_lines, read_rows, replace_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The file `privacy.jsonl` in a run's folder.
+
+    Attributes:
+        path: the file's.
+    """
+
+    path: Path
+
+    @classmethod
+    def begun(cls, folder: Path, rows: Iterable[Mapping[str, Any]]) -> "Ledger":
+        """The ledger of a run's folder, with the rows so far."""
+        ledger = cls(folder / PRIVACY)
+        replace_rows(ledger.path, rows)
+        _sync(ledger.path)
+        _sync(folder)
+        return ledger
+
+    def charge(self, round: int, clients: Sequence[int] | None) -> dict[str, Any]:
+        """Write a round into the ledger; it is on the disk when this returns.
+
+        Args:
+            round: about to be released.
+            clients: the ids of its clients, if the mechanism is counted by them.
+        """
+        row = {"round": round} | ({} if clients is None else {"clients": [*map(int, clients)]})
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return row
+
+
+def charges(folder: Path | None, round: int) -> list[dict[str, Any]]:
+    """The rows of the ledger in a run's folder, after a complete round; none if there is no such run.
+
+    Raises:
+        DamagedError: a line in the middle is damaged, or there is none of a complete round.
+    """
+    if folder is None:
+        return []
+    path = folder / PRIVACY
+    rows, damaged = list(read_rows(path)), damaged_lines(path)
+    lost = sorted({*range(1, round + 1)} - {row["round"] for row in rows})
+    if lost or (damaged and damaged[0] <= len(rows)):
+        what = f"has nothing of round {lost[0]}" if lost else f"is damaged in line {damaged[0]}"
+        raise DamagedError(f"{path} {what}: without it, it is not known what has been released")
+    return rows
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
