@@ -68,6 +68,7 @@ class Strategy(ABC):
     """Whether one client trains on the samples of others too, which a dedicated server cannot have it do."""
     passes, gradients = 1.0, 0.0
     """How many trainings, and full gradients besides, a client does in a round: for the virtual clock alone."""
+    reads_samples = False  # whether `local` uses losses, gradients or outputs of samples besides the steps
     sends_model = True
     """Whether clients are sent the global model, and send updates of it. Where they are not, each has a model of its
     own, all of it personal, and `model.kinds` may give clients different networks."""

@@ -46,6 +46,7 @@ class FedALA(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    reads_samples = True
     evaluates = ("own",)
 
     def __init__(

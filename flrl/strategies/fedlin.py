@@ -28,6 +28,8 @@ class FedLin(FedAvg):
     Arguments as for `FedAvg`; any local optimizer goes, as nothing is computed from the updates.
     """
 
+    reads_samples = True
+
     def check(self, setup: Setup) -> None:
         """Refuse cohorts: the gradient of the mean loss is that of all clients.
 

@@ -39,6 +39,7 @@ class IFCA(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    reads_samples = True
     evaluates = ("cluster",)
 
     def __init__(self, *, clusters: int = 2, **options: Any) -> None:

@@ -37,6 +37,8 @@ class QFedAvg(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    reads_samples = True
+
     def __init__(self, *, q: float, lipschitz: float | None = None, **options: Any) -> None:
         super().__init__(**options)
         if not q >= 0:

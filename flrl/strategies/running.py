@@ -14,6 +14,9 @@ from flrl.strategies.checking import check_problem, check_update
 from flrl.trainers import LocalProblem, Trained, Trainer
 from flrl.types import ClientUpdate, ServerState
 
+PRIVATE_STEPS = "privacy/steps"
+"""The name among a client's metrics of the number of its private steps in a round."""
+
 
 def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer: Trainer) -> list[ClientUpdate]:
     """Run `Strategy.local` for each client of a client batch, and train the problems that they yield.
@@ -33,19 +36,25 @@ def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer:
         TypeError: `local` is no generator, or yields or returns something else than it should.
         ValueError: it asks for what cannot be trained, or changes in place what the server sent.
     """
+    private = trainer.private is not None
     own = not type(strategy).local.__module__.startswith("flrl.")
     steps = [trainer.num_epochs(problem) * trainer.num_batches(problem) for problem in problems]
     parts = [_Part(strategy, replace(p, num_steps=taken), own) for p, taken in zip(problems, steps, strict=True)]
     for part in parts:
         part.go_on(None)
     while asked := [part for part in parts if part.asked is not None]:
+        for part in asked if private else ():
+            part.number()
         by_problem = {id(part.asked): part for part in asked}
         for group in trainer.groups([part.asked for part in asked if part.asked is not None]):
             for problem, trained in zip(group, trainer.fit_batch(group, strategy), strict=True):
                 by_problem[id(problem)].go_on(trained)
     if own:
         problems[0].model.touched = True  # a user's own strategy may have changed the module
-    return [part.update for part in parts if part.update is not None]
+    updates = [part.update for part in parts if part.update is not None]
+    if not private:
+        return updates
+    return [_counted(update, part.steps) for update, part in zip(updates, parts, strict=True)]
 
 
 def train_server(strategy: Strategy, state: ServerState, problem: LocalProblem, trainer: Trainer) -> ServerState:
@@ -80,9 +89,12 @@ class _Part:
     problem: LocalProblem
     own: bool
     times: int
+    trainings: int
+    steps: int
 
     def __init__(self, strategy: Strategy, problem: LocalProblem, own: bool) -> None:
         self.strategy, self.problem, self.own, self.times = strategy, problem, own, 0
+        self.trainings = self.steps = 0
         self.asked = self.update = None
         with self._watched():
             self.generator = strategy.local(problem)
@@ -95,6 +107,7 @@ class _Part:
     def go_on(self, trained: Trained | None) -> None:
         """Send the generator what was trained, and note what it asks for next, or its update."""
         self.asked = None
+        self.steps += 0 if trained is None else trained.num_steps
         try:
             with self._watched():
                 asked: Any = self.generator.send(trained)  # type: ignore[arg-type]
@@ -110,8 +123,26 @@ class _Part:
                 asked = replace(asked, start=asked.start.to(dtype))
         self.asked = asked
 
+    def number(self) -> None:
+        """Number the training that is asked for, so that no two of a client's in a round have the same noise.
+
+        Raises:
+            ValueError: it is not on all samples of the client, for which each step is counted.
+        """
+        assert self.asked is not None
+        if len(self.asked.indices) != len(self.problem.indices):
+            name = type(self.strategy).__name__
+            raise ValueError(f"trainer.private: {name} trains on a part of a client's samples, which is not counted")
+        self.asked = replace(self.asked, training=self.trainings)
+        self.trainings += 1
+
     def _watched(self) -> Any:
         return _seeded_and_unchanged(self) if self.own else nullcontext()
+
+
+def _counted(update: ClientUpdate, steps: int) -> ClientUpdate:
+    """An update that reports the private steps of all trainings behind it."""
+    return replace(update, metrics={**update.metrics, PRIVATE_STEPS: float(steps)})
 
 
 @contextmanager

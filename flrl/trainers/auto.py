@@ -69,6 +69,8 @@ def choose_engine(trial: Trial, **options: Any) -> dict[str, Any]:
     Raises:
         ValueError: no engine but `LightningTrainer` can train the module.
     """
+    if options.get("private") is not None:
+        raise ValueError("trainer.private: trainer=auto does not try private steps: use trainer=traced")
     vector = trial.model.local.clone()
     seconds: dict[str, float] = {}
     configs: dict[str, dict[str, Any]] = {}

@@ -15,6 +15,7 @@ from flrl.bound_model import BoundModel
 from flrl.seeding import generator_for
 from flrl.snapshot import Snapshot
 from flrl.trainers.full_gradient import full_gradient
+from flrl.trainers.private import DPSGD
 from flrl.trainers.problem import POSITION, ClientHooks, LocalProblem, Trained
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Trainer(ABC):
         precision: "32-true", or "bf16-mixed" for bfloat16 autocast.
         memory_format: "contiguous", or "channels_last" for images and the weights of convolutions.
         keep_optimizer_state: keep the optimizer's state (momentum) in client memory until the client next takes part.
+        private: take private steps; null takes those of the module.
 
     Raises:
         ValueError: a setting is invalid.
@@ -57,6 +59,7 @@ class Trainer(ABC):
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
         memory_format: Literal["contiguous", "channels_last"] = "contiguous",
         keep_optimizer_state: bool = False,
+        private: DPSGD | None = None,
     ) -> None:
         for name, value in (("local_epochs", local_epochs), ("batch_size", batch_size)):
             if value < 1:
@@ -82,7 +85,10 @@ class Trainer(ABC):
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.precision = precision
         self.memory_format = memory_format
+        if private is not None and memory_format != "contiguous":
+            raise ValueError(f"trainer.memory_format={memory_format!r}: must be 'contiguous' with trainer.private")
         self.keep_optimizer_state = keep_optimizer_state
+        self.private = private
 
     @property
     def restored(self) -> Sequence[Snapshot]:
@@ -103,6 +109,8 @@ class Trainer(ABC):
         Returns:
             The trained results, in the order of the problems.
         """
+        if self.private is not None and any(problem.only_gradient for problem in problems):
+            raise ValueError(f"trainer.private: {type(hooks).__name__} needs whole gradients or losses, without noise")
         return [full_gradient(p, self) if p.only_gradient else self.fit(p, hooks) for p in problems]
 
     def groups(self, problems: Sequence[LocalProblem]) -> list[list[LocalProblem]]:
@@ -185,7 +193,7 @@ class Trainer(ABC):
     def position(self, problem: LocalProblem) -> dict[str, Tensor]:
         """Client memory of where the next round's batches begin; empty if every round begins with the first sample."""
         steps = self.num_steps(problem)
-        if steps is None or self.shuffle or not len(problem.indices):
+        if steps is None or self.shuffle or self.private is not None or not len(problem.indices):
             return {}
         batches = ceil(len(problem.indices) / self.batch_size)
         return {POSITION: torch.tensor((problem.position + steps) % batches)}

@@ -34,6 +34,7 @@ class _Row:
         generator: its random numbers.
         losses: loss and weight of each step.
         logged: value and weight of each logged number, by name.
+        reduce: its reduction, by name.
     """
 
     problem: LocalProblem
@@ -42,6 +43,7 @@ class _Row:
     generator: torch.Generator
     losses: list[tuple[float, float]] = field(default_factory=list)
     logged: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    reduce: dict[str, str] = field(default_factory=dict)
 
 
 class ClientBatch:
@@ -79,11 +81,14 @@ class ClientBatch:
 
     def _row(self, problem: LocalProblem) -> _Row:
         trainer, task = self.trainer, problem.task
-        num_epochs = trainer.num_epochs(problem)
-        batches = chain.from_iterable(trainer.batches(problem, epoch) for epoch in range(num_epochs))
+        num_steps = trainer.num_epochs(problem) * trainer.num_batches(problem)
         seed = seed_for(problem.seed, task.round, task.client_id, "train")
         generator = torch.Generator(self.device).manual_seed(seed)
-        return _Row(problem, batches, num_epochs * trainer.num_batches(problem), generator)
+        return _Row(problem, self._batches(problem), num_steps, generator)
+
+    def _batches(self, problem: LocalProblem) -> Iterator[tuple[Any, int]]:
+        epochs = range(self.trainer.num_epochs(problem))
+        return chain.from_iterable(self.trainer.batches(problem, epoch) for epoch in epochs)
 
     def train(self) -> list[tuple[LocalProblem, Trained]]:
         """Take all steps of all clients; returns each problem with its result.
@@ -163,10 +168,9 @@ class ClientBatch:
         step.generators += [torch.Generator(self.device).manual_seed(0)] * (total - count)
         others = [] if adjustment is None else adjustment.tensors
         values = step.call(*parameters, *self.buffers, *tensors, *others)
-        kept = 1 + len(step.recorded.logged)
+        kept, unused = 1 + len(step.recorded.logged), step.recorded.unused
         self.outputs.append((list(indices), [size] * count, step.recorded, list(values[:kept])))
         gradients = iter(values[kept:])
-        unused = step.recorded.unused
         return [None if place in unused else next(gradients)[:count] for place in range(len(parameters))]
 
     def _adjustment(self, rows: Any, total: int) -> Adjustment:
@@ -175,7 +179,7 @@ class ClientBatch:
         return Adjustment(self.hooks, {name: value[rows] for name, value in whole.items()})
 
     def _stacked(self, batches: Sequence[Any]) -> Any:
-        """The clients' batches of equal shapes as one on the device, with a first dimension for the clients."""
+        """The clients' batches as one on the device, with a first dimension for the clients."""
         stacked = pytree.tree_map(lambda *parts: torch.stack(parts), *batches)
         return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), stacked)
 
@@ -227,15 +231,16 @@ class ClientBatch:
             losses, *logged = (value.to(torch.float64).tolist() for value in values)
             for place, (index, size) in enumerate(zip(indices, sizes, strict=True)):
                 self.rows[index].losses.append((losses[place], float(size)))
-                for (name, _, weight), numbers in zip(recorded.logged, logged, strict=True):
-                    pairs = self.rows[index].logged.setdefault(name, [])
-                    pairs.append((numbers[place], float(size if weight is None else weight)))
+                for (name, reduce, weight), numbers in zip(recorded.logged, logged, strict=True):
+                    self.rows[index].reduce[name] = reduce
+                    pair = numbers[place], float(size if weight is None else weight)
+                    self.rows[index].logged.setdefault(name, []).append(pair)
 
     def _trained(self, index: int, other: str) -> Trained:
         row = self.rows[index]
-        how = {name: reduce for _, _, recorded, _ in self.outputs for name, reduce, _ in recorded.logged}
-        metrics = {name: reduced(how[name], pairs) for name, pairs in row.logged.items()}
-        metrics["train/loss"] = reduced("mean", row.losses)
+        metrics = {name: reduced(row.reduce[name], pairs) for name, pairs in row.logged.items()}
+        if row.losses:
+            metrics["train/loss"] = reduced("mean", row.losses)
         return trained(
             row.problem,
             self.matrix[index],

@@ -63,6 +63,8 @@ class LightningTrainer(Trainer):
         """
         module = setup.module
         check_automatic(module)
+        if self.private is not None:
+            raise ValueError("trainer.private: trainer=lightning does not take private steps: use trainer=traced")
         stand_in = TrainerStandIn(self.local_epochs, 1, engine=self.engine)
         with attached(module, stand_in), contextlib.suppress(OnlyRealTrainerError):
             check_stepped(module, configure(module, stand_in)[0])

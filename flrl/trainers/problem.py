@@ -44,6 +44,7 @@ class LocalProblem:
         position: index of the batch to begin with, counted over epochs; used for steps instead of epochs.
         num_steps: steps of a round by the trainer's settings, for strategies that take them one by one.
         public: the samples that the server and all clients have; None if there are none.
+        training: which training of the client in this round it is, counted from 0; set by whoever runs `local`.
     """
 
     model: BoundModel
@@ -61,6 +62,7 @@ class LocalProblem:
     position: int = 0
     num_steps: int = 1
     public: Source | None = None
+    training: int = 0
 
     @classmethod
     def of(

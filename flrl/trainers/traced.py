@@ -15,7 +15,9 @@ from flrl.lightning.optimizers import SchedulerStep
 from flrl.lightning.stand_in import TrainerStandIn
 from flrl.lightning.transfer import TRANSFER_HOOKS
 from flrl.trainers.base import MOST_MODELS
-from flrl.trainers.eager import EagerTrainer, Loop
+from flrl.trainers.eager import EagerTrainer
+from flrl.trainers.loop import Loop
+from flrl.trainers.private.recorded import PrivateRecordings, RecordedPrivateLoop
 from flrl.trainers.problem import ClientHooks, LocalProblem
 from flrl.trainers.steps.record import Adjustment, Shape
 from flrl.trainers.steps.replay import Recordings, Replay
@@ -45,7 +47,10 @@ class TracedTrainer(EagerTrainer):
         # With bits of its own, which steps are replayed must not depend on what this process has trained before.
         self.own_bits = fuse or compile
         self._recordings: dict[BoundModel, Recordings] = {}  # of each kind of client
+        self._private: dict[BoundModel, PrivateRecordings] = {}
         self._logged: set[str] = set()
+        if self.private is not None and self.own_bits:
+            raise ValueError("trainer.private: trainer.fuse and trainer.compile must be false")
 
     def configured(self, problem: LocalProblem, stand_in: TrainerStandIn) -> tuple[Optimizer, list[SchedulerStep]]:
         """The optimizer of the last client with its state dropped, where it can be reused, else a new one."""
@@ -57,6 +62,8 @@ class TracedTrainer(EagerTrainer):
 
     def loop(self, problem: LocalProblem, hooks: ClientHooks, *rest: Any) -> Loop:
         """The loop that replays steps; the eager loop where nothing can be replayed."""
+        if self.private is not None:
+            return RecordedPrivateLoop(self._private_recordings(problem.model), self, problem, hooks, *rest)
         recordings = self.recordings(problem.model)
         if recordings.closed:
             return Loop(self, problem, hooks, *rest)
@@ -75,6 +82,13 @@ class TracedTrainer(EagerTrainer):
                 self._recordings.clear()
             self._recordings[model] = Recordings(self, model)
         return self._recordings[model]
+
+    def _private_recordings(self, model: BoundModel) -> PrivateRecordings:
+        if model not in self._private:
+            if len(self._private) >= MOST_MODELS:
+                self._private.clear()
+            self._private[model] = PrivateRecordings()
+        return self._private[model]
 
     def warn_once(self, module: pl.LightningModule, reason: str) -> None:
         """Log why a module is trained eagerly, each reason once."""

@@ -25,6 +25,7 @@ from flrl.snapshot import Snapshot
 from flrl.trainers.base import MOST_MODELS
 from flrl.trainers.client_batch import ClientBatch
 from flrl.trainers.eager import EagerTrainer
+from flrl.trainers.private.clients import PrivateClientBatch
 from flrl.trainers.problem import ClientHooks, LocalProblem, Trained
 from flrl.trainers.steps.record import Adjustment, NotCapturableError, Shape, Watched
 from flrl.trainers.steps.safety import optimizer_is_watched, refuse_hooks
@@ -129,7 +130,8 @@ class VectorizedTrainer(EagerTrainer):
             return super().fit_batch(problems, hooks)
         if not all(isinstance(problem.source, TensorSource) for problem in problems):
             raise ValueError("trainer=vectorized needs samples in memory (TensorSource): use trainer=traced")
-        found = {problem.task.client_id: trained for problem, trained in ClientBatch(self, problems, hooks).train()}
+        batch = ClientBatch if self.private is None else PrivateClientBatch
+        found = {problem.task.client_id: trained for problem, trained in batch(self, problems, hooks).train()}
         return [found[problem.task.client_id] for problem in problems]
 
     def groups(self, problems: Sequence[LocalProblem]) -> list[list[LocalProblem]]:

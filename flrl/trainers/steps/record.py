@@ -130,7 +130,7 @@ def record(
     buffers = [buffer.detach().clone() for _, buffer in module.named_buffers()]
     before, generators = (
         Snapshot(module, "module", spared=[*model.trainable(), *module.buffers()]),
-        _python_generators(),
+        python_generators(),
     )
     try:
         with warnings.catch_warnings(), torch.enable_grad():
@@ -151,7 +151,7 @@ def record(
         before.restore()
     if changed:
         raise NotCapturableError(f"training_step changes {', '.join(changed[:3])}")
-    if _python_generators() != generators:
+    if python_generators() != generators:
         raise NotCapturableError("training_step draws random numbers from Python or NumPy")
     arguments = [node for node in graph.graph.nodes if node.op == "placeholder"]
     given = {"parameters": arguments[: len(parameters)], "its batch": arguments[len(parameters) + len(buffers) :]}
@@ -227,7 +227,7 @@ class _Step:
             observed(self.module, () if self.adjustment is None else self.adjustment.hooks.observes) as outputs,
         ):
             batch = pytree.tree_unflatten(leaves, self.spec)
-            loss = loss_of(functional_call(_Recorded(self.module), tensors, (batch, _Index())))
+            loss = loss_of(functional_call(_Recorded(self.module), tensors, (batch, Unused())))
         if loss is None:
             raise NotCapturableError("training_step skipped a batch")
         if self.adjustment is None:
@@ -275,7 +275,7 @@ class Watched:
         raise NotCapturableError(f"it reads Trainer.{name}")
 
 
-class _Index(int):
+class Unused(int):
     """Stands for `batch_idx` while a step is recorded, and refuses all uses."""
 
 
@@ -288,8 +288,9 @@ for _name in (
     "and rand or ror xor rxor lshift rlshift rshift rrshift neg pos abs invert round index int float bool hash "
     "str repr format"
 ).split():
-    setattr(_Index, f"__{_name}__", _refuse)
+    setattr(Unused, f"__{_name}__", _refuse)
 
 
-def _python_generators() -> Any:
+def python_generators() -> Any:
+    """The states of Python's and NumPy's generators, to be compared."""
     return random.getstate(), pickle.dumps(np.random.get_state())

@@ -1,0 +1,5 @@
+"""Private training: each sample's part in a client's steps is bounded, and noise hides it."""
+
+from flrl.trainers.private.dp_sgd import DPSGD
+
+__all__ = ["DPSGD"]
