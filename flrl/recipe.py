@@ -24,6 +24,7 @@ from flrl.sampling import draw, needs
 from flrl.seeding import Seeds
 from flrl.setup import Setup
 from flrl.strategies import Strategy
+from flrl.strategies.bounding import check_bounded
 from flrl.trainers import EagerTrainer, auto
 from flrl.worker import Worker
 
@@ -148,7 +149,8 @@ class Recipe:
         trainer = make(self.config, "trainer")
         if self.config["trainer"]["_target_"] == auto.TARGET:
             trainer = EagerTrainer(**trainer.keywords)
-        return Setup.of(self.module(), self.strategy(), trainer, data.sizes, devices=self.devices())
+        devices, seed = self.devices(), self.seeds.sampling
+        return Setup.of(self.module(), self.strategy(), trainer, data.sizes, devices=devices, sampling_seed=seed)
 
     def spending(self, data: FederatedData) -> Spending | None:
         """What counts the epsilon of the run's mechanism; None if it has none.
@@ -165,6 +167,7 @@ class Recipe:
                     "strategy/transforms=dp, or take the budget away"
                 )
             return None
+        check_bounded(setup)
         setup.check()
         return Spending(*found, setup, privacy, functools.partial(_cohort, setup, self.seeds.sampling))
 
@@ -187,7 +190,15 @@ class Recipe:
         modules: list[Any] = [each.module for each in (model, *kinds)]
         for module in modules:
             setup = Setup.of(
-                module, strategy, trainer, data.sizes, adversary=adversary, public=public, devices=devices, **numbers
+                module,
+                strategy,
+                trainer,
+                data.sizes,
+                adversary=adversary,
+                public=public,
+                devices=devices,
+                sampling_seed=self.seeds.sampling,
+                **numbers,
             )
             setup.check()
         if len(data.splits.train):

@@ -25,7 +25,7 @@ from flrl.runs.checkpoint import list_checkpoints, load_checkpoint, round_of
 from flrl.runs.rows import METRICS
 from flrl.scheduling import Plan
 from flrl.seeding import clients_in_turn
-from flrl.transforms.apply import on_server
+from flrl.transforms.apply import on_server, sizes_after
 from flrl.types import Broadcast, ClientTask, ClientUpdate, RoundRecord, ServerState, Tensors
 from flrl.watched import Asked, WatchedThreat, watched_data
 from flrl.worker import Worker, client_batches
@@ -187,7 +187,7 @@ class Replay:
         if plan.parts:
             broadcast = plan.parts[0].broadcast
         strategy, device = self.worker.strategy, self.worker.model.local.device
-        sizes = strategy.vector_sizes(self.layout)
+        sizes = sizes_after(strategy.transforms, strategy.vector_sizes(self.layout))
         reducer = Mean().reducer(sizes, total_weight=broadcast.total_weight, device=device)
         accepted = []
         for batch in client_batches(self.worker.batched(tasks)):

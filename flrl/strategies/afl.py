@@ -42,6 +42,8 @@ class AFL(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    beyond_means = "the clients' weights follow their losses"
+
     def __init__(self, *, mixture_lr: float, least: float = 1e-3, **options: Any) -> None:
         super().__init__(**options)
         if not mixture_lr >= 0:

@@ -37,6 +37,8 @@ class QFedAvg(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    beyond_means = "the server divides by a mean of clients' losses"
+
     def __init__(self, *, q: float, lipschitz: float | None = None, **options: Any) -> None:
         super().__init__(**options)
         if not q >= 0:

@@ -2,6 +2,11 @@
 
 from flrl.transforms.base import AtClient, Transform
 from flrl.transforms.clip_norm import ClipNorm
+from flrl.transforms.dp import CentralDP
+from flrl.transforms.dp_adaptive import AdaptiveDP
+from flrl.transforms.dp_distributed import DistributedDP
+from flrl.transforms.dp_ftrl import FTRL
+from flrl.transforms.dp_local import LocalDP
 from flrl.transforms.gaussian_noise import GaussianNoise
 from flrl.transforms.gradient_noise import GradientNoise
 from flrl.transforms.gradient_pruning import GradientPruning
@@ -10,6 +15,11 @@ from flrl.transforms.top_k import TopK
 from flrl.types import Context
 
 __all__ = [
+    "FTRL",
+    "AdaptiveDP",
+    "CentralDP",
+    "DistributedDP",
+    "LocalDP",
     "AtClient",
     "ClipNorm",
     "Context",
