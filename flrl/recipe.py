@@ -24,6 +24,7 @@ from flrl.sampling import draw, needs
 from flrl.seeding import Seeds
 from flrl.setup import Setup
 from flrl.strategies import Strategy
+from flrl.strategies.bounding import check_bounded
 from flrl.trainers import EagerTrainer, auto
 from flrl.worker import Worker
 
@@ -148,7 +149,18 @@ class Recipe:
         trainer = make(self.config, "trainer")
         if self.config["trainer"]["_target_"] == auto.TARGET:
             trainer = EagerTrainer(**trainer.keywords)
-        return Setup.of(self.module(), self.strategy(), trainer, data.sizes, devices=self.devices())
+        return Setup.of(self.module(), self.strategy(), trainer, data.sizes, **self._others(data))
+
+    def _others(self, data: FederatedData) -> dict[str, Any]:
+        """What a setup has besides module, strategy, trainer and sizes."""
+        return {
+            "num_holding_out": len(data.holding_out()),
+            "num_root_samples": data.num_root_samples,
+            "adversary": self.adversary(),
+            "public": data.splits.public,
+            "devices": self.devices(),
+            "sampling_seed": self.seeds.sampling,
+        }
 
     def spending(self, data: FederatedData) -> Spending | None:
         """What counts the epsilon of the run's mechanism; None if it has none.
@@ -165,6 +177,7 @@ class Recipe:
                     "strategy/transforms=dp, or take the budget away"
                 )
             return None
+        check_bounded(setup)
         setup.check()
         return Spending(*found, setup, privacy, functools.partial(_cohort, setup, self.seeds.sampling))
 
@@ -180,15 +193,12 @@ class Recipe:
             ValueError: parts cannot be combined, or the model has nothing to train.
         """
         trainer, strategy, evaluator = make(self.config, "trainer"), self.strategy(), make(self.config, "evaluation")
-        adversary, devices = self.adversary(), self.devices()
         model, kinds = self.models(strategy, threads=threads, device=device)
-        numbers = {"num_holding_out": len(data.holding_out()), "num_root_samples": data.num_root_samples}
-        public = data.splits.public
+        others = self._others(data)
+        adversary, devices, public = (others[name] for name in ("adversary", "devices", "public"))
         modules: list[Any] = [each.module for each in (model, *kinds)]
         for module in modules:
-            setup = Setup.of(
-                module, strategy, trainer, data.sizes, adversary=adversary, public=public, devices=devices, **numbers
-            )
+            setup = Setup.of(module, strategy, trainer, data.sizes, **others)
             setup.check()
         if len(data.splits.train):
             adversary.check_samples(data.splits.train, data.num_dataset_samples)

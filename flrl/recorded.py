@@ -64,8 +64,13 @@ class SavedRun:
 
         Raises:
             DamagedError: a file is damaged, or does not match another one.
-            ValueError: no round has been completed.
+            ValueError: no round has been completed, or none can be recomputed.
         """
+        if _has_secure_noise({name: config.get(name) for name in ("strategy", "trainer")}):
+            raise ValueError(
+                f"run={folder}: privacy.secure_noise=true: its noise came from the operating system, so that no round "
+                "can be recomputed"
+            )
         recipe = Recipe(config)
         check_files(folder, ParameterLayout(recipe.module(), recipe.strategy().personal))
         return cls(folder, config, Recorded.read(folder))
@@ -133,6 +138,13 @@ class Comparison(Callback):
         kept = load_checkpoint(path, {"model": self._layout.fingerprint}).vector
         largest = (kept[entry.slice].double() - state.vector[entry.slice].double()).abs().max()
         return f", by {float(largest):.3g} at most"
+
+
+def _has_secure_noise(node: Any) -> bool:
+    """Whether a mechanism below a node of a configuration draws noise from the operating system."""
+    if isinstance(node, Mapping):
+        return node.get("secure_noise") is True or any(map(_has_secure_noise, node.values()))
+    return isinstance(node, list) and any(map(_has_secure_noise, node))
 
 
 def _of(some: Sequence[str], those: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from flrl.runs.checkpoint import list_checkpoints, load_checkpoint, round_of
 from flrl.runs.rows import METRICS
 from flrl.scheduling import Plan
 from flrl.seeding import clients_in_turn
-from flrl.transforms.apply import on_server
+from flrl.transforms.apply import on_server, sizes_after
 from flrl.types import Broadcast, ClientTask, ClientUpdate, RoundRecord, ServerState, Tensors
 from flrl.watched import Asked, WatchedThreat, watched_data
 from flrl.worker import Worker, client_batches
@@ -187,7 +187,7 @@ class Replay:
         if plan.parts:
             broadcast = plan.parts[0].broadcast
         strategy, device = self.worker.strategy, self.worker.model.local.device
-        sizes = strategy.vector_sizes(self.layout)
+        sizes = sizes_after(strategy.transforms, strategy.vector_sizes(self.layout))
         reducer = Mean().reducer(sizes, total_weight=broadcast.total_weight, device=device)
         accepted = []
         for batch in client_batches(self.worker.batched(tasks)):
@@ -200,7 +200,9 @@ class Replay:
             raise ValueError(f"round {round}: no client of the cohort has sent anything")
         hiding = {name: part for name, part in strategy.transforms.items() if part.hides_updates}
         means, weight = reducer.result()
-        vectors, *_ = on_server(hiding, means, state.variables, broadcast, self.layout, self.worker.seed, weight)
+        vectors, *_ = on_server(
+            hiding, means, state.variables, broadcast, self.layout, self.worker.seed, received=weight
+        )
         return Exchange(broadcast, accepted, _on_cpu(vectors))
 
     def trained_on(self, round: int, client: int) -> tuple[Source, np.ndarray]:

@@ -18,11 +18,11 @@ from flrl.devices import Fleet
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.records import adversary_numbers, evaluation_record, round_record
-from flrl.sampling import estimated, noted
+from flrl.sampling import estimated, expected, noted
 from flrl.scheduling import NOW, Plan, Planning, is_under_way
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
-from flrl.transforms.apply import key_holders, on_server
+from flrl.transforms.apply import as_seen, bounded, key_holders, on_server, sizes_after, unseen
 from flrl.transforms.encrypted_sum import opened
 from flrl.types import Aggregate, ClientReport, RoundRecord, ServerState
 
@@ -101,7 +101,8 @@ class Rounds:
         with isolated_randomness(seed_for(self.seed, plan.whole.round, SERVER, "server"), torch.device("cpu")):
             result, kept, numbers = self._aggregate(plan, reducer, reports, state)
             result = estimated(self.strategy.sampler, result, weight_of_all, self.layout.num_trainable)
-            after = self.strategy.aggregate(state, result, self.layout)
+            given = as_seen(self.strategy.transforms, result, self._expected, len(sizes))
+            after = self.strategy.aggregate(unseen(state, self.strategy.transforms), given, self.layout)
         after = replace(after, vector=after.vector.to(self.layout.dtype))
         if self.strategy.trains_on_server:
             after = self.backend.server_update(replace(after, round=plan.whole.round))
@@ -119,6 +120,10 @@ class Rounds:
         numbers |= {**plan.numbers, **self.callbacks.numbers(after.round)}
         record = round_record(after.round, evaluated | numbers | seconds, digest(after.vector), result)
         return after, record
+
+    @property
+    def _expected(self) -> float:
+        return expected(self.strategy.sampler, len(self.backend.sizes))
 
     def _received(self, plan: Plan) -> "tuple[Reducer | None, list[ClientReport]]":
         """The updates of a plan's clients, once they are trained, and the reports of all that were sent a model.
@@ -151,9 +156,11 @@ class Rounds:
             root = self.backend.root_update(broadcast) if rule.needs_root else None
             combined = combine(rule, reducer, state, broadcast, self.layout, self.seed, root)
         else:
-            sizes = strategy.vector_sizes(self.layout)
+            combined = Combined({}, 0.0, own_variables(state))
+        if not combined.vectors:
+            sizes = sizes_after(strategy.transforms, strategy.vector_sizes(self.layout))
             zeros = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
-            combined = Combined(zeros, 0.0, own_variables(state))
+            combined = replace(combined, vectors=zeros)
         vectors, kept, numbers = on_server(
             strategy.transforms,
             combined.vectors,
@@ -161,7 +168,8 @@ class Rounds:
             broadcast,
             self.layout,
             self.seed,
-            combined.total_weight,
+            received=combined.total_weight,
+            expected=self._expected,
         )
         if combined.filtered is not None:
             filtered = set(combined.filtered)
@@ -181,13 +189,13 @@ class Rounds:
     def _check(self, reports: Sequence[ClientReport], plan: Plan) -> None:
         round = plan.whole.round
         accepted = [report for report in reports if report.rejected is None]
-        if len(accepted) < self.strategy.min_clients:
+        if len(accepted) < self.strategy.min_clients and bounded(self.strategy.transforms) is None:
             reasons = [f"client {r.client_id}: {r.rejected}" for r in reports if r.rejected is not None]
             rejected = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
             least = f"strategy.min_clients={self.strategy.min_clients}"
             why = rejected or f"only {len(reports)} took part"
             raise TooFewUpdatesError(f"round {round}: {len(accepted)} usable updates, {least}; {why}")
-        for name in self.strategy.transforms:
+        for name in self.strategy.transforms if accepted else ():
             if not any(f"transforms/{name}/clients" in report.metrics for report in accepted):
                 raise RuntimeError(f"transform {name} was asked for but never ran")
         allowed = {task.client_id: task.steps for task in plan.tasks if task.steps is not None}

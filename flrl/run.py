@@ -38,7 +38,7 @@ from flrl.runs.environment import differences, environment
 from flrl.runs.resuming import Resumption, is_finished, last_good, run_to_resume
 from flrl.runs.rows import ENVIRONMENTS, METRICS, read_rows
 from flrl.runs.saved import BEFORE
-from flrl.runs.settings import NOISE, continued, earlier_config, with_value
+from flrl.runs.settings import continued, earlier_config, with_value
 from flrl.setup import Setup
 from flrl.strategies.running import train_clients
 from flrl.target import asked
@@ -77,8 +77,9 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     config = filled(config, whole.splits)  # a dedicated server keeps only a part of the data
     recipe = Recipe(config)
     spending = recipe.spending(whole)
-    if spending is not None and spending.mechanism.noise_multiplier is None:
-        config = with_value(config, f"{spending.key}.{NOISE}", spending.calibrated())
+    if spending is not None and (found := spending.filled()):
+        for key, value in found.items():
+            config = with_value(config, key, value)
         recipe = Recipe(config)
         spending = recipe.spending(whole)
     data = backend.share(whole)

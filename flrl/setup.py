@@ -39,6 +39,7 @@ class Setup:
         adversary: which clients are malicious, and what they do; None for nobody.
         public: the samples that the server and all clients have; None if there are none.
         devices: what clients train on; None if there is no virtual clock.
+        sampling_seed: seed of the cohorts.
     """
 
     module: "pl.LightningModule"
@@ -54,6 +55,7 @@ class Setup:
     adversary: "Adversary | None" = None
     public: "Source | None" = None
     devices: "Devices | None" = None
+    sampling_seed: int = 0
 
     @classmethod
     def of(
@@ -68,6 +70,7 @@ class Setup:
         adversary: "Adversary | None" = None,
         public: "Source | None" = None,
         devices: "Devices | None" = None,
+        sampling_seed: int = 0,
     ) -> "Setup":
         """The setup of a strategy and its parts; arguments as the attributes."""
         layout = ParameterLayout(module, strategy.personal)
@@ -85,6 +88,7 @@ class Setup:
             adversary=adversary,
             public=public,
             devices=devices,
+            sampling_seed=sampling_seed,
         )
 
     @property

@@ -24,7 +24,7 @@ from flrl.strategies.running import train_clients
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.measuring import measure
 from flrl.trainers.sharing import outside_of
-from flrl.transforms.apply import on_client, reducer_of
+from flrl.transforms.apply import on_client, reducer_of, sizes_after, without_sent
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, Tensors
 
 log = logging.getLogger(__name__)
@@ -100,15 +100,18 @@ class Worker:
 
     def reducer(self, broadcast: Broadcast) -> Reducer:
         """An empty reducer for a round's updates, on the model's device."""
-        sizes = self.strategy.vector_sizes(self.model.layout)
         device = self.model.local.device
-        inner = self.strategy.aggregator.reducer(sizes, total_weight=broadcast.total_weight, device=device)
+        inner = self.strategy.aggregator.reducer(self._sizes, total_weight=broadcast.total_weight, device=device)
         return reducer_of(self.strategy.transforms, inner, broadcast, self.model.layout, self.seed)
 
     @property
     def hides_updates(self) -> bool:
         """Whether the server sees sums of updates alone."""
         return any(transform.hides_updates for transform in self.strategy.transforms.values())
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return sizes_after(self.strategy.transforms, self.strategy.vector_sizes(self.model.layout))
 
     def rehearse(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> None:
         """Train the first client batch of a round on one batch of samples each and drop the updates, to fail early.
@@ -144,7 +147,7 @@ class Worker:
     def _rehearse(self, batch: Sequence[ClientTask], broadcast: Broadcast) -> None:
         for update in self.updates(batch, self.on_device(broadcast), most=self.trainer.batch_size):
             if isinstance(update, ClientUpdate):
-                check_sizes(update, self.strategy.vector_sizes(self.model.layout))
+                check_sizes(update, self._sizes)
 
     def batched(self, tasks: Sequence[ClientTask]) -> list[ClientTask]:
         """The tasks in their order, each with the index of its client batch; the largest clients form the first batch.
@@ -217,7 +220,7 @@ class Worker:
         model = self.model_of(task.client_id)
         source, indices = self.threat.samples(self.data, task, broadcast, model.layout, most)
         public = self.data.splits.public
-        return LocalProblem.of(model, source, indices, task, broadcast, self.seed, public)
+        return LocalProblem.of(model, source, indices, task, without_sent(broadcast), self.seed, public)
 
     def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:
         clients = ", ".join(str(task.client_id) for task in batch)

@@ -56,6 +56,9 @@ class Mechanism(Protocol):
             noise_multiplier: the mechanism's own, or one that is tried.
         """
 
+    def filled(self, setup: "Setup") -> Mapping[str, float]:
+        """Settings of null other than the noise multiplier that follow from the run, by name."""
+
     def described(self) -> Mapping[str, Any]:
         """Its settings for `summary.json`: kind, bound, and so on."""
 

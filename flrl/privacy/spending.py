@@ -84,6 +84,17 @@ class Spending:
         """Whether what has been released is within the budget."""
         return not self._passed(self.shown(charged))
 
+    def filled(self) -> dict[str, float]:
+        """The mechanism's settings of null that follow from the run, by key: its noise multiplier, and others.
+
+        Raises:
+            ValueError: as for `calibrated`.
+        """
+        found = dict(self.mechanism.filled(self.setup))
+        if self.mechanism.noise_multiplier is None:
+            found["noise_multiplier"] = self.calibrated()
+        return {f"{self.key}.{name}": value for name, value in found.items()}
+
     def calibrated(self) -> float:
         """The smallest noise multiplier with which the whole run is within its budget.
 

@@ -37,8 +37,8 @@ _OF_BACKENDS = {"backend.threads", "backend.device", "backend.portable"}
 """The settings of a backend that bits depend on; its kind and the number of processes may change."""
 _SAME_BITS = {f"flrl.trainers.{name}Trainer" for name in ("Eager", "Traced", "Lightning")}
 _AUTO = "flrl.trainers.choose_engine"
-NOISE = "noise_multiplier"
-"""The last part of keys whose null is filled by calibration to a budget."""
+CALIBRATED = (".noise_multiplier", ".sensitivity")
+"""What keys end with whose null follows from a budget, or from the run's cohorts."""
 _SHOWN = 5
 _ABSENT = object()
 
@@ -59,7 +59,7 @@ def earlier_config(folder: Path) -> dict[str, Any] | None:
 def continued(config: Mapping[str, Any], earlier: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration to resume a run with; `trainer=auto` becomes the engine that the run had.
 
-    So does a noise multiplier of null.
+    So does a noise multiplier of null, which is then what was calibrated.
 
     Args:
         config: the new configuration.
@@ -74,7 +74,7 @@ def continued(config: Mapping[str, Any], earlier: Mapping[str, Any], folder: Pat
         options = {key: value for key, value in config["trainer"].items() if key not in ("_target_", "memory_format")}
         config["trainer"] = {**earlier["trainer"], **options}
     for key, value in _leaves(earlier):
-        if key.endswith(f".{NOISE}") and dict(_leaves(config)).get(key, value) is None:
+        if key.endswith(CALIBRATED) and dict(_leaves(config)).get(key, value) is None:
             config = with_value(config, key, value)
     changed = differences(earlier, config)
     if changed:
@@ -114,7 +114,7 @@ def _alike(key: str, old: Any, new: Any) -> bool:
         old, new = (str(device).partition(":")[0] for device in (old, new))
     if key.partition(".")[0] in FILLED and key.rpartition(".")[2] in FROM_DATA and (old is None or new is None):
         return True  # null stands for the data's own value
-    if key.endswith(f".{NOISE}") and new is None:
+    if key.endswith(CALIBRATED) and new is None:
         return True  # null stands for what was calibrated
     # Engines and backends of other kinds or versions may lack an option: that is the same as an option that is off.
     if key.startswith(("trainer.", "backend.")):

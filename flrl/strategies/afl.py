@@ -43,6 +43,7 @@ class AFL(FedAvg):
     """
 
     reads_samples = True
+    beyond_means = "the clients' weights follow their losses"
 
     def __init__(self, *, mixture_lr: float, least: float = 1e-3, **options: Any) -> None:
         super().__init__(**options)

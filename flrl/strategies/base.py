@@ -27,7 +27,7 @@ from flrl.setup import Setup
 from flrl.strategies.checking import belongs_to_rounds, check_cohort, check_cohorts
 from flrl.trainers import LocalProblem, Trained
 from flrl.transforms import Transform
-from flrl.transforms.apply import checked
+from flrl.transforms.apply import checked, sent_with, unseen
 from flrl.types import Aggregate, Broadcast, ClientTask, ClientUpdate, RoundRecord, ServerState, Tensors
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class Strategy(ABC):
     """Whether the server sums up, over rounds, what clients send by their share of all weights, `Aggregate.share`."""
     pools_samples = False
     """Whether one client trains on the samples of others too, which a dedicated server cannot have it do."""
+    beyond_means = ""
+    """Why the server needs more of clients than means, so that differential privacy is refused; empty if not."""
     passes, gradients = 1.0, 0.0
     """How many trainings, and full gradients besides, a client does in a round: for the virtual clock alone."""
     reads_samples = False  # whether `local` uses losses, gradients or outputs of samples besides the steps
@@ -135,11 +137,7 @@ class Strategy(ABC):
             threat: which clients are malicious, and what they do; nobody by default.
             fleet: the clients' devices; None if there is no virtual clock.
 
-        Returns:
-            The last state, and a record of every round.
-
-        Raises:
-            FlrlError: see `flrl.rounds.Rounds.run`.
+        Returns the last state, and a record of every round; raises what `flrl.rounds.Rounds.run` does.
         """
         sampling, threat = seed if sampling_seed is None else sampling_seed, threat or Threat()
         return Rounds(self, backend, layout, callbacks, seed, sampling, threat, fleet).run(state, history)
@@ -219,7 +217,8 @@ class Strategy(ABC):
         self, state: ServerState, round: int, cohort: Sequence[int], sizes: np.ndarray, layout: ParameterLayout
     ) -> tuple[Broadcast, list[ClientTask]]:
         tasks = [self.task(state, round, client, int(sizes[client])) for client in cohort]
-        sent = self.broadcast(state, round, sum(task.weight for task in tasks))
+        sent = self.broadcast(unseen(state, self.transforms), round, sum(task.weight for task in tasks))
+        sent = sent_with(self.transforms, sent, state.variables)
         if not self.sends_model:
             sent = replace(sent, vector=sent.vector[:0])
         payload = {"vector": layout.nbytes * self.sends_model} | {n: t.nbytes for n, t in sent.variables.items()}

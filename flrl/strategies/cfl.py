@@ -43,6 +43,8 @@ class CFL(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    beyond_means = "the server divides clients by their updates"
+
     def __init__(self, *, eps1: float = 0.4, eps2: float = 1.6, **options: Any) -> None:
         super().__init__(**{"aggregator": EveryUpdate(), **options})
         for name, value in (("eps1", eps1), ("eps2", eps2)):

@@ -10,6 +10,7 @@ from flrl.aggregation import Aggregator, EveryUpdate, Mean
 from flrl.sampling import weighs
 from flrl.scheduling import Synchronous
 from flrl.setup import Setup
+from flrl.strategies.bounding import check_bounded
 from flrl.trainers import LocalProblem
 from flrl.transforms import Transform
 from flrl.types import ClientUpdate
@@ -49,7 +50,8 @@ def check_mean(aggregator: Aggregator, what: str) -> None:
 
 
 def check_cohorts(strategy: "Strategy", setup: Setup) -> None:
-    """Raise ValueError for too small cohorts, and for a sampler that gives clients weights where those do not fit."""
+    """Raise ValueError for too small cohorts, for weights of a sampler that do not fit, and as `check_bounded` does."""
+    check_bounded(setup)
     most, name = setup.most_updates, type(setup.sampler).__name__
     if strategy.min_clients > most:
         raise ValueError(f"strategy.min_clients={strategy.min_clients}: only {most} clients take part in a round")

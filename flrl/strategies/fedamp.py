@@ -46,6 +46,7 @@ class FedAMP(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    beyond_means = "the server compares clients' models"
     evaluates = ("own",)
 
     def __init__(self, *, alpha: float = 0.1, sigma: float = 1.0, lam: float = 0.1, **options: Any) -> None:

@@ -36,6 +36,7 @@ class FedDistill(Strategy):
         ValueError: a setting is invalid.
     """
 
+    beyond_means = "the server divides by counts of clients' classes"
     sends_model = False
 
     def __init__(self, *, num_classes: int, gamma: float = 1.0, **options: Any) -> None:

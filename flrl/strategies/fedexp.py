@@ -28,6 +28,8 @@ class FedExP(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    beyond_means = "the server's step needs the norms of single updates"
+
     def __init__(self, *, eps: float = 1e-3, **options: Any) -> None:
         super().__init__(**options)
         if not eps > 0:

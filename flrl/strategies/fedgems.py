@@ -41,6 +41,7 @@ class FedGEMS(PublicExchange):
         ValueError: a setting is invalid.
     """
 
+    beyond_means = "the server divides by sums of clients' weights"
     shared = "scores"
 
     def __init__(

@@ -34,6 +34,8 @@ class FedNova(FedAvg):
         ValueError: a setting is invalid.
     """
 
+    beyond_means = "the server multiplies by a mean of clients' numbers of steps, on another scale than updates"
+
     def __init__(self, *, momentum: float = 0.0, mu: float = 0.0, **options: Any) -> None:
         super().__init__(**options)
         if not 0 <= momentum < 1:

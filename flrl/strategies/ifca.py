@@ -40,6 +40,7 @@ class IFCA(FedAvg):
     """
 
     reads_samples = True
+    beyond_means = "clients choose their cluster by loss, and the server divides by the clusters' shares"
     evaluates = ("cluster",)
 
     def __init__(self, *, clusters: int = 2, **options: Any) -> None:

@@ -38,6 +38,7 @@ class QFedAvg(FedAvg):
     """
 
     reads_samples = True
+    beyond_means = "the server divides by a mean of clients' losses"
 
     def __init__(self, *, q: float, lipschitz: float | None = None, **options: Any) -> None:
         super().__init__(**options)

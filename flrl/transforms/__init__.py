@@ -17,6 +17,11 @@ from flrl.transforms.compression import (
     TrainableCompressor,
 )
 from flrl.transforms.distributed_discrete_gaussian import DistributedDiscreteGaussian
+from flrl.transforms.dp import CentralDP
+from flrl.transforms.dp_adaptive import AdaptiveDP
+from flrl.transforms.dp_distributed import DistributedDP
+from flrl.transforms.dp_ftrl import FTRL
+from flrl.transforms.dp_local import LocalDP
 from flrl.transforms.gaussian_noise import GaussianNoise
 from flrl.transforms.gradient_noise import GradientNoise
 from flrl.transforms.gradient_pruning import GradientPruning
@@ -29,6 +34,11 @@ from flrl.types import Context
 
 __all__ = [
     "QSGD",
+    "FTRL",
+    "AdaptiveDP",
+    "CentralDP",
+    "DistributedDP",
+    "LocalDP",
     "AtClient",
     "Cast",
     "Ckks",

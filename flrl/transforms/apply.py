@@ -12,7 +12,7 @@ from flrl.layout import ParameterLayout
 from flrl.seeding import SERVER, seed_for, seeded_for_client
 from flrl.transforms.base import Transform
 from flrl.transforms.encrypted_sum import as_tensor
-from flrl.types import Broadcast, ClientUpdate, Context, Tensors
+from flrl.types import Aggregate, Broadcast, ClientUpdate, Context, ServerState, Tensors
 
 Transforms = Mapping[str, Transform]
 
@@ -40,7 +40,8 @@ def on_client(
     kept, metrics = dict(update.memory), dict(update.metrics)
     for name, transform in transforms.items():
         context = _context(name, update.client_id, broadcast, layout, seed)
-        context = replace(context, measured=(measured or {}).get(name, {}))
+        sent = _own(broadcast.variables, name)
+        context = replace(context, measured=(measured or {}).get(name, {}), sent=sent)
         seed_here = seed_for(seed, broadcast.round, update.client_id, f"transforms/{name}/global")
         with seeded_for_client(seed_here, broadcast.vector.device):  # for those that draw from the global generators
             result = transform.client(update, _own(memory, name), context)
@@ -74,7 +75,9 @@ def on_server(
     broadcast: Broadcast,
     layout: ParameterLayout,
     seed: int,
-    accepted_weight: float = 0.0,
+    *,
+    received: float = 0.0,
+    expected: float = 0.0,
 ) -> tuple[Tensors, dict[str, torch.Tensor], dict[str, float]]:
     """The aggregate after all transforms in reverse order.
 
@@ -85,7 +88,8 @@ def on_server(
         broadcast: what the server sent to the clients.
         layout: the layout of the vectors.
         seed: the run's seed.
-        accepted_weight: the sum of the weights of the updates that are in the aggregate.
+        received: as in `Context`.
+        expected: likewise.
 
     Returns:
         The vectors, the transforms' variables for the next state, and numbers to report.
@@ -93,7 +97,8 @@ def on_server(
     kept: dict[str, torch.Tensor] = {}
     metrics: dict[str, float] = {}
     for name, transform in reversed(list(transforms.items())):
-        context = replace(_context(name, SERVER, broadcast, layout, seed), accepted_weight=accepted_weight)
+        context = _context(name, SERVER, broadcast, layout, seed)
+        context = replace(context, received=received, expected=expected)
         vectors, own, numbers = _three(transform.server(vectors, _own(variables, name), context), name, "server")
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
         metrics |= {_key(name, key): value for key, value in numbers.items()}
@@ -115,6 +120,48 @@ def key_holders(transforms: Transforms, addends: int) -> tuple[dict[str, KeyHold
         if transform.needs_addends:
             public[_key(name, "addends")] = torch.tensor(addends)
     return holders, public
+
+
+def sent_with(transforms: Transforms, broadcast: Broadcast, variables: Tensors) -> Broadcast:
+    """A strategy's broadcast with what transforms send to clients, from the variables of the server's state."""
+    more = {
+        _key(name, key): tensor
+        for name, transform in transforms.items()
+        for key, tensor in transform.sends(_own(variables, name)).items()
+    }
+    return replace(broadcast, variables={**broadcast.variables, **more}) if more else broadcast
+
+
+def without_sent(broadcast: Broadcast) -> Broadcast:
+    """A broadcast as the strategy has made it."""
+    own = {name: tensor for name, tensor in broadcast.variables.items() if not is_transforms(name)}
+    return broadcast if len(own) == len(broadcast.variables) else replace(broadcast, variables=own)
+
+
+def sizes_after(transforms: Transforms, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Number of elements of each vector of an update after all transforms."""
+    for transform in transforms.values():
+        sizes = transform.vector_sizes(sizes)
+    return dict(sizes)
+
+
+def bounded(transforms: Transforms) -> Transform | None:
+    """The transform that bounds what a client contributes; None if there is none."""
+    return next((transform for transform in transforms.values() if transform.bounds_sensitivity), None)
+
+
+def as_seen(transforms: Transforms, aggregate: Aggregate, expected: float, num_clients: int) -> Aggregate:
+    """The aggregate as the strategy is given it: under a bound without what depends on single clients."""
+    if bounded(transforms) is None:
+        return aggregate
+    return replace(aggregate, total_weight=expected, reports=(), share=expected / num_clients)
+
+
+def unseen(state: ServerState, transforms: Transforms) -> ServerState:
+    """The state as the strategy's server half is given it: under a bound without what clients remember."""
+    if bounded(transforms) is None:
+        return state
+    return ServerState(state.round, state.vector, state.optimizer, state.variables)
 
 
 def _three(result: Any, name: str, method: str) -> Any:

@@ -1,6 +1,6 @@
 """The base class of transforms between a client's training and the aggregate: clipping, noise, compression, masks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,18 @@ class Transform:
         """Tensors computed from the client's samples, by name, which `client` finds in `context.measured`.
 
         It runs once for each update, where the client is, only for transforms that override it.
+        """
+        return {}
+
+    def vector_sizes(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """Number of elements of each vector that `client` returns, from those that it is given; the same by default."""
+        return sizes
+
+    def sends(self, state: Tensors) -> Tensors:
+        """What the server sends to every client for this transform, by name: `client` finds it in `context.sent`.
+
+        Args:
+            state: this transform's part of the server's variables, by name.
         """
         return {}
 

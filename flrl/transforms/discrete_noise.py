@@ -181,7 +181,7 @@ class DiscreteNoise(Transform):
 
     def server(self, vectors: Tensors, state: Tensors, context: Context) -> tuple[Tensors, Tensors, Metrics]:
         """The mean of the clipped updates, with noise: from the sum modulo 2^bits, rotated back."""
-        count, size = round(context.accepted_weight), len(vectors["update"])
+        count, size = round(context.received), len(vectors["update"])
         if not count or not size:
             return vectors, state, {}
         grid = self._grid_of(context, size)

@@ -24,6 +24,9 @@ class Counted:
             return [sampled_gaussian(noise_multiplier, 1.0, charged.most())]
         return [sampled_gaussian(noise_multiplier, 0.1, charged.releases)]
 
+    def filled(self, setup: Any) -> dict[str, float]:
+        return {}
+
     def described(self) -> dict[str, Any]:
         return {"kind": "gaussian"}
 

@@ -118,7 +118,7 @@ def summed(transform: Any, updates: list[list[float]], expected: int | None = No
     clients = expected or len(updates)
     sent = [transform.client(update(*values), {}, told(clients, client_id=i))[0] for i, values in enumerate(updates)]
     mean = torch.stack([each.vectors["update"] for each in sent]).mean(0)
-    after = replace(told(clients), accepted_weight=float(len(sent)))
+    after = replace(told(clients), received=float(len(sent)))
     vectors, _, numbers = transform.server({"update": mean}, {}, after)
     return vectors["update"], numbers
 

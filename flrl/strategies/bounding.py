@@ -1,0 +1,88 @@
+"""What a mechanism of client-level differential privacy can be combined with: all else could leave its bound."""
+
+from typing import TYPE_CHECKING, Any
+
+from flrl.aggregation import Mean
+from flrl.privacy import mechanism_of
+from flrl.sampling import AllClients, PoissonSampler, needs, weighs
+from flrl.scheduling import Synchronous
+from flrl.setup import Setup
+from flrl.transforms.apply import bounded
+
+if TYPE_CHECKING:
+    from flrl.strategies.base import Strategy
+
+_BASE = "flrl.strategies.base"
+_OF_ROUNDS = ("plan", "_planned", "task")
+
+
+def check_bounded(setup: Setup) -> None:
+    """Raise ValueError unless the server's step depends on clients through sums that a mechanism bounds.
+
+    A strategy is given noisy means, no reports and no client memory (`flrl.transforms.bounding`), so that any will do
+    whose step is a function of means; `beyond_means` names why one is not. Who takes part and by which weight must not
+    follow from what clients have sent.
+
+    It is called in `Strategy.check`, and by the recipe of every run.
+    """
+    strategy, mechanism = setup.strategy, bounded(setup.transforms)
+    if mechanism is None:
+        return
+    mechanism_of(setup)
+    key, what = _key(setup, mechanism), "differential privacy"
+    _check_strategy(strategy, key)
+    if not isinstance(setup.aggregator, Mean):
+        found = type(setup.aggregator).__name__
+        raise ValueError(f"strategy.aggregator={found}: its sensitivity is not known, {key} needs aggregator=mean")
+    if not isinstance(strategy.schedule, Synchronous):
+        found = type(strategy.schedule).__name__
+        raise ValueError(f"strategy.schedule={found}: whose updates count depends on others, {key} needs synchronous")
+    if strategy.min_clients > 1:
+        raise ValueError(
+            f"strategy.min_clients={strategy.min_clients}: must be 1 with {what}, a run must not end because of what "
+            "clients send"
+        )
+    if setup.devices is not None and setup.devices.availability is not None:
+        raise ValueError(f"devices.availability: must be null with {what}, who is there depends on who took part")
+    _check_sampler(setup, mechanism, key)
+    _check_order(setup, mechanism, key)
+
+
+def _check_strategy(strategy: "Strategy", key: str) -> None:
+    name = type(strategy).__name__
+    if strategy.pools_samples:
+        raise ValueError(f"strategy: {name} pools the samples of all clients, so that {key} bounds nobody's part")
+    if strategy.beyond_means:
+        raise ValueError(f"strategy: {name} cannot be combined with {key}: {strategy.beyond_means}")
+    own = [method for method in _OF_ROUNDS if getattr(type(strategy), method).__module__ != _BASE]
+    if own:
+        raise ValueError(
+            f"strategy: {name}.{own[0]} decides on tasks itself, with sight of what clients remember, which {key} does "
+            "not bound"
+        )
+
+
+def _check_sampler(setup: Setup, mechanism: Any, key: str) -> None:
+    sampler, name = setup.sampler, type(setup.sampler).__name__
+    if weighs(sampler) or {*needs(sampler)} & {"losses", "norms"}:
+        raise ValueError(f"strategy.sampler: {name} draws or weighs by what clients report, which {key} does not bound")
+    if mechanism.cohorts == "poisson" and type(sampler) not in (PoissonSampler, AllClients):
+        raise ValueError(
+            f"strategy.sampler: {name} draws cohorts whose privacy is not counted here; {key} needs sampler=poisson "
+            "or all"
+        )
+
+
+def _check_order(setup: Setup, mechanism: Any, key: str) -> None:
+    names = list(setup.transforms)
+    place = names.index(key.rpartition(".")[2])
+    for name in names[:place]:
+        if setup.transforms[name].encodes or setup.transforms[name].hides_updates:
+            raise ValueError(f"{key}: put it before {name}, whose result it must not change")
+    for name in names[place + 1 :]:
+        if not setup.transforms[name].keeps_norm:
+            raise ValueError(f"strategy.transforms.{name}: put it before {names[place]}, whose bound it does not keep")
+
+
+def _key(setup: Setup, mechanism: Any) -> str:
+    return next(f"strategy.transforms.{name}" for name, part in setup.transforms.items() if part is mechanism)
