@@ -29,6 +29,8 @@ class TopK(Compressor):
         ValueError: `share` is out of range.
     """
 
+    contracts = True
+
     def __init__(self, *, share: float, error_feedback: bool = True) -> None:
         if not 0 < share <= 1:
             raise ValueError(f"strategy.transforms.top_k.share={share}: must be above 0 and at most 1")
