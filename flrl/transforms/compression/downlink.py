@@ -55,8 +55,8 @@ class Downlink(Transform):
         if self.error_feedback and setup.strategy.schedule.overlaps:
             schedule = type(setup.strategy.schedule).__name__
             raise ValueError(
-                f"strategy.transforms.downlink.error_feedback=true: rounds of {schedule} have several models: set it to "
-                "false"
+                f"strategy.transforms.downlink.error_feedback=true: rounds of {schedule} have several models: "
+                "set it to false"
             )
 
     def broadcast(self, broadcast: Broadcast, state: Tensors, context: Context) -> tuple[Broadcast, Tensors]:
