@@ -71,9 +71,9 @@ class Laps(Callback):
 class Side:
     """A strategy on job C, from the same initial model every time."""
 
-    def __init__(self, strategy: str, arguments: Namespace) -> None:
+    def __init__(self, strategy: str, arguments: Namespace, *more: str) -> None:
         shared = ["logger=none", "paths.output_dir=.", f"paths.data_dir='{arguments.data}'", "trainer=traced"]
-        overrides = [f"strategy={strategy}", *JOBS["C"], *shared, *SETTINGS.get(strategy, ())]
+        overrides = [f"strategy={strategy}", *JOBS["C"], *shared, *SETTINGS.get(strategy, ()), *more]
         config = composed([*overrides, f"strategy.rounds={arguments.rounds}"])
         recipe = Recipe(config)
         self.backend = SerialBackend()

@@ -183,14 +183,12 @@ class Replay:
         plan = self.sent(state)
         if len(plan.parts) > 1:
             raise ValueError(f"round {round}: its clients started from models of several rounds; observe one of them")
-        broadcast, tasks = plan.whole, plan.tasks
-        if plan.parts:
-            broadcast = plan.parts[0].broadcast
+        broadcast = plan.parts[0].broadcast if plan.parts else plan.whole
         strategy, device = self.worker.strategy, self.worker.model.local.device
         sizes = sizes_after(strategy.transforms, strategy.vector_sizes(self.layout))
         reducer = Mean().reducer(sizes, total_weight=broadcast.total_weight, device=device)
         accepted = []
-        for batch in client_batches(self.worker.batched(tasks)):
+        for batch in client_batches(self.worker.batched(plan.tasks)):
             for task, update in self._updates(round, broadcast, batch, whole=True):
                 stats = stats_of(update)
                 if update.dropped is None and reducer.rejection(update, stats) is None:
@@ -200,9 +198,8 @@ class Replay:
             raise ValueError(f"round {round}: no client of the cohort has sent anything")
         hiding = {name: part for name, part in strategy.transforms.items() if part.hides_updates}
         means, weight = reducer.result()
-        vectors, *_ = on_server(
-            hiding, means, state.variables, broadcast, self.layout, self.worker.seed, received=weight
-        )
+        seed, known = self.worker.seed, state.variables
+        vectors, *_ = on_server(hiding, means, known, broadcast, self.layout, seed, received=weight)
         return Exchange(broadcast, accepted, _on_cpu(vectors))
 
     def trained_on(self, round: int, client: int) -> tuple[Source, np.ndarray]:

@@ -61,6 +61,9 @@ class Broadcast:
         later: by how many rounds the server's step on these clients' updates is later than `round`: 0, unless a
             schedule has clients of several rounds under way.
         first: whether these clients are the first to be trained for that step.
+        encoded: the buffers that are sent instead of tensors, uint8 by name: "vector" for the model, which is exactly
+            what its buffer decodes to.
+        kept: transforms' variables for the next state that follow from what is sent, by name; not sent.
     """
 
     round: int
@@ -71,6 +74,8 @@ class Broadcast:
     payload: Mapping[str, int] = field(default_factory=dict)
     later: int = 0
     first: bool = True
+    encoded: Tensors = field(default_factory=dict)
+    kept: Tensors = field(default_factory=dict)
 
     @property
     def step(self) -> int:

@@ -336,6 +336,13 @@ TRAIN = {
     "backend.portable=maybe": "backend.portable=maybe: must be true or false",
     "backend=process backend.workers=many": "backend.workers=many: must be a whole number or null",
     "strategy.rounds=0": "strategy.rounds=0: must be at least 1",
+    "strategy/transforms=[top_k,clip_norm]": (
+        "strategy.transforms.clip_norm: would change what top_k has encoded: put clip_norm first"
+    ),
+    "strategy/transforms=downlink strategy.transforms.downlink.codec.bits=3": (
+        "strategy.transforms.downlink.error_feedback=true: with these settings Integers is no contraction, so that "
+        "errors could grow: set it to false"
+    ),
     "strategy.transforms=[abc]": "strategy.transforms=[abc]: must be a dict, name: object, not a list",
     "resume=nowhere": "resume=nowhere: there is no run in this folder (nowhere/.hydra/config.yaml is missing)",
     "--config-dir=nowhere": "Additional config directory '{here}/nowhere' not found",

@@ -87,7 +87,8 @@ class Threat:
         if not self.exists or not self.adversary.active(broadcast.round):
             return broadcast
         context = replace(self._context(SERVER, broadcast, layout), public=self.public)
-        return self.adversary.broadcast(broadcast, context)
+        sent = self.adversary.broadcast(broadcast, context)
+        return sent if sent.vector is broadcast.vector else replace(sent, encoded={})
 
     def colluded(
         self, reducer: Reducer, variables: Tensors, broadcast: Broadcast, layout: ParameterLayout

@@ -27,7 +27,7 @@ from flrl.setup import Setup
 from flrl.strategies.checking import belongs_to_rounds, check_cohort, check_cohorts
 from flrl.trainers import LocalProblem, Trained
 from flrl.transforms import Transform
-from flrl.transforms.apply import checked, sent_with, unseen
+from flrl.transforms.apply import checked, on_broadcast, sent_with, unseen
 from flrl.types import Aggregate, Broadcast, ClientTask, ClientUpdate, RoundRecord, ServerState, Tensors
 
 if TYPE_CHECKING:
@@ -211,7 +211,8 @@ class Strategy(ABC):
             drawn = draw(self.sampler, state.variables, sizes, seed=seed, round=round, available=available)
             cohort = check_cohort(self.sampler, drawn, len(sizes))
             sent = self._planned(state, round, cohort, sizes, layout)
-        return reweighed(self.sampler, *sent, state.variables, sizes, seed=seed, available=available)
+        whole, tasks = reweighed(self.sampler, *sent, state.variables, sizes, seed=seed, available=available)
+        return on_broadcast(self.transforms, whole, state.variables, layout, seed), tasks
 
     def _planned(
         self, state: ServerState, round: int, cohort: Sequence[int], sizes: np.ndarray, layout: ParameterLayout

@@ -114,6 +114,9 @@ def check_every_update(setup: Setup, name: str) -> None:
     changing = [key for key, transform in setup.transforms.items() if type(transform).server is not Transform.server]
     if changing:
         raise ValueError(f"strategy.transforms={changing}: must be none on the server, {name} takes each update")
+    down = [key for key, part in setup.transforms.items() if type(part).broadcast is not Transform.broadcast]
+    if down:
+        raise ValueError(f"strategy.transforms={down}: must be none of the model, {name} has one for each client")
 
 
 def _check_tensors(what: str, tensors: Any) -> None:

@@ -68,6 +68,27 @@ def reducer_of(
     return inner
 
 
+def on_broadcast(
+    transforms: Transforms, broadcast: Broadcast, variables: Tensors, layout: ParameterLayout, seed: int
+) -> Broadcast:
+    """What is sent to clients after all transforms in order; its `kept` has their variables for the next state.
+
+    Args:
+        transforms: the transforms by name.
+        broadcast: what the strategy sends.
+        variables: the variables of the server's state before the round.
+        layout: the layout of the model.
+        seed: what random numbers follow from.
+    """
+    kept: dict[str, torch.Tensor] = {}
+    for name, transform in transforms.items():
+        if type(transform).broadcast is not Transform.broadcast:
+            context = _context(f"{name}/broadcast", SERVER, broadcast, layout, seed)
+            broadcast, own = transform.broadcast(broadcast, _own(variables, name), context)
+            kept |= {_key(name, key): tensor for key, tensor in own.items()}
+    return replace(broadcast, kept=kept) if kept else broadcast
+
+
 def on_server(
     transforms: Transforms,
     vectors: Tensors,

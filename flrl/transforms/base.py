@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from flrl.layout import ParameterLayout
-from flrl.types import ClientUpdate, Context, Metrics, Tensors
+from flrl.types import Broadcast, ClientUpdate, Context, Metrics, Tensors
 
 if TYPE_CHECKING:
     from flrl.aggregation import Reducer
@@ -73,6 +73,19 @@ class Transform:
             state: this transform's part of the server's variables, by name.
         """
         return {}
+
+    def broadcast(self, broadcast: Broadcast, state: Tensors, context: Context) -> tuple[Broadcast, Tensors]:
+        """Transform what the server sends to the clients of a round, before any of them is trained.
+
+        Args:
+            broadcast: what is sent so far; `payload` has its bytes.
+            state: this transform's part of the server's variables, by name.
+            context: the round.
+
+        Returns:
+            The broadcast, with its new payload; those of this transform's variables that change, by name.
+        """
+        return broadcast, {}
 
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
         """Transform a client's update.

@@ -32,6 +32,7 @@ class GradientPruning(Compressor):
     """
 
     keeps_norm = True
+    contracts = True
 
     def __init__(self, *, share: float) -> None:
         if not 0 < share <= 1:

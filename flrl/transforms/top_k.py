@@ -29,7 +29,7 @@ class TopK(Compressor):
         ValueError: `share` is out of range.
     """
 
-    encodes = True
+    contracts = True
 
     def __init__(self, *, share: float, error_feedback: bool = True) -> None:
         if not 0 < share <= 1:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from flrl.aggregation import Parcel, Reducer, RowsReducer, stats_of
 from flrl.aggregation.base import Stats, check_sizes
-from flrl.transforms import Compressor
-from flrl.types import Broadcast, ClientUpdate
+from flrl.backends.pool.messages import ENCODED, VECTOR
+from flrl.transforms import Compressor, Downlink
+from flrl.types import Broadcast, ClientUpdate, Tensors
 from flrl.worker import Worker
 
-_ENCODED, _VECTOR, _WEIGHT = "encoded", "vector", "weight"
+_WEIGHT = "weight"
 
 
 class EncodedReducer:
@@ -42,15 +43,15 @@ class EncodedReducer:
         """
         check_sizes(update, self._sizes)
         for name in self._sizes:
-            kind, vector = _VECTOR, update.vectors[name].to("cpu", torch.float64)
+            kind, vector = VECTOR, update.vectors[name].to("cpu", torch.float64)
             if name in update.encoded:
-                kind, vector = _ENCODED, update.encoded[name]
+                kind, vector = ENCODED, update.encoded[name]
             self._kept[f"{update.client_id}/{kind}/{name}"] = vector
         self._kept[f"{update.client_id}/{_WEIGHT}/"] = torch.tensor([update.weight], dtype=torch.float64)
 
     def parcel(self) -> Parcel:
         """All updates as extras, each named `<client>/encoded/<vector>`, `<client>/vector/<vector>`, or its weight."""
-        return Parcel(None, self._kept, {_ENCODED: 1})
+        return Parcel(None, self._kept, {ENCODED: 1})
 
     def merge(self, others: list[Parcel]) -> Tensor | None:
         """Always raises TypeError: updates are only kept here."""
@@ -80,7 +81,7 @@ def decoded_into(reducer: Reducer, parcels: Sequence[Parcel], worker: Worker) ->
     """Add the updates of all parcels of encoded ones to a reducer, decoded; returns the other parcels."""
     coders = [part for part in worker.strategy.transforms.values() if isinstance(part, Compressor)]
     for parcel in parcels:
-        if _ENCODED not in parcel.numbers:
+        if ENCODED not in parcel.numbers:
             continue
         updates: dict[int, dict[str, Tensor]] = {}
         weights: dict[int, float] = {}
@@ -89,7 +90,7 @@ def decoded_into(reducer: Reducer, parcels: Sequence[Parcel], worker: Worker) ->
             vectors = updates.setdefault(int(client), {})
             if kind == _WEIGHT:
                 weights[int(client)] = float(tensor)
-            elif kind == _ENCODED:
+            elif kind == ENCODED:
                 vectors[name] = torch.from_numpy(coders[0].decode(tensor.numpy(), worker.model.layout))
             else:
                 vectors[name] = tensor
@@ -97,4 +98,12 @@ def decoded_into(reducer: Reducer, parcels: Sequence[Parcel], worker: Worker) ->
             vectors = {name: vector.to(worker.model.local.device) for name, vector in found.items()}
             update = ClientUpdate(client_id, weights[client_id], vectors, {}, 0)
             reducer.add(update, stats_of(update))
-    return [parcel for parcel in parcels if _ENCODED not in parcel.numbers]
+    return [parcel for parcel in parcels if ENCODED not in parcel.numbers]
+
+
+def vector_of(received: Tensors, worker: Worker) -> Tensor:
+    """The model among the tensors that `of_broadcast` has made, decoded if it came encoded."""
+    if ENCODED not in received:
+        return received[VECTOR]
+    coder = next(part for part in worker.strategy.transforms.values() if isinstance(part, Downlink))
+    return coder.decode(received[ENCODED], worker.model.layout)

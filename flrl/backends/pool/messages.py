@@ -197,11 +197,14 @@ class Terminating:
 
 
 VECTOR = "vector"
+ENCODED = "encoded"
 
 
 def of_broadcast(broadcast: Broadcast) -> dict[str, Tensor]:
-    """A broadcast's vector and variables as tensors to send; prefixes keep their names apart."""
-    return {VECTOR: broadcast.vector, **prefixed("variables", broadcast.variables)}
+    """A broadcast's vector, encoded if it is, and variables as tensors to send; prefixes keep their names apart."""
+    encoded = VECTOR in broadcast.encoded
+    model = {ENCODED: broadcast.encoded[VECTOR]} if encoded else {VECTOR: broadcast.vector}
+    return {**model, **prefixed("variables", broadcast.variables)}
 
 
 def prefixed(prefix: str, tensors: Tensors) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flrl.backends.pool.encoded import leaving
+from flrl.backends.pool.encoded import leaving, vector_of
 from flrl.backends.pool.home import Home
 from flrl.backends.pool.messages import (
     VECTOR,
@@ -146,7 +146,7 @@ def _train(
     variables = with_prefix("variables", common)
     broadcast = Broadcast(
         message.round,
-        common[VECTOR],
+        vector_of(common, worker),
         message.total_weight,
         variables,
         message.cohort,

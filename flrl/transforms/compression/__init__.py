@@ -2,6 +2,7 @@
 
 from flrl.transforms.compression.base import Compressor, Encoded, TrainableCompressor
 from flrl.transforms.compression.cast import Cast
+from flrl.transforms.compression.downlink import Downlink
 from flrl.transforms.compression.power_sgd import PowerSGD
 from flrl.transforms.compression.quantise import QSGD, Integers, TernGrad
 from flrl.transforms.compression.rotation import Eden
@@ -12,6 +13,7 @@ __all__ = [
     "QSGD",
     "Cast",
     "Compressor",
+    "Downlink",
     "Eden",
     "Encoded",
     "Integers",

@@ -45,6 +45,9 @@ class Compressor(Transform, ABC):
 
     encodes = True
 
+    contracts = False
+    """Whether ||v - C(v)||^2 is below ||v||^2 on average, or bounded, as error feedback needs."""
+
     def __init__(self, *, error_feedback: bool = False) -> None:
         self.error_feedback = error_feedback
 

@@ -26,6 +26,8 @@ class Cast(TrainableCompressor):
         ValueError: `dtype` is another one.
     """
 
+    contracts = True
+
     def __init__(self, *, dtype: Literal["bfloat16", "float16"] = "bfloat16", error_feedback: bool = False) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"strategy.transforms.cast.dtype={dtype!r}: must be 'bfloat16' or 'float16'")

@@ -31,6 +31,8 @@ class PowerSGD(TrainableCompressor):
         ValueError: `rank` is below 1.
     """
 
+    contracts = True
+
     def __init__(self, *, rank: int = 2, error_feedback: bool = True, warm_start: bool = True) -> None:
         if rank < 1:
             raise ValueError(f"strategy.transforms.power_sgd.rank={rank}: must be at least 1")

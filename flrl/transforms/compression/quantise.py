@@ -36,6 +36,7 @@ class QSGD(TrainableCompressor):
         check_per("qsgd", per)
         super().__init__()
         self.levels, self.per = levels, per
+        self.contracts = isinstance(per, int) and min(per / levels**2, per**0.5 / levels) < 1
 
     def write(self, writer: Writer, values: np.ndarray, memory: Tensors, context: Context) -> tuple[Tensors, Metrics]:
         """Norms, then levels."""
@@ -68,6 +69,7 @@ class Integers(TrainableCompressor):
             raise ValueError("strategy.transforms.integers.per=parameter: what is rotated has no parameters any more")
         super().__init__()
         self.bits, self.per, self.rotate = bits, per, rotate
+        self.contracts = isinstance(per, int) and per < 4 * (2 ** (bits - 1) - 1) ** 2
 
     def write(self, writer: Writer, values: np.ndarray, memory: Tensors, context: Context) -> tuple[Tensors, Metrics]:
         """The seed of the rotation, scales, levels."""

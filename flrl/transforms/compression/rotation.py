@@ -48,6 +48,7 @@ class Eden(TrainableCompressor):
             )
         super().__init__(error_feedback=error_feedback)
         self.bits, self.unbiased = bits, unbiased
+        self.contracts = not unbiased
 
     def write(self, writer: Writer, values: np.ndarray, memory: Tensors, context: Context) -> tuple[Tensors, Metrics]:
         """The seed, factors, centroids."""

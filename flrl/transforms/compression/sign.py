@@ -26,6 +26,8 @@ class Sign(TrainableCompressor):
         ValueError: `per` is invalid.
     """
 
+    contracts = True
+
     def __init__(self, *, per: Per = "vector", error_feedback: bool = False) -> None:
         check_per("sign", per)
         super().__init__(error_feedback=error_feedback)

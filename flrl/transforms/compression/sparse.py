@@ -41,6 +41,7 @@ class RandomK(TrainableCompressor):
         super().__init__(error_feedback=error_feedback)
         self.share, self.scaled = share, scaled
         self.keeps_norm = not scaled and not error_feedback
+        self.contracts = not scaled
 
     def write(self, writer: Writer, values: np.ndarray, memory: Tensors, context: Context) -> tuple[Tensors, Metrics]:
         """The seed, and the numbers at its places."""
@@ -79,6 +80,7 @@ class Threshold(TrainableCompressor):
             raise ValueError(f"strategy.transforms.threshold.threshold={threshold}: must be positive and finite")
         super().__init__(error_feedback=error_feedback)
         self.threshold = threshold
+        self.contracts = True  # what is left is bounded, which error feedback needs
         self.keeps_norm = not error_feedback
 
     def write(self, writer: Writer, values: np.ndarray, memory: Tensors, context: Context) -> tuple[Tensors, Metrics]:

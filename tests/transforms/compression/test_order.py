@@ -1,10 +1,13 @@
 """What a compressor goes with, and what it refuses before the first round."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from flrl.config import CONF_DIR
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.transforms import (
@@ -20,8 +23,9 @@ from flrl.transforms import (
     TopK,
     Transform,
 )
+from tests.test_readme import blocks_of
 from tests.toys import Normed, fit, make_worker, setup_of
-from tests.transforms.compression.table import COMPRESSORS
+from tests.transforms.compression.table import COMPRESSORS, sent
 from tests.transforms.test_apply import SGD
 
 
@@ -68,6 +72,18 @@ def test_all_go_last_and_before_what_the_server_does(name: str) -> None:
     checked(
         {"soteria": soteria, "clip": CLIP, "noise": NOISE, "last": COMPRESSORS[name](), "gauss": GaussianNoise(std=1)}
     )
+
+
+def test_the_compressor_that_the_page_shows() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "compression.md").read_text()
+    namespace: dict[str, Any] = {}
+    exec(next(text for _, text in blocks_of(page) if text.startswith("# my_compressor.py")), namespace)
+    update, memory = sent(namespace["Halves"](error_feedback=True), [1.0, -2.0, 3.0, 4.0, 5.0])
+    assert update.vectors["update"].tolist() == [1.0, -2.0, 0.0, 0.0, 0.0]
+    assert update.payload == {"update": 2 * 4}
+    assert memory["error"].tolist() == [0.0, 0.0, 3.0, 4.0, 5.0]
+    missing = [path.stem for path in (CONF_DIR / "strategy/transforms").glob("*.yaml") if f"`{path.stem}`" not in page]
+    assert sorted(missing) == ["clip_norm", "gradient_noise", "none", "soteria"]
 
 
 def test_bytes_of_a_round_are_those_of_buffers_and_of_what_is_sent_besides() -> None:

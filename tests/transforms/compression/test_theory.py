@@ -62,6 +62,11 @@ def test_a_rotation_lowers_the_error_of_integers_where_one_number_is_large() -> 
     assert turned < 0.1 * plain
 
 
+def test_norms_are_rounded_up_so_that_no_number_is_above_its_norm() -> None:
+    assert float(np.float32(0.7)) < 0.7
+    assert of(TernGrad(), [0.7])[0] == float(np.nextafter(np.float32(0.7), np.float32(1))) > 0.7
+
+
 def test_terngrad_cuts_at_so_many_deviations() -> None:
     assert SIXTY.std() * 1.5 < np.abs(SIXTY).max()
     found = of(TernGrad(clip=1.5), SIXTY)
