@@ -199,8 +199,7 @@ class Replay:
         if not accepted:
             raise ValueError(f"round {round}: no client of the cohort has sent anything")
         hiding = {name: part for name, part in strategy.transforms.items() if part.hides_updates}
-        means, weight = reducer.result()
-        vectors, *_ = on_server(hiding, means, state.variables, broadcast, self.layout, self.worker.seed, weight)
+        vectors, *_ = on_server(hiding, reducer.result()[0], state.variables, broadcast, self.layout, self.worker.seed)
         return Exchange(broadcast, accepted, _on_cpu(vectors))
 
     def trained_on(self, round: int, client: int) -> tuple[Source, np.ndarray]:

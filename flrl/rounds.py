@@ -18,7 +18,7 @@ from flrl.devices import Fleet
 from flrl.errors import TooFewUpdatesError
 from flrl.layout import ParameterLayout, digest
 from flrl.records import adversary_numbers, evaluation_record, round_record
-from flrl.sampling import estimated, noted
+from flrl.sampling import estimated, expected, noted
 from flrl.scheduling import NOW, Plan, Planning, is_under_way
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
@@ -162,7 +162,8 @@ class Rounds:
             broadcast,
             self.layout,
             self.seed,
-            combined.total_weight,
+            received=combined.total_weight,
+            expected=expected(strategy.sampler, len(self.backend.sizes)),
         )
         if combined.filtered is not None:
             filtered = set(combined.filtered)

@@ -206,7 +206,8 @@ class Context:
         measured: what `Transform.measure` has computed from the client's samples, by name; empty on the server.
         public: what clients and server are told for the transform: `key`, a public key, uint8, where it has keys;
             `addends`, the largest number of updates in a sum, where it needs that.
-        accepted_weight: on the server, the sum of the weights of the updates that are in the aggregate; else 0.
+        received: the sum of the accepted updates' weights, which the means are divided by; 0 at clients.
+        expected: the expected number of clients of a round, of which `cohort` is one draw; 0 at clients.
     """
 
     round: int
@@ -218,4 +219,5 @@ class Context:
     root: Tensors | None = None
     measured: Tensors = field(default_factory=dict)
     public: Tensors = field(default_factory=dict)
-    accepted_weight: float = 0.0
+    received: float = 0.0
+    expected: float = 0.0

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import absl.logging
 import pytest
 import torch
 
+# Hydra closes all handlers, and absl's, which comes with dp-accounting, closes its stream unless it is this one.
+absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 torch.set_num_threads(1)

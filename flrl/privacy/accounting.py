@@ -1,21 +1,19 @@
 """The (epsilon, delta) of composed mechanisms, by the accountants of `dp-accounting`.
 
 An event is a `dp_accounting.DpEvent`: what was released, without the numbers. Neighbours differ by one unit, a client
-or a sample, which is added or removed.
+or a sample, which is added or removed. What is needed of `dp-accounting` is imported where it is used: it takes two
+seconds, and most runs have no mechanism.
 """
 
 import math
 from collections.abc import Callable
-from typing import Literal
-
-import dp_accounting
-from dp_accounting import DpEvent, NeighboringRelation
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import compute_epsilon
-from scipy.optimize import brentq
+from typing import TYPE_CHECKING, Literal
 
 from flrl.privacy.discrete import renyi_only
 from flrl.privacy.renyi import renyi
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 Accountant = Literal["pld", "rdp"]
 """How events are composed: by privacy loss distributions, the tighter, or by Renyi differential privacy."""
@@ -27,7 +25,7 @@ _DISCRETIZATION = 1e-4
 _TOLERANCE = 1e-4
 
 
-def sampled_gaussian(noise_multiplier: float, sampling_probability: float, count: int) -> DpEvent:
+def sampled_gaussian(noise_multiplier: float, sampling_probability: float, count: int) -> "DpEvent":
     """So many releases of a sum with Gaussian noise, over units that Poisson sampling has chosen.
 
     Args:
@@ -35,13 +33,15 @@ def sampled_gaussian(noise_multiplier: float, sampling_probability: float, count
         sampling_probability: the probability of each unit in each release, in [0, 1].
         count: number of releases, at least 0.
     """
+    import dp_accounting
+
     one = dp_accounting.GaussianDpEvent(noise_multiplier)
     if sampling_probability < 1:
         one = dp_accounting.PoissonSampledDpEvent(sampling_probability, one)
     return dp_accounting.SelfComposedDpEvent(one, count)
 
 
-def epsilon(event: DpEvent, *, delta: float, accountant: Accountant = "pld") -> float:
+def epsilon(event: "DpEvent", *, delta: float, accountant: Accountant = "pld") -> float:
     """The smallest epsilon that an accountant gives for an event; infinite if it gives none.
 
     Args:
@@ -57,6 +57,10 @@ def epsilon(event: DpEvent, *, delta: float, accountant: Accountant = "pld") -> 
         >>> round(epsilon(sampled_gaussian(1.5, 0.04, 2250), delta=1e-5, accountant="rdp"), 6)
         7.329111
     """
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import compute_epsilon
+
     if not 0 < delta < 1:
         raise ValueError(f"privacy.delta={delta}: must be above 0 and below 1")
     if isinstance(event, dp_accounting.SelfComposedDpEvent) and event.count == 0:
@@ -70,13 +74,13 @@ def epsilon(event: DpEvent, *, delta: float, accountant: Accountant = "pld") -> 
             "privacy.accountant='pld': of discrete noise in a sum only Renyi divergences are bounded: "
             "privacy.accountant=rdp"
         )
-    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     counting = PLDAccountant(relation, value_discretization_interval=_DISCRETIZATION)
     return float(counting.compose(event).get_epsilon(delta))
 
 
 def calibrated(
-    event: Callable[[float], DpEvent],
+    event: "Callable[[float], DpEvent]",
     *,
     budget: float,
     delta: float,
@@ -93,6 +97,8 @@ def calibrated(
     Raises:
         ValueError: the budget is invalid, or no noise multiplier up to 1e6 keeps it.
     """
+    from scipy.optimize import brentq
+
     if not 0 < budget < math.inf:
         raise ValueError(f"privacy.epsilon={budget}: must be positive and finite")
 

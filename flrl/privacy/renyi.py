@@ -5,19 +5,21 @@ which gives a bound that holds and is larger than the value: 4.12493 for 4.12470
 probability 0.04, 2250 releases. All other events are counted by it.
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import dp_accounting
 import numpy as np
-from dp_accounting import DpEvent, NeighboringRelation
-from dp_accounting.rdp import RdpAccountant
-from scipy import special
 
 from flrl.privacy.discrete import RenyiEvent, divergences
 
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
-def renyi(event: DpEvent, orders: Sequence[float]) -> np.ndarray:
+
+def renyi(event: "DpEvent", orders: Sequence[float]) -> np.ndarray:
     """The Renyi divergence of an event's neighbours, at most, of each order; float64 `[orders]`.
 
     Args:
@@ -27,14 +29,18 @@ def renyi(event: DpEvent, orders: Sequence[float]) -> np.ndarray:
     Raises:
         dp_accounting.UnsupportedEventError: a part of the event is not known.
     """
+    import dp_accounting
+    from dp_accounting.rdp import RdpAccountant
+
     if isinstance(event, dp_accounting.SelfComposedDpEvent):
         return event.count * renyi(event.event, orders) if event.count else np.zeros(len(orders))
     if isinstance(event, dp_accounting.ComposedDpEvent):
         return sum((renyi(each, orders) for each in event.events), np.zeros(len(orders)))
     if isinstance(event, RenyiEvent):
         return divergences(event, orders)
-    accountant = RdpAccountant(list(orders), NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(event)
+    accountant = RdpAccountant(list(orders), dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    with _without_warnings():
+        accountant.compose(event)
     found = np.array(accountant._rdp, dtype=np.float64)  # it has no public access to the divergences
     if isinstance(event, dp_accounting.PoissonSampledDpEvent) and isinstance(
         event.event, dp_accounting.GaussianDpEvent
@@ -47,6 +53,18 @@ def renyi(event: DpEvent, orders: Sequence[float]) -> np.ndarray:
     return found
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep dp-accounting from warning of orders whose series does not converge: those are computed here."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def sampled_gaussian_divergence(probability: float, noise_multiplier: float, order: float) -> float:
     """The Renyi divergence of one release of a sampled Gaussian, of a fractional order.
 
@@ -54,6 +72,8 @@ def sampled_gaussian_divergence(probability: float, noise_multiplier: float, ord
     section 3.3: two alternating series, summed until their terms are below 1e-16 of the sum; infinite if that takes
     more than 1000 terms, or a term is above e^700.
     """
+    from scipy import special
+
     q, sigma = probability, noise_multiplier
     middle = sigma**2 * math.log(1 / q - 1) + 0.5
     below, above = 0.0, 0.0

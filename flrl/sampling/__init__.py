@@ -1,7 +1,19 @@
 """Samplers: choose the clients of a round, as a function of (seed, round), or also of what clients reported."""
 
 from flrl.sampling.all_clients import AllClients
-from flrl.sampling.base import LOSS_BYTES, LOSSES, NORMS, Sampler, draw, estimated, needs, noted, reweighed, weighs
+from flrl.sampling.base import (
+    LOSS_BYTES,
+    LOSSES,
+    NORMS,
+    Sampler,
+    draw,
+    estimated,
+    expected,
+    needs,
+    noted,
+    reweighed,
+    weighs,
+)
 from flrl.sampling.importance import ImportanceSampler
 from flrl.sampling.poisson import PoissonSampler
 from flrl.sampling.power_of_choice import PowerOfChoice
@@ -25,6 +37,7 @@ __all__ = [
     "WeightedSampler",
     "draw",
     "estimated",
+    "expected",
     "needs",
     "noted",
     "reweighed",

@@ -150,6 +150,12 @@ def estimated(sampler: Sampler, aggregate: Aggregate, weight_of_all: float, num_
     return replace(aggregate, vectors={**aggregate.vectors, "update": update}, share=1.0)
 
 
+def expected(sampler: Sampler, num_clients: int) -> float:
+    """The expected number of clients of a round: of Poisson sampling their number times the probability."""
+    probability = getattr(sampler, "probability", None)
+    return float(sampler.largest(num_clients)) if probability is None else probability * num_clients
+
+
 def weighs(sampler: Any) -> bool:
     """Whether a sampler gives clients weights of its own: it has a method `weights`."""
     return hasattr(sampler, "weights")

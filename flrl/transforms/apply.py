@@ -74,7 +74,9 @@ def on_server(
     broadcast: Broadcast,
     layout: ParameterLayout,
     seed: int,
-    accepted_weight: float = 0.0,
+    *,
+    received: float = 0.0,
+    expected: float = 0.0,
 ) -> tuple[Tensors, dict[str, torch.Tensor], dict[str, float]]:
     """The aggregate after all transforms in reverse order.
 
@@ -85,7 +87,8 @@ def on_server(
         broadcast: what the server sent to the clients.
         layout: the layout of the vectors.
         seed: the run's seed.
-        accepted_weight: the sum of the weights of the updates that are in the aggregate.
+        received: as in `Context`.
+        expected: likewise.
 
     Returns:
         The vectors, the transforms' variables for the next state, and numbers to report.
@@ -93,7 +96,8 @@ def on_server(
     kept: dict[str, torch.Tensor] = {}
     metrics: dict[str, float] = {}
     for name, transform in reversed(list(transforms.items())):
-        context = replace(_context(name, SERVER, broadcast, layout, seed), accepted_weight=accepted_weight)
+        context = _context(name, SERVER, broadcast, layout, seed)
+        context = replace(context, received=received, expected=expected)
         vectors, own, numbers = _three(transform.server(vectors, _own(variables, name), context), name, "server")
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
         metrics |= {_key(name, key): value for key, value in numbers.items()}
