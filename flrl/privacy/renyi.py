@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flrl.privacy.discrete import RenyiEvent, divergences
+
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-from flrl.privacy.discrete import RenyiEvent, divergences
 
 
 def renyi(event: "DpEvent", orders: Sequence[float]) -> np.ndarray:

@@ -38,7 +38,7 @@ class Grid:
     Attributes:
         size: numbers in an update.
         clients: how many are asked for an update.
-        shares: how many of them send one at least.
+        shares: how many clients' noise is in the sum at least.
         granularity: gamma, what 1 stands for, in the units of the update.
         norm: the clipping bound over the granularity.
         l2: the largest norm of an update of integers, before noise.
@@ -58,14 +58,17 @@ class DiscreteNoise(Transform):
     """Base class of transforms by which each client adds its share of integer noise to its clipped update.
 
     Args:
-        max_norm: the bound on an update's Euclidean norm, positive.
-        noise_multiplier: the standard deviation of the noise in the sum over `max_norm`, if only as many clients send
-            an update as `dropouts` says; None: to be calibrated.
-        dropouts: the largest part of a cohort whose updates, and noise, may be missing, in [0, 1).
+        clip: the bound on an update's Euclidean norm, positive.
+        noise_multiplier: standard deviation of the noise of `survivors` clients together over `clip`, at least 0; None
+            until it is calibrated to `privacy.epsilon`.
+        survivors: how many clients' shares make up the noise, at least 1: as many as will answer in a round; None: all
+            that are asked. Where fewer answer, the server adds what is missing before the strategy sees the sum: such a
+            round has its noise towards everybody but the server.
         bits: of each number that a client sends; sums are modulo 2^bits.
         bias: beta, the probability at most with which a rounding is repeated, in [0, 1); the smaller, the larger the
             sensitivity.
         reach: how many standard deviations of a number of the sum stay below half the modulus.
+        secure_noise: draw noise and roundings from the operating system instead of the run's seed.
 
     Raises:
         ValueError: a setting is invalid.
@@ -75,33 +78,40 @@ class DiscreteNoise(Transform):
     needs_addends = True
     name: str
     unit: Literal["client"] = "client"
+    cohorts: Literal["public"] = "public"
     by_client = True
-    secure_noise = False
-    not_covered: Sequence[str] = ("metrics that clients report",)
 
     def __init__(
         self,
         *,
-        max_norm: float,
-        noise_multiplier: float | None,
-        dropouts: float = 0.0,
+        clip: float,
+        noise_multiplier: float | None = None,
+        survivors: int | None = None,
         bits: int = 16,
         bias: float = math.exp(-0.5),
         reach: float = 4.0,
+        secure_noise: bool = False,
     ) -> None:
         where = f"strategy.transforms.{self.name}"
-        for key, value in (("max_norm", max_norm), ("reach", reach)):
+        for key, value in (("clip", clip), ("reach", reach)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{where}.{key}={value}: must be positive and finite")
-        if noise_multiplier is not None and not 0 < noise_multiplier < math.inf:
-            raise ValueError(f"{where}.noise_multiplier={noise_multiplier}: must be positive and finite")
-        for key, value in (("dropouts", dropouts), ("bias", bias)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{where}.{key}={value}: must be at least 0 and below 1")
+        if noise_multiplier is not None and not 0 <= noise_multiplier < math.inf:
+            raise ValueError(f"{where}.noise_multiplier={noise_multiplier}: must be at least 0 and finite, or null")
+        if survivors is not None and survivors < 1:
+            raise ValueError(f"{where}.survivors={survivors}: must be at least 1, or null for all")
         if not 2 <= bits <= 24:
             raise ValueError(f"{where}.bits={bits}: must be from 2 to 24")
-        self.max_norm, self.noise_multiplier, self.dropouts = max_norm, noise_multiplier, dropouts
-        self.bits, self.bias, self.reach = bits, bias, reach
+        if not 0 <= bias < 1:
+            raise ValueError(f"{where}.bias={bias}: must be at least 0 and below 1")
+        self.clip, self.noise_multiplier, self.survivors = clip, noise_multiplier, survivors
+        self.bits, self.bias, self.reach, self.secure_noise = bits, bias, reach, secure_noise
+
+    @property
+    def not_covered(self) -> Sequence[str]:
+        """What leaves clients besides, and is not covered."""
+        seed = () if self.secure_noise else ("the seed in config.yaml: who has it can draw the noise",)
+        return ("what clients report, and means of it", "who takes part, and how many", *seed)
 
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for parts with which the sum's sensitivity, or its noise, is not known."""
@@ -126,25 +136,16 @@ class DiscreteNoise(Transform):
             if changes and not part.hides_updates:
                 raise ValueError(f"{where}: {key} would change integers with noise; put {key} first")
         clients = setup.most_updates
+        if self.survivors is not None and self.survivors > clients:
+            raise ValueError(f"{where}.survivors={self.survivors}: a round has at most {clients} clients")
         if 4**self.bits <= self.reach**2 * clients:
             raise ValueError(f"{where}.bits={self.bits}: too few for sums of {clients} clients")
-        if strategy.min_clients < self.shares(clients):
-            raise ValueError(
-                f"{where}.dropouts={self.dropouts:g}: {self.shares(clients)} of {clients} clients must send their "
-                f"share of the noise, and strategy.min_clients={strategy.min_clients} allows fewer; set it to "
-                f"{self.shares(clients)}, or allow more dropouts"
-            )
         if not any(part.hides_updates for part in setup.transforms.values()):
             log.warning(
                 "%s: the server sees each client's update with its share of the noise alone; epsilon holds for those "
-                "who see sums: strategy/transforms=[%s,secagg]",
+                "who see sums: add secagg, paillier or ckks after it",
                 where,
-                self.name,
             )
-
-    def shares(self, clients: int) -> int:
-        """How many of so many clients send their share of the noise at least."""
-        return max(1, math.ceil((1 - self.dropouts) * clients - 1e-9))
 
     def grid(self, size: int, clients: int, noise_multiplier: float) -> Grid:
         """The integers of a round.
@@ -155,40 +156,42 @@ class DiscreteNoise(Transform):
         Args:
             size: numbers in an update.
             clients: how many are asked for an update.
-            noise_multiplier: of the noise of the smallest number of clients.
+            noise_multiplier: of the noise of as many clients as make it up.
         """
-        shares, norm = self.shares(clients), self.max_norm
-        local = noise_multiplier * norm / math.sqrt(shares)
-        signal, noise = (clients * norm) ** 2 / width(size), clients * local**2
+        shares = self.survivors or clients
+        local = noise_multiplier * self.clip / math.sqrt(shares)
+        signal, noise = (clients * self.clip) ** 2 / width(size), clients * local**2
         steps = (4**self.bits - self.reach**2 * clients) / 4
         gamma = self.reach * math.sqrt((signal + noise) / steps)
-        l2 = rounded_l2(norm / gamma, size, self.bias)
-        return Grid(size, clients, shares, gamma, norm / gamma, l2, local / gamma)
+        l2 = rounded_l2(self.clip / gamma, size, self.bias)
+        return Grid(size, clients, shares, gamma, self.clip / gamma, l2, local / gamma)
 
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
         """Clip, rotate and round the client's update, and add its share of the noise, modulo 2^bits."""
         vector = update.vectors["update"].to("cpu", torch.float64)
         grid, norm = self._grid_of(context, len(vector)), float(vector.norm())
-        if not math.isfinite(norm) or not len(vector):
+        if not math.isfinite(norm):
             return replace(update, weight=1.0), memory, {"clipped": 0.0}
-        clipped = vector * min(1.0, self.max_norm / norm) if norm > 0 else vector
-        spread = rotated(clipped / grid.granularity, _rotation(context))
-        whole = rounded(spread, grid.l2, context.generator) + self.noise(grid.deviation, grid.size, context.generator)
+        clipped = vector * min(1.0, self.clip / norm) if norm > 0 else vector
+        generator = self._generator(context)
+        whole = rounded(rotated(clipped / grid.granularity, _rotation(context)), grid.l2, generator)
+        whole += self.noise(grid.deviation, grid.size, generator)
         sent = self._modulo(whole).to(update.vectors["update"].device)
         payload = {**update.payload, "update": -(-grid.size * self.bits // 8)}
         update = replace(update, vectors={"update": sent}, weight=1.0, payload=payload)
-        return update, memory, {"clipped": float(norm > self.max_norm)}
+        return update, memory, {"clipped": float(norm > self.clip)}
 
     def server(self, vectors: Tensors, state: Tensors, context: Context) -> tuple[Tensors, Tensors, Metrics]:
-        """The mean of the clipped updates, with noise: from the sum modulo 2^bits, rotated back."""
+        """The noisy sum of clipped updates over the expected number of clients: from the sum modulo 2^bits."""
         count, size = round(context.received), len(vectors["update"])
-        if not count or not size:
-            return vectors, state, {}
         grid = self._grid_of(context, size)
-        total = self._modulo((vectors["update"] * count).round()) * grid.granularity
-        mean = rotated_back(total, _rotation(context)) / count
-        deviation = math.sqrt(count) * grid.deviation * grid.granularity / count
-        return {"update": mean}, state, {"granularity": grid.granularity, "std": deviation}
+        whole, missing = (vectors["update"] * count).round(), max(0, grid.shares - count)
+        for _ in range(missing):
+            whole = whole + self.noise(grid.deviation, size, self._generator(context))
+        total = rotated_back(self._modulo(whole) * grid.granularity, _rotation(context))
+        deviation = math.sqrt(count + missing) * grid.deviation * grid.granularity / context.expected
+        numbers = {"granularity": grid.granularity, "std": deviation, "missing": float(missing)}
+        return {"update": total / context.expected}, state, numbers
 
     def events(self, setup: "Setup", charged: Any, noise_multiplier: float) -> "Sequence[DpEvent]":
         """All that has been released, seen from the client that took part most often.
@@ -203,12 +206,16 @@ class DiscreteNoise(Transform):
         grid = self.grid(setup.strategy.vector_sizes(setup.layout)["update"], setup.most_updates, noise_multiplier)
         return [SelfComposedDpEvent(self.event(grid), charged.most())]
 
+    def filled(self, setup: "Setup") -> Mapping[str, float]:
+        """Settings of null that follow from the run, by name; none."""
+        return {}
+
     def described(self) -> Mapping[str, Any]:
-        """Its settings."""
-        return {"kind": self.name, "max_norm": self.max_norm, "dropouts": self.dropouts, "bits": self.bits}
+        """Its settings, for `summary.json`."""
+        return {"kind": type(self).__name__, "clip": self.clip, "survivors": self.survivors, "bits": self.bits}
 
     @abstractmethod
-    def noise(self, deviation: float, size: int, generator: torch.Generator) -> Tensor:
+    def noise(self, deviation: float, size: int, generator: torch.Generator | None) -> Tensor:
         """A client's share of the noise, whole numbers in float64 `[size]`."""
 
     @abstractmethod
@@ -219,6 +226,9 @@ class DiscreteNoise(Transform):
         if self.noise_multiplier is None:
             raise ValueError(f"strategy.transforms.{self.name}.noise_multiplier=null: set it, or privacy.epsilon")
         return self.grid(size, int(context.public["addends"]), self.noise_multiplier)
+
+    def _generator(self, context: Context) -> torch.Generator | None:
+        return None if self.secure_noise else context.generator
 
     def _modulo(self, whole: Tensor) -> Tensor:
         """Whole numbers modulo 2^bits, from -2^(bits - 1) on."""

@@ -13,7 +13,7 @@ class DistributedDiscreteGaussian(DiscreteNoise):
 
     name = "distributed_discrete_gaussian"
 
-    def noise(self, deviation: float, size: int, generator: torch.Generator) -> Tensor:
+    def noise(self, deviation: float, size: int, generator: torch.Generator | None) -> Tensor:
         """A client's share of the noise."""
         return discrete_gaussian(deviation, size, generator)
 

@@ -1,4 +1,12 @@
-"""Integer random numbers: randomised rounding, the discrete Gaussian and Skellam distributions."""
+"""Integer random numbers: randomised rounding, the discrete Gaussian and Skellam distributions.
+
+All are drawn from uniform numbers by the inverse of a distribution function in a table: exact in distribution to
+float64, so that the probability of each number is right to 2e-16, and numbers beyond 8 deviations or so, which have
+less together, are not drawn.
+"""
+
+import math
+import os
 
 import numpy as np
 import torch
@@ -8,13 +16,26 @@ _REACH = 9.0
 _MOST_ATTEMPTS = 1000
 
 
-def rounded(vector: Tensor, largest: float, generator: torch.Generator) -> Tensor:
+def uniform(size: int, generator: torch.Generator | None) -> np.ndarray:
+    """Independent uniform numbers in [0, 1), float64 `[size]`, in steps of 2^-53.
+
+    Args:
+        size: how many.
+        generator: on the CPU; None: the operating system draws them.
+    """
+    if generator is not None:
+        found: np.ndarray = torch.rand(size, generator=generator, dtype=torch.float64).numpy()
+        return found
+    return (np.frombuffer(os.urandom(8 * size), np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def rounded(vector: Tensor, largest: float, generator: torch.Generator | None) -> Tensor:
     """The vector rounded at random to whole numbers, without bias, again until its norm is at most `largest`.
 
     Args:
         vector: float64 `[n]`.
         largest: a bound on the norm that a rounding keeps with a probability that is not small.
-        generator: on the CPU.
+        generator: as for `uniform`.
 
     Raises:
         ValueError: none of a thousand roundings keeps the bound.
@@ -22,39 +43,45 @@ def rounded(vector: Tensor, largest: float, generator: torch.Generator) -> Tenso
     low = vector.floor()
     above = vector - low
     for _ in range(_MOST_ATTEMPTS):
-        found = low + (torch.rand(vector.shape, generator=generator, dtype=torch.float64) < above)
+        found = low + (torch.from_numpy(uniform(len(vector), generator)) < above)
         if float(found.norm()) <= largest:
             return found
     raise ValueError(f"no rounding of a vector of norm {float(vector.norm()):.4g} has a norm of at most {largest:.4g}")
 
 
-def discrete_gaussian(deviation: float, size: int, generator: torch.Generator) -> Tensor:
+def discrete_gaussian(deviation: float, size: int, generator: torch.Generator | None) -> Tensor:
     """Independent discrete Gaussian numbers, float64 `[size]`: k with a probability proportional to exp(-k^2/2s^2).
-
-    By the inverse of the distribution function in a table: exact in distribution to float64. The probability of each
-    number is right to 2e-16; numbers beyond 8.3 deviations or so, which have less together, are not drawn.
 
     Args:
         deviation: its parameter s, at least 0.
         size: how many.
-        generator: on the CPU.
+        generator: as for `uniform`.
     """
     if deviation == 0:
         return torch.zeros(size, dtype=torch.float64)
-    reach = int(np.ceil(_REACH * deviation)) + 1
+    reach = math.ceil(_REACH * deviation) + 1
     values = np.arange(-reach, reach + 1)
-    masses = np.exp(-((values.astype(np.longdouble) / deviation) ** 2) / 2)
-    below = np.cumsum(masses / masses.sum()).astype(np.float64)
-    uniform = torch.rand(size, generator=generator, dtype=torch.float64).numpy()
-    places = np.minimum(np.searchsorted(below, uniform, side="right"), len(values) - 1)
-    return torch.from_numpy(values[places].astype(np.float64))
+    return _drawn(values, -((values.astype(np.longdouble) / deviation) ** 2) / 2, size, generator)
 
 
-def skellam(deviation: float, size: int, generator: torch.Generator) -> Tensor:
+def skellam(deviation: float, size: int, generator: torch.Generator | None) -> Tensor:
     """Independent Skellam numbers, float64 `[size]`: differences of two Poisson variables, each with half the variance.
 
     Arguments as for `discrete_gaussian`.
     """
-    rates = torch.full((2, size), deviation**2 / 2, dtype=torch.float64)
-    drawn: Tensor = torch.poisson(rates, generator=generator)
-    return drawn[0] - drawn[1]
+    if deviation == 0:
+        return torch.zeros(size, dtype=torch.float64)
+    mean = deviation**2 / 2
+    reach = math.ceil(_REACH * math.sqrt(mean) + 40)
+    values = np.arange(max(0, math.floor(mean) - reach), math.floor(mean) + reach + 1)
+    logs = np.cumsum(np.append(np.longdouble(0), np.log(np.longdouble(mean) / values[1:].astype(np.longdouble))))
+    first, second = (_drawn(values, logs, size, generator) for _ in range(2))
+    return first - second
+
+
+def _drawn(values: np.ndarray, logs: np.ndarray, size: int, generator: torch.Generator | None) -> Tensor:
+    """Values with probabilities whose logarithms are given, but for a constant."""
+    masses = np.exp(logs - logs.max())
+    below = np.cumsum(masses / masses.sum()).astype(np.float64)
+    places = np.minimum(np.searchsorted(below, uniform(size, generator), side="right"), len(values) - 1)
+    return torch.from_numpy(values[places].astype(np.float64))

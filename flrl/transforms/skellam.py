@@ -13,7 +13,7 @@ class Skellam(DiscreteNoise):
 
     name = "skellam"
 
-    def noise(self, deviation: float, size: int, generator: torch.Generator) -> Tensor:
+    def noise(self, deviation: float, size: int, generator: torch.Generator | None) -> Tensor:
         """A client's share of the noise."""
         return skellam(deviation, size, generator)
 

@@ -118,14 +118,14 @@ def summed(transform: Any, updates: list[list[float]], expected: int | None = No
     clients = expected or len(updates)
     sent = [transform.client(update(*values), {}, told(clients, client_id=i))[0] for i, values in enumerate(updates)]
     mean = torch.stack([each.vectors["update"] for each in sent]).mean(0)
-    after = replace(told(clients), received=float(len(sent)))
+    after = replace(told(clients), received=float(len(sent)), expected=float(clients))
     vectors, _, numbers = transform.server({"update": mean}, {}, after)
     return vectors["update"], numbers
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_noise_the_mean_is_that_of_the_clipped_updates(kind: Any) -> None:
-    transform = kind(max_norm=5.0, noise_multiplier=1e-9, bits=20)
+    transform = kind(clip=5.0, noise_multiplier=1e-9, bits=20)
     updates = [[3.0, 4.0, 0.0], [0.0, -60.0, 80.0], [1.0, 1.0, -1.0]]
     mean, numbers = summed(transform, updates)
     wanted = [(3 + 0 + 1) / 3, (4 - 3 + 1) / 3, (0 + 4 - 1) / 3]
@@ -134,19 +134,19 @@ def test_without_noise_the_mean_is_that_of_the_clipped_updates(kind: Any) -> Non
 
 
 def test_what_a_client_sends_are_integers_of_so_many_bits() -> None:
-    transform = DistributedDiscreteGaussian(max_norm=5.0, noise_multiplier=3.0, bits=8)
+    transform = DistributedDiscreteGaussian(clip=5.0, noise_multiplier=3.0, bits=8)
     sent, memory, numbers = transform.client(update(3.0, 4.0, -12.0), {}, told(4))
     values = sent.vectors["update"]
     assert torch.equal(values, values.round())
     assert float(values.abs().max()) <= 128
     assert (sent.weight, sent.payload, memory, numbers) == (1.0, {"update": 3, "control": 4}, {}, {"clipped": 1.0})
-    wide = DistributedDiscreteGaussian(max_norm=5.0, noise_multiplier=3.0, bits=12)
+    wide = DistributedDiscreteGaussian(clip=5.0, noise_multiplier=3.0, bits=12)
     assert wide.client(update(3.0, 4.0, -12.0), {}, told(4))[0].payload["update"] == 5  # 36 bits
 
 
 def test_sums_are_modulo_so_many_bits() -> None:
     """Numbers that leave the range come back on its other side, and a sum of them is right where it is in the range."""
-    transform = Skellam(max_norm=1.0, noise_multiplier=1.0, bits=4)
+    transform = Skellam(clip=1.0, noise_multiplier=1.0, bits=4)
     assert transform._modulo(torch.tensor([7.0, 8.0, -8.0, -9.0, 24.0])).tolist() == [7, -8, -8, 7, -8]
     assert transform._modulo(torch.tensor([7.0 + 7.0 - 9.0])).tolist() == [5]
     wrapped = transform._modulo(torch.tensor([9.0])) + transform._modulo(torch.tensor([-6.0]))
@@ -154,25 +154,46 @@ def test_sums_are_modulo_so_many_bits() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dropouts", [0.0, 0.5])
-def test_the_noise_of_the_sum_is_what_was_asked_for_when_as_few_as_allowed_send(kind: Any, dropouts: float) -> None:
-    transform = kind(max_norm=2.0, noise_multiplier=1.5, dropouts=dropouts)
+@pytest.mark.parametrize(
+    ("survivors", "sending", "shares"), [(None, 4, 4), (2, 2, 2), (2, 4, 4), (3, 1, 3), (None, 2, 4)]
+)
+def test_the_noise_of_the_sum_is_what_was_asked_for_when_as_few_as_allowed_send(
+    kind: Any, survivors: int | None, sending: int, shares: int
+) -> None:
+    """A share has variance (1.5 * 2)^2 / survivors; the server adds those that are missing."""
+    transform = kind(clip=2.0, noise_multiplier=1.5, survivors=survivors)
     size, clients = 20_000, 4
-    sending = math.ceil(clients * (1 - dropouts))
     mean, numbers = summed(transform, [[0.0] * size] * sending, expected=clients)
-    assert numbers["std"] == pytest.approx(1.5 * 2.0 / sending)
-    assert float(mean.std()) == pytest.approx(1.5 * 2.0 / sending, rel=0.03)
-    assert stats.kstest(mean.numpy() / numbers["std"], "norm").pvalue > 0.01
-    _, all_there = summed(transform, [[0.0] * 8] * clients)
-    assert all_there["std"] == pytest.approx(1.5 * 2.0 / math.sqrt(sending * clients))
+    wanted = 3.0 * math.sqrt(shares / (survivors or clients)) / clients
+    assert numbers["std"] == pytest.approx(wanted)
+    assert numbers["missing"] == max(0, (survivors or clients) - sending)
+    assert float(mean.std()) == pytest.approx(wanted, rel=0.03)
+    assert stats.kstest(mean.numpy() / wanted, "norm").pvalue > 0.01
 
 
-def test_updates_that_are_not_finite_stay_so_and_nobody_is_no_mean() -> None:
-    transform = Skellam(max_norm=1.0, noise_multiplier=1.0)
+def test_the_sum_is_over_the_expected_number_of_clients() -> None:
+    transform = Skellam(clip=9.0, noise_multiplier=0.0, bits=20)
+    mean, _ = summed(transform, [[8.0, 4.0]] * 2, expected=4)
+    assert mean.tolist() == pytest.approx([4.0, 2.0], abs=1e-3)
+
+
+def test_noise_of_the_operating_system_is_other_noise_each_time() -> None:
+    for kind in KINDS:
+        secure = kind(clip=2.0, noise_multiplier=1.5, secure_noise=True)
+        sent = [secure.client(update(*[0.0] * 4000), {}, told(4))[0].vectors["update"] for _ in range(2)]
+        assert not torch.equal(*sent)
+        grid = secure.grid(4000, 4, 1.5)
+        assert float(sent[0].std()) == pytest.approx(grid.deviation, rel=0.06)
+        seeded_noise = kind(clip=2.0, noise_multiplier=1.5)
+        again = [seeded_noise.client(update(*[0.0] * 40), {}, told(4))[0].vectors["update"] for _ in range(2)]
+        assert torch.equal(*again)
+        assert len(secure.not_covered) == len(seeded_noise.not_covered) - 1
+
+
+def test_updates_that_are_not_finite_stay_so() -> None:
+    transform = Skellam(clip=1.0, noise_multiplier=1.0)
     sent, _, numbers = transform.client(update(math.nan, 1.0), {}, told(4))
     assert (math.isnan(sent.vectors["update"][0]), sent.weight, numbers) == (True, 1.0, {"clipped": 0.0})
-    nothing = {"update": torch.zeros(4).double()}
-    assert transform.server(nothing, {}, told(4)) == (nothing, {}, {})
 
 
 def test_a_round_names_its_event() -> None:
@@ -183,7 +204,7 @@ def test_a_round_names_its_event() -> None:
     l2 = rounded_l2(1 / gamma, 18, math.exp(-0.5))
     deviation = 2 / math.sqrt(12) / gamma
     for kind in KINDS:
-        transform = kind(max_norm=1.0, noise_multiplier=None, dropouts=0.25)
+        transform = kind(clip=1.0, noise_multiplier=None, survivors=12)
         (found,) = transform.events(setup, charged, 2.0)
         assert found.count == 7
         if kind is Skellam:
@@ -192,8 +213,8 @@ def test_a_round_names_its_event() -> None:
         else:
             exact = (pytest.approx(l2 * math.sqrt(18)), pytest.approx(l2), pytest.approx(deviation), 12, 16, 18)
             assert found.event == DiscreteGaussianSumEvent(*exact)
-        assert (transform.unit, transform.by_client, transform.secure_noise) == ("client", True, False)
-        assert transform.described() == {"kind": transform.name, "max_norm": 1.0, "dropouts": 0.25, "bits": 16}
+        assert (transform.unit, transform.by_client, transform.cohorts) == ("client", True, "public")
+        assert transform.described() == {"kind": kind.__name__, "clip": 1.0, "survivors": 12, "bits": 16}
         with pytest.raises(ValueError, match=r"noise_multiplier=null: set it, or privacy\.epsilon$"):
             transform.client(update(1.0), {}, told(4))
 
@@ -202,7 +223,7 @@ def test_a_round_names_its_event() -> None:
 
 
 def fedavg(transforms: dict[str, Any], kind: Any = FedAvg, **options: Any) -> Any:
-    settings = {"rounds": 2, "sampler": AllClients(), "server_optimizer": SGD, "min_clients": 3, **options}
+    settings = {"rounds": 2, "sampler": AllClients(), "server_optimizer": SGD, **options}
     return kind(transforms=transforms, **settings)
 
 
@@ -212,11 +233,11 @@ def digests(**transforms: Any) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sums_of_integers_are_the_same_when_they_are_encrypted_by_either_scheme(kind: Any) -> None:
-    noise = kind(max_norm=1.0, noise_multiplier=0.5)
+    noise = kind(clip=1.0, noise_multiplier=0.5)
     plain = digests(noise=noise)
     assert digests(noise=noise, paillier=Paillier(key_bits=256)) == plain
     assert digests(noise=noise, ckks=Ckks(poly_modulus_degree=4096)) == plain  # its error is below half an integer
-    assert digests(noise=kind(max_norm=1.0, noise_multiplier=0.6)) != plain
+    assert digests(noise=kind(clip=1.0, noise_multiplier=0.6)) != plain
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,11 +245,11 @@ def test_with_little_noise_a_run_ends_where_it_would_without(kind: Any) -> None:
     """Clients weigh alike, as their sensitivity must: the comparison is with clients of equal size."""
     few = {"sizes": (30, 30, 30)}
     plain, _ = fit(make_worker(fedavg({}), **few))
-    noisy, _ = fit(make_worker(fedavg({"noise": kind(max_norm=100.0, noise_multiplier=1e-9, bits=24)}), **few))
+    noisy, _ = fit(make_worker(fedavg({"noise": kind(clip=100.0, noise_multiplier=1e-9, bits=24)}), **few))
     assert float((plain.vector - noisy.vector).abs().max()) < 1e-3
 
 
-NOISE = DistributedDiscreteGaussian(max_norm=1.0, noise_multiplier=1.0)
+NOISE = DistributedDiscreteGaussian(clip=1.0, noise_multiplier=1.0)
 
 
 @pytest.mark.parametrize(
@@ -246,19 +267,16 @@ def test_what_it_does_not_go_with_is_refused(transforms: Any, options: Any, why:
         setup_of(strategy=fedavg(transforms, **options)).check()
 
 
-def test_fewer_shares_than_promised_are_refused() -> None:
-    why = (
-        r"dropouts=0: 3 of 3 clients must send their share of the noise, and strategy\.min_clients=2 allows fewer; set"
-    )
-    with pytest.raises(ValueError, match=why):
-        setup_of(strategy=fedavg({"n": NOISE}, min_clients=2)).check()
-    some = DistributedDiscreteGaussian(max_norm=1.0, noise_multiplier=1.0, dropouts=0.4)
-    assert (some.shares(3), some.shares(5), some.shares(10)) == (2, 3, 6)
-    setup_of(strategy=fedavg({"n": some}, min_clients=2)).check()
+def test_more_survivors_than_clients_are_refused() -> None:
+    many = Skellam(clip=1.0, noise_multiplier=1.0, survivors=4)
+    with pytest.raises(
+        ValueError, match=r"^strategy\.transforms\.skellam\.survivors=4: a round has at most 3 clients$"
+    ):
+        setup_of(strategy=fedavg({"n": many})).check()
 
 
 def test_too_few_bits_for_the_cohort_are_refused() -> None:
-    few = Skellam(max_norm=1.0, noise_multiplier=1.0, bits=2)
+    few = Skellam(clip=1.0, noise_multiplier=1.0, bits=2)
     with pytest.raises(ValueError, match=r"^strategy\.transforms\.skellam\.bits=2: too few for sums of 3 clients$"):
         setup_of(strategy=fedavg({"n": few})).check()
 
@@ -274,9 +292,9 @@ def test_a_server_that_sees_single_updates_is_warned_of(caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"max_norm": 0.0}, "max_norm=0.0: must be positive and finite"),
-        ({"noise_multiplier": 0.0}, "noise_multiplier=0.0: must be positive and finite"),
-        ({"dropouts": 1.0}, "dropouts=1.0: must be at least 0 and below 1"),
+        ({"clip": 0.0}, "clip=0.0: must be positive and finite"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier=-1.0: must be at least 0 and finite, or null"),
+        ({"survivors": 0}, "survivors=0: must be at least 1, or null for all"),
         ({"bias": -0.1}, "bias=-0.1: must be at least 0 and below 1"),
         ({"bits": 25}, "bits=25: must be from 2 to 24"),
         ({"reach": math.nan}, "reach=nan: must be positive and finite"),
@@ -284,4 +302,4 @@ def test_a_server_that_sees_single_updates_is_warned_of(caplog: pytest.LogCaptur
 )
 def test_settings_are_checked(options: Any, why: str) -> None:
     with pytest.raises(ValueError, match=f"^strategy.transforms.skellam.{why}$"):
-        Skellam(**{"max_norm": 1.0, "noise_multiplier": 1.0, **options})
+        Skellam(**{"clip": 1.0, "noise_multiplier": 1.0, **options})
