@@ -12,10 +12,8 @@ from flrl.seeding import seed_for, seeded_for_client
 from flrl.strategies.base import Local, Strategy
 from flrl.strategies.checking import check_problem, check_update
 from flrl.trainers import LocalProblem, Trained, Trainer
+from flrl.trainers.private import steps_of_round
 from flrl.types import ClientUpdate, ServerState
-
-PRIVATE_STEPS = "privacy/steps"
-"""The name among a client's metrics of the number of its private steps in a round."""
 
 
 def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer: Trainer) -> list[ClientUpdate]:
@@ -36,25 +34,21 @@ def train_clients(strategy: Strategy, problems: Sequence[LocalProblem], trainer:
         TypeError: `local` is no generator, or yields or returns something else than it should.
         ValueError: it asks for what cannot be trained, or changes in place what the server sent.
     """
-    private = trainer.private is not None
     own = not type(strategy).local.__module__.startswith("flrl.")
     steps = [trainer.num_epochs(problem) * trainer.num_batches(problem) for problem in problems]
     parts = [_Part(strategy, replace(p, num_steps=taken), own) for p, taken in zip(problems, steps, strict=True)]
     for part in parts:
         part.go_on(None)
     while asked := [part for part in parts if part.asked is not None]:
-        for part in asked if private else ():
-            part.number()
+        for part in asked if trainer.private is not None else ():
+            part.charge(trainer)
         by_problem = {id(part.asked): part for part in asked}
         for group in trainer.groups([part.asked for part in asked if part.asked is not None]):
             for problem, trained in zip(group, trainer.fit_batch(group, strategy), strict=True):
                 by_problem[id(problem)].go_on(trained)
     if own:
         problems[0].model.touched = True  # a user's own strategy may have changed the module
-    updates = [part.update for part in parts if part.update is not None]
-    if not private:
-        return updates
-    return [_counted(update, part.steps) for update, part in zip(updates, parts, strict=True)]
+    return [part.update for part in parts if part.update is not None]
 
 
 def train_server(strategy: Strategy, state: ServerState, problem: LocalProblem, trainer: Trainer) -> ServerState:
@@ -107,7 +101,6 @@ class _Part:
     def go_on(self, trained: Trained | None) -> None:
         """Send the generator what was trained, and note what it asks for next, or its update."""
         self.asked = None
-        self.steps += 0 if trained is None else trained.num_steps
         try:
             with self._watched():
                 asked: Any = self.generator.send(trained)  # type: ignore[arg-type]
@@ -123,26 +116,25 @@ class _Part:
                 asked = replace(asked, start=asked.start.to(dtype))
         self.asked = asked
 
-    def number(self) -> None:
+    def charge(self, trainer: Trainer) -> None:
         """Number the training that is asked for, so that no two of a client's in a round have the same noise.
 
         Raises:
-            ValueError: it is not on all samples of the client, for which each step is counted.
+            ValueError: it is not on all samples of the client, or makes more steps of a round than are charged.
         """
         assert self.asked is not None
+        name = f"trainer.private: {type(self.strategy).__name__}"
         if len(self.asked.indices) != len(self.problem.indices):
-            name = type(self.strategy).__name__
-            raise ValueError(f"trainer.private: {name} trains on a part of a client's samples, which is not counted")
+            raise ValueError(f"{name} trains on a part of a client's samples, which is not counted")
         self.asked = replace(self.asked, training=self.trainings)
         self.trainings += 1
+        self.steps += trainer.num_epochs(self.asked) * trainer.num_batches(self.asked)
+        charged = steps_of_round(trainer, self.strategy, len(self.problem.indices))
+        if self.steps > charged:
+            raise ValueError(f"{name} takes {self.steps} steps of a round, and {charged} are counted by its `passes`")
 
     def _watched(self) -> Any:
         return _seeded_and_unchanged(self) if self.own else nullcontext()
-
-
-def _counted(update: ClientUpdate, steps: int) -> ClientUpdate:
-    """An update that reports the private steps of all trainings behind it."""
-    return replace(update, metrics={**update.metrics, PRIVATE_STEPS: float(steps)})
 
 
 @contextmanager

@@ -39,15 +39,15 @@ def check_parts(setup: "Setup") -> None:
     name = type(strategy).__name__
     why = None
     if strategy.gradients or strategy.reads_samples:
-        why = "uses losses, gradients or outputs of clients' samples besides their steps"
+        why = "releases losses, gradients or outputs of samples without noise, besides private steps"
     elif strategy.adjusts_loss:
-        why = "changes the loss of whole batches"
+        why = "changes the loss of whole batches, and steps are made of single samples' gradients"
     elif strategy.pools_samples:
-        why = "pools the samples of clients, which have a budget each: use partition.num_clients=1"
+        why = "pools the samples of clients, which are charged apart: use fedavg with partition.num_clients=1"
     elif strategy.trains_on_server or not strategy.sends_model:
-        why = "has models exchange predictions"
+        why = "exchanges predictions of models, which are released without noise"
     if why is not None:
-        raise ValueError(f"trainer.private: strategy {name} {why}, which are released without noise")
+        raise ValueError(f"trainer.private: strategy {name} {why}")
     measuring = [key for key, transform in setup.transforms.items() if type(transform).measure is not Transform.measure]
     if measuring:
         raise ValueError(f"trainer.private: strategy.transforms.{measuring[0]} measures samples, without noise")

@@ -14,6 +14,7 @@ from flrl.layout import ParameterLayout
 from flrl.lightning.local_step import StepModule
 from flrl.lightning.steps import loss_of, replaced
 from flrl.trainers.private.dp_sgd import DPSGD
+from flrl.trainers.private.lstm import plain_lstms
 from flrl.trainers.steps.record import NotCapturableError
 
 _MARGIN = 1e-6
@@ -83,7 +84,8 @@ class ClippedSum:
         names = [*self.names, *self.others, *self.buffers]
         named = dict(zip(names, tensors, strict=True))
         batch = pytree.tree_unflatten([leaf.unsqueeze(0) for leaf in leaves], self.spec)
-        with replaced(self.module, log=self._log, log_dict=self._log_dict), self.context():
+        logging = replaced(self.module, log=self._log, log_dict=self._log_dict)
+        with logging, self.context(), plain_lstms(self.module):
             loss = loss_of(functional_call(_Kept(self.module), named, (batch, self.batch_idx)))
         if loss is None:
             raise ValueError("trainer.private: training_step returned None; every sample needs a loss")

@@ -6,19 +6,25 @@ is divided by the expected size of a batch, since its true one would tell of sin
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flrl.privacy import Charged, sampled_gaussian
+from flrl.privacy.secure import secure_normal, secure_uniform
 from flrl.seeding import generator_for, seed_for
 from flrl.trainers.private.checking import check_module, check_parts
 from flrl.trainers.problem import LocalProblem
 
 if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
     from flrl.setup import Setup
+    from flrl.trainers.base import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +37,12 @@ class DPSGD:
     Args:
         max_norm: the largest norm of a sample's gradient; larger ones are scaled down to it. Infinite does not clip,
             which takes a noise multiplier of 0.
-        noise_multiplier: the noise's standard deviation over `max_norm`.
+        noise_multiplier: the noise's standard deviation over `max_norm`; null: the smallest with which the client that
+            spends most is within `privacy.epsilon` after the whole run.
         clipping: "flat" bounds the norm of a gradient by `max_norm`; "per_layer" that of each of K parameters by
             `max_norm / sqrt(K)`, so that the norm of the whole is bounded too.
         sampling: "poisson".
+        secure_noise: draw noise and batches from the operating system, and not from the run's seed.
         physical_batch_size: the most samples whose gradients are in memory at once; null: all of a batch. Steps do not
             depend on it but for rounding, and for dropout's random numbers.
 
@@ -43,17 +51,27 @@ class DPSGD:
     """
 
     max_norm: float
-    noise_multiplier: float
+    noise_multiplier: float | None
     clipping: Literal["flat", "per_layer"] = "flat"
     sampling: Literal["poisson"] = "poisson"
     physical_batch_size: int | None = None
+    secure_noise: bool = False
+
+    unit: ClassVar[Literal["sample"]] = "sample"
+    by_client: ClassVar[bool] = True
+    not_covered: ClassVar[Sequence[str]] = (
+        "what clients log and report (train/loss)",
+        "numbers of samples, by which clients are weighed",
+        "evaluation on clients' held-out samples",
+    )
 
     def __post_init__(self) -> None:
         if not self.max_norm > 0:
             raise ValueError(f"trainer.private.max_norm={self.max_norm}: must be positive")
-        if not 0 <= self.noise_multiplier < math.inf:
-            raise ValueError(f"trainer.private.noise_multiplier={self.noise_multiplier}: must be at least 0 and finite")
-        if self.max_norm == math.inf and self.noise_multiplier:
+        noise = self.noise_multiplier
+        if noise is not None and not 0 <= noise < math.inf:
+            raise ValueError(f"trainer.private.noise_multiplier={noise}: must be at least 0 and finite, or null")
+        if self.max_norm == math.inf and noise != 0:
             raise ValueError("trainer.private.max_norm=inf: there is no noise for it but noise_multiplier=0")
         if self.clipping not in ("flat", "per_layer"):
             raise ValueError(f"trainer.private.clipping={self.clipping!r}: must be 'flat' or 'per_layer'")
@@ -75,9 +93,33 @@ class DPSGD:
         check_module(setup.module)
         check_parts(setup)
 
+    def events(self, setup: "Setup", charged: Charged, noise_multiplier: float) -> "list[DpEvent]":
+        """The sampled Gaussians of each client's samples, but those of clients that others surpass.
+
+        A client of n samples that took part p times has taken p times the steps of a round, each with probability
+        `min(1, batch_size / n)` of a sample.
+        """
+        trainer, found = setup.trainer, set()
+        for size, times in {*zip(setup.sizes.tolist(), charged.participations.tolist(), strict=True)}:
+            if size and times:
+                steps = times * steps_of_round(trainer, setup.strategy, size)
+                found.add((sampling_probability(size, trainer.batch_size), steps))
+        worst, most = [], 0
+        for probability, steps in sorted(found, reverse=True):
+            if steps > most:
+                worst.append(sampled_gaussian(noise_multiplier, probability, steps))
+                most = steps
+        return worst
+
+    def described(self) -> Mapping[str, Any]:
+        """Norm, clipping and sampling."""
+        return {"kind": "dp_sgd", "max_norm": self.max_norm, "clipping": self.clipping, "sampling": self.sampling}
+
     @property
     def std(self) -> float:
         """The noise's standard deviation on the sum of clipped gradients."""
+        if self.noise_multiplier is None:
+            raise ValueError("trainer.private.noise_multiplier=null: set it, or privacy.epsilon, from which it follows")
         return self.noise_multiplier * self.max_norm if self.noise_multiplier else 0.0
 
     def batch(self, problem: LocalProblem, batch_size: int, step: int) -> np.ndarray:
@@ -91,6 +133,8 @@ class DPSGD:
         probability = sampling_probability(len(problem.indices), batch_size)
         if probability == 1:
             return problem.indices
+        if self.secure_noise:
+            return problem.indices[secure_uniform(len(problem.indices)) < probability]
         task = problem.task
         rng = generator_for(problem.seed, task.round, task.client_id, f"dp_sgd/batch/{problem.training}/{step}")
         return problem.indices[rng.random(len(problem.indices)) < probability]
@@ -99,6 +143,8 @@ class DPSGD:
         """The noise of a step, float64 `[size]` on the CPU; arguments as for `batch`."""
         if not self.std:
             return torch.zeros(size, dtype=torch.float64)
+        if self.secure_noise:
+            return torch.from_numpy(secure_normal(size)).mul_(self.std)
         task = problem.task
         seed = seed_for(problem.seed, task.round, task.client_id, f"dp_sgd/noise/{problem.training}/{step}")
         generator = torch.Generator().manual_seed(seed)
@@ -119,3 +165,10 @@ class DPSGD:
 def sampling_probability(num_samples: int, batch_size: int) -> float:
     """The probability of each of a client's samples in each step."""
     return min(1.0, batch_size / num_samples) if num_samples else 1.0
+
+
+def steps_of_round(trainer: "Trainer", strategy: Any, num_samples: int) -> int:
+    """The most steps that a client takes in a round, of all its trainings together."""
+    epochs = trainer.local_epochs * math.ceil(num_samples / trainer.batch_size)
+    passes: float = strategy.passes
+    return math.ceil(passes * (epochs if trainer.local_steps is None else trainer.local_steps))

@@ -64,7 +64,7 @@ class PrivateLoop(Loop):
         total += self.private.noise(problem, len(total), self.steps_taken)
         total /= min(size, max(1, len(problem.indices)))
         gradient = total.to(self.device, self.problem.model.layout.dtype)
-        for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        for parameter, part in zip(parameters, torch.split(gradient, [p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view(parameter.shape).to(parameter.dtype)
 
     def _clipped_sum(self, indices: Any, batch_idx: int, logs: "Logs") -> Tensor:
