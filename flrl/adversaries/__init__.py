@@ -3,6 +3,7 @@
 from flrl.adversaries.alie import ALIE
 from flrl.adversaries.backdoor import Backdoor
 from flrl.adversaries.base import Adversary, AdversaryContext, Nobody, Probe
+from flrl.adversaries.client_canaries import ClientCanaries
 from flrl.adversaries.dba import DBA
 from flrl.adversaries.fang import FangKrum, FangTrimmedMean
 from flrl.adversaries.free_rider import FreeRider
@@ -27,6 +28,7 @@ __all__ = [
     "Adversary",
     "AdversaryContext",
     "Backdoor",
+    "ClientCanaries",
     "FangKrum",
     "FangTrimmedMean",
     "FreeRider",

@@ -1,8 +1,10 @@
 """What is set apart when a dataset is divided: samples of the server and of everybody, clients that never take part."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from flrl.data.sources import Source
+from flrl.data.sources import SampleCanaries, Source
 from flrl.seeding import SERVER, generator_for
 
 
@@ -51,3 +53,25 @@ def held_out(number: int | float, num_clients: int, holdout: float, rng: np.rand
     if count and not holdout:
         raise ValueError(f"held_out_clients={number}: they are evaluated on held-out samples: set holdout, such as 0.2")
     return np.sort(rng.choice(num_clients, count, replace=False))
+
+
+def without_canaries(
+    canaries: SampleCanaries, indices: np.ndarray, counts: np.ndarray, apart: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out the canaries whose coin says so; returns what clients keep, and its counts.
+
+    Args:
+        canaries: which samples they are, and which are in.
+        indices: the clients' samples, which lie side by side; int64 `[samples]`.
+        counts: samples of each client, int64 `[clients]`.
+        apart: other samples that are taken from clients, by the setting that does so: none may be positive.
+    """
+    for name, value in apart.items():
+        if value:
+            raise ValueError(f"{name}={value}: with canaries it must be 0, as a coin must change one sample alone")
+    out = np.isin(indices, canaries.indices[~canaries.included])
+    left = counts - np.bincount(np.repeat(np.arange(len(counts)), counts)[out], minlength=len(counts))
+    if not left.all():
+        client = int(np.argmin(left))
+        raise ValueError(f"dataset.num: client {client} has nothing but canaries, which are out; make fewer of them")
+    return indices[~out], left

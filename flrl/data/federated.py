@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flrl.data.apart import drawn, held_out, taken
+from flrl.data.apart import drawn, held_out, taken, without_canaries
 from flrl.data.grouping import by_owner, spans
 from flrl.data.shifts import NOBODY, Shift, shifted
 from flrl.data.sources import Splits
@@ -98,6 +98,9 @@ class FederatedData:
             order = np.concatenate([np.delete(np.arange(len(counts)), never), never])
             owner, counts = _inverse(order)[owner], counts[order]
         indices = by_owner(owner, _inverse(rng.permutation(num_samples)))
+        if splits.canaries is not None:
+            apart = {"holdout": holdout, "root_samples": root_samples, "public_samples": public_samples}
+            indices, counts = without_canaries(splits.canaries, indices, counts, apart)
         indices, counts, self._root = taken("root", root_samples, indices, counts, self.num_clients, seed)
         self.num_root_samples = len(self._root)
         self._public: np.ndarray | None = None
@@ -221,11 +224,14 @@ class FederatedData:
         """Write `partition.npz`: `indices` of all clients in a row, `ends` of each client's part, `sizes`, `hash`.
 
         Client c owns `indices[ends[c-1]:ends[c]]`, the first `sizes[c]` of them for training; held-out clients come
-        last. `root` has the server's samples and `public` those that were taken for everybody, if there are any.
+        last. `root` has the server's samples and `public` those that were taken for everybody, if there are any;
+        `canaries` has the samples that an audit looks for, and `included` which of them a client has.
         """
         arrays = {"indices": self._indices, "ends": self._ends, "sizes": self._kept, "hash": np.array(self.hash)}
         taken = {"root": self._root, "public": self._public}
         arrays |= {name: indices for name, indices in taken.items() if indices is not None and len(indices)}
+        if self.splits.canaries is not None:
+            arrays |= {"canaries": self.splits.canaries.indices, "included": self.splits.canaries.included}
         # The format of `np.savez_compressed`, at a level that takes a tenth of its time for 6 % more bytes.
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, array in arrays.items():

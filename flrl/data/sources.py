@@ -45,6 +45,19 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SampleCanaries:
+    """Training samples that an audit looks for: see `flrl.data.canaries`.
+
+    Attributes:
+        indices: the samples, int64 `[m]`, ascending.
+        included: whether each is in the training data of its client, bool `[m]`; else nobody has it.
+    """
+
+    indices: np.ndarray
+    included: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Splits:
     """A dataset.
 
@@ -54,6 +67,7 @@ class Splits:
         public: samples that the server and all clients have; None for none.
         groups: natural owner of each training sample, int64 `[len(train)]`, for `partition=natural`; None for none.
         num_classes: number of classes, where samples may show fewer (a vocabulary); None: the largest class plus one.
+        canaries: training samples that an audit looks for, of which some are left out; None for none.
     """
 
     train: Source
@@ -61,6 +75,7 @@ class Splits:
     public: Source | None = None
     groups: np.ndarray | None = None
     num_classes: int | None = None
+    canaries: SampleCanaries | None = None
 
 
 class TensorSource:
