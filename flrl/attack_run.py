@@ -54,7 +54,7 @@ def attack_run(cfg: DictConfig, *, choice: str) -> dict[str, Any]:
     )
     console = Console(highlight=False, soft_wrap=True)
     with replaying(run, backend) as replay:
-        client = _client(replay, round, cfg.client)
+        client = observed_client(replay, round, cfg.client)
         observation, truth = observe(
             replay, round, client, seed=cfg.seed, num_candidates=cfg.candidates, device=cfg.device
         )
@@ -62,7 +62,7 @@ def attack_run(cfg: DictConfig, *, choice: str) -> dict[str, Any]:
         where = f"{round}-{'sum' if client is None else client}"
         with _bar(console) as progress:
             results = {
-                name: _attacked(attack, observation, truth, progress, name, isolated=choice == ALL)
+                name: attacked(attack, observation, truth, progress, name, isolated=choice == ALL)
                 for name, attack in attacks.items()
             }
     console.print(f"{folder}  round {round}  {_seen(observation)}")
@@ -152,8 +152,12 @@ def _round(run: SavedRun, round: int | None) -> int:
     return last if round is None else round
 
 
-def _client(replay: Replay, round: int, client: int | str | None) -> int | None:
-    """The observed client; None for the mean over the cohort, which alone is seen of updates that are hidden."""
+def observed_client(replay: Replay, round: int, client: int | str | None) -> int | None:
+    """The observed client; None for the mean over the cohort, which alone is seen of updates that are hidden.
+
+    Raises:
+        ValueError: the client's update is hidden, or nobody took part in the round.
+    """
     if client in SUMS:
         return None
     hiding = [name for name, part in replay.worker.strategy.transforms.items() if part.hides_updates]
@@ -174,10 +178,18 @@ def _client(replay: Replay, round: int, client: int | str | None) -> int | None:
 # Attacks.
 
 
-def _attacked(
+def attacked(
     attack: Attack, observation: Observation, truth: Truth, progress: Progress, name: str, *, isolated: bool
 ) -> tuple[Finding | None, dict[str, Any]]:
     """What an attack has found, and its part of the result.
+
+    Args:
+        attack: the attack.
+        observation: what it is given.
+        truth: what its finding is scored by.
+        progress: called now and then.
+        name: the attack's name.
+        isolated: it is one of several: that it does not apply, or fails, is in the result.
 
     Raises:
         ValueError: it does not apply, unless it is one of several.

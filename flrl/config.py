@@ -138,6 +138,26 @@ class AttackConfig:
 
 
 @dataclass
+class AuditConfig:
+    """The top level of `conf/audit.yaml`."""
+
+    run: str = "???"
+    round: int | None = None
+    client: int | None = None
+    seed: int = 0
+    candidates: int = 1000
+    released: str = "last"
+    confidence: float = 0.95
+    guesses: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.9])
+    epsilon: float | None = None
+    delta: float = 1e-5
+    unit: str = "client"
+    device: str = "cpu"
+    data_dir: str | None = None
+    attacks: dict[str, Any] | None = None
+
+
+@dataclass
 class ReportConfig:
     """The top level of `conf/report.yaml`."""
 

@@ -37,7 +37,7 @@ class LeakageAudit(Callback):
     def __init__(self, *, attacks: Sequence[str], round: int = 1, client: int = 0) -> None:
         self.attacks, self.round, self.client = list(attacks), round, client
         for name in self.attacks:
-            _yaml(name)
+            attack_yaml(name)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Attack the job's run, unless that has been done, and write the table of the jobs so far."""
@@ -63,16 +63,17 @@ class LeakageAudit(Callback):
     def _attacks(self, folder: Path, config: DictConfig) -> DictConfig:
         """The configuration of `flrl-attack` for a run."""
         settings = {"run": str(folder), "round": self.round, "client": self.client, "seed": config.seed, "logger": {}}
-        attacks = {name: OmegaConf.load(_yaml(name)) for name in self.attacks}
+        attacks = {name: OmegaConf.load(attack_yaml(name)) for name in self.attacks}
         made: Any = OmegaConf.merge(OmegaConf.structured(AttackConfig), OmegaConf.create(settings), {"attack": attacks})
         return made  # type: ignore[no-any-return]
 
 
-def _yaml(name: str) -> Path:
+def attack_yaml(name: str, key: str = "hydra.callbacks.leakage.attacks") -> Path:
+    """The file of a choice of the group `attack`; ValueError if there is none."""
     path = CONF_DIR / "attack" / f"{name}.yaml"
     if not path.is_file():
         choices = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
-        raise ValueError(f"hydra.callbacks.leakage.attacks: there is no attack {name}; there are: {choices}")
+        raise ValueError(f"{key}: there is no attack {name}; there are: {choices}")
     return path
 
 
