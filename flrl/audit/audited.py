@@ -16,7 +16,7 @@ COLUMNS = (
     "correct", "verdict", "sees", "missing",
 )  # fmt: skip
 """The columns of the table; `missing` is the reason why a part has no number."""
-UPPER, ONE, MANY, SEEN = "upper bound", "lower bound, one run", "lower bound, many runs", "canaries"
+UPPER, GUESSES, RATES, SEEN = "upper bound", "lower bound by guesses", "lower bound by rates", "canaries"
 
 
 @dataclass(frozen=True, slots=True)

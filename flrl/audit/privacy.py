@@ -13,7 +13,7 @@ from flrl.attack_run import attacked, observed_client
 from flrl.attacks.base import Attack, Observation
 from flrl.attacks.observe import Truth, observe
 from flrl.attacks.scoring import membership
-from flrl.audit.audited import MANY, ONE, SEEN, UPPER, Audited, Curve, Row, Settings, Stated
+from flrl.audit.audited import GUESSES, RATES, SEEN, UPPER, Audited, Curve, Row, Settings, Stated
 from flrl.audit.canary_scores import SEES, Scored, canaries_of
 from flrl.audit.lower_bounds import LowerBound, covers, many_runs, one_run
 from flrl.backends.serial import SerialBackend
@@ -55,7 +55,7 @@ def audit(setting: str, folders: Sequence[Path], settings: Settings) -> Audited:
     except _REASONS as error:
         scored, missing = {}, str(error)
     if not scored:
-        found.rows.extend({"part": part, "missing": missing} for part in (ONE, MANY, SEEN))
+        found.rows.extend({"part": part, "missing": missing} for part in (GUESSES, RATES, SEEN))
     for unit, canaries_of_runs in scored.items():
         _bounds(found, unit, canaries_of_runs, stated, settings, setting)
     _attacks(found, folders[0], configs[0], settings, setting)
@@ -103,15 +103,15 @@ def _bounds(
     about = {"delta": stated.delta, "confidence": settings.confidence}
     scores, included = [each.scores for each in canaries], [each.included for each in canaries]
     pooled = one_run(scores, included, shares=settings.guesses, **about)
-    found.rows.append({"part": ONE, **_bounded(pooled, unit, stated), "sees": sees})
+    found.rows.append({"part": GUESSES, **_bounded(pooled, unit, stated), "sees": sees})
     alike = len({len(each) for each in scores}) == 1
     if len(scores) < 4 or not alike:
         few = f"{len(scores)} run{'s' * (len(scores) != 1)}: needs at least 4, with other seeds, below one folder"
         missing = few if alike else "runs have other numbers of canaries"
-        found.rows.append({"part": MANY, "number": "epsilon", "unit": unit, "missing": missing})
+        found.rows.append({"part": RATES, "number": "epsilon", "unit": unit, "missing": missing})
     else:
         many = many_runs(np.stack(scores), np.stack(included), **about)
-        found.rows.append({"part": MANY, **_bounded(many, unit, stated), "sees": sees})
+        found.rows.append({"part": RATES, **_bounded(many, unit, stated), "sees": sees})
     values, coins = np.concatenate(scores), np.concatenate(included)
     if not 0 < coins.sum() < len(coins):
         found.rows.append({"part": SEEN, "unit": unit, "missing": "all coins are alike"})

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from flrl.audit.audited import MANY, ONE, UPPER, Curve, Row
+from flrl.audit.audited import GUESSES, RATES, UPPER, Curve, Row
 from flrl.audit.table import distinct
 
-_LOWER = {(ONE, "client"): "o", (ONE, "sample"): "s", (MANY, "client"): "^", (MANY, "sample"): "v"}
+_LOWER = {(GUESSES, "client"): "o", (GUESSES, "sample"): "s", (RATES, "client"): "^", (RATES, "sample"): "v"}
 _LEAST = 1e-3
 
 

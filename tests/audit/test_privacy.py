@@ -31,7 +31,8 @@ CLIENTS, ROUNDS, BOUND = 60, 2, 0.1
 # Clients of equal weight that all take part: the mean's sensitivity is BOUND / CLIENTS.
 ALL_CANARIES = (
     "adversary=client_canaries", f"adversary.clients={CLIENTS}", f"adversary.norm={BOUND}",
-    "dataset=synthetic_classification", "dataset.num_samples=120", "dataset.test_samples=40", "dataset.input_shape=[400]",
+    "dataset=synthetic_classification", "dataset.num_samples=120", "dataset.test_samples=40",
+    "dataset.input_shape=[400]",
     f"partition.num_clients={CLIENTS}", "strategy/sampler=all", f"strategy.rounds={ROUNDS}",
     "strategy/transforms=[clip_norm,gaussian_noise]", f"strategy.transforms.clip_norm.max_norm={BOUND}",
     "evaluation.every=9", "logger=none", "callbacks=checkpoint",
@@ -74,7 +75,7 @@ def test_a_run_without_its_noise_is_a_violation_and_a_true_bound_is_not(finished
     folder = finished(*ALL_CANARIES, noise(0.0))
     claimed = epsilon(sampled_gaussian(4.0, 1.0, ROUNDS), delta=1e-5)
     found = audit("broken", [folder], Settings(epsilon=claimed, guesses=(0.8,)))
-    (bound,) = by_part(found.rows, "lower bound, one run")
+    (bound,) = by_part(found.rows, "lower bound by guesses")
     q = 0.05 ** (1 / 48)
     assert (bound["guesses"], bound["correct"], bound["canaries"], bound["unit"]) == (48, 48, 60, "client")
     assert bound["value"] == pytest.approx(math.log(q / (1 - q)), abs=0.05)  # delta takes a little
@@ -82,9 +83,9 @@ def test_a_run_without_its_noise_is_a_violation_and_a_true_bound_is_not(finished
     assert claimed == pytest.approx(1.4, abs=0.2)
     assert [row["value"] for row in by_part(found.rows, "canaries")] == [1.0, 1.0]
     kept = audit("kept", [folder], Settings(epsilon=20.0))
-    assert by_part(kept.rows, "lower bound, one run")[0]["verdict"] == "no violation found"
+    assert by_part(kept.rows, "lower bound by guesses")[0]["verdict"] == "no violation found"
     other = audit("other", [folder], Settings(epsilon=1.0, unit="sample"))
-    assert by_part(other.rows, "lower bound, one run")[0]["verdict"] == (
+    assert by_part(other.rows, "lower bound by guesses")[0]["verdict"] == (
         "not compared: the stated bound is for one sample, the canaries are clients"
     )
 
@@ -94,7 +95,7 @@ def test_a_run_with_its_noise_is_no_violation(finished: Finished) -> None:
     folder = finished(*ALL_CANARIES, noise(4.0))
     claimed = epsilon(sampled_gaussian(4.0, 1.0, ROUNDS), delta=1e-5)
     found = audit("right", [folder], Settings(epsilon=claimed))
-    (bound,) = by_part(found.rows, "lower bound, one run")
+    (bound,) = by_part(found.rows, "lower bound by guesses")
     assert bound["value"] < claimed
     assert bound["verdict"] == "no violation found"
 
@@ -138,8 +139,8 @@ def test_the_command_writes_one_table(finished: Finished, cli: Any) -> None:
         rows = list(csv.DictReader(file))
     parts = [(row["part"], row["number"], row["unit"]) for row in rows]
     assert parts[:3] == [
-        ("upper bound", "epsilon", ""), ("lower bound, one run", "epsilon", "client"),
-        ("lower bound, many runs", "epsilon", "client"),
+        ("upper bound", "epsilon", ""), ("lower bound by guesses", "epsilon", "client"),
+        ("lower bound by rates", "epsilon", "client"),
     ]  # fmt: skip
     assert rows[0]["missing"] == "no bound stated"
     assert rows[2]["missing"] == "1 run: needs at least 4, with other seeds, below one folder"
@@ -157,7 +158,7 @@ def test_the_command_writes_one_table(finished: Finished, cli: Any) -> None:
         assert [row["included"] == "True" for row in coins[3:]] == saved["included"].tolist()
     scores, included = (np.array([float(r["score"]) for r in coins[3:]]), saved_coins(coins[3:]))
     again = one_run([scores], [included], delta=1e-5, shares=(0.1, 0.3, 0.9))
-    (bound,) = [row for row in by_part(rows, "lower bound, one run") if row["unit"] == "sample"]
+    (bound,) = [row for row in by_part(rows, "lower bound by guesses") if row["unit"] == "sample"]
     assert (float(bound["value"]), int(bound["correct"])) == (again.epsilon, again.correct)
     for name in ("bounds.png", "roc.png"):
         assert (folder / "audit" / name).stat().st_size > 5_000
@@ -173,7 +174,7 @@ def test_what_cannot_be_done_has_its_reason_and_the_rest_is_done(finished: Finis
     (folder / "model.safetensors").unlink()
     found = audit("run", [folder], Settings(epsilon=1.0))
     assert [row["part"] for row in found.rows] == [
-        "upper bound", "lower bound, one run", "lower bound, many runs", "canaries",
+        "upper bound", "lower bound by guesses", "lower bound by rates", "canaries",
     ]  # fmt: skip
     assert all("model.safetensors is missing" in row["missing"] for row in found.rows[1:])
     (folder / "partition.npz").unlink()
@@ -198,7 +199,7 @@ def test_the_bound_is_that_of_the_summary_or_of_the_last_row(finished: Finished,
     found = audit("run", [folder], Settings())
     (upper,) = by_part(found.rows, "upper bound")
     assert (upper["value"], upper["delta"], upper["unit"]) == (3.5, 1e-6, "sample")
-    assert {row["delta"] for row in by_part(found.rows, "lower bound, one run")} == {1e-6}
+    assert {row["delta"] for row in by_part(found.rows, "lower bound by guesses")} == {1e-6}
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
