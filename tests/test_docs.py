@@ -31,7 +31,7 @@ from flrl.cli.arguments import arranged, key_of, parted
 from flrl.cli.instantiation import check_groups
 from flrl.cli.keys import check_top_level
 from flrl.cli.pins import without_foreign
-from flrl.config import CONF_DIR, AttackConfig, EvaluateConfig, TrainConfig, VerifyConfig
+from flrl.config import CONF_DIR, AttackConfig, AuditConfig, EvaluateConfig, TrainConfig, VerifyConfig
 from flrl.info import choices
 from flrl.new import new
 from flrl.types import ClientUpdate
@@ -40,7 +40,8 @@ from tests.test_readme import blocks_of, write_files
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "verify": VerifyConfig, "attack": AttackConfig}
-COMMAND = re.compile(r"(?:^|[ &])(?:python -m flrl\.|flrl-)(train|evaluate|verify|attack)(?: |$)(.*)")
+SCHEMAS |= {"audit": AuditConfig}
+COMMAND = re.compile(r"(?:^|[ &])(?:python -m flrl\.|flrl-)(train|evaluate|verify|attack|audit)(?: |$)(.*)")
 
 
 def lines_of(page: str) -> Iterator[str]:

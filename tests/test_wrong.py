@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 
 import flrl.run  # noqa: F401  # matplotlib logs when it is first imported on a machine
 from flrl.attack import main as attack
+from flrl.audit.__main__ import main as audit
 from flrl.cli.explaining import one_line
 from flrl.evaluate import main as evaluate
 from flrl.train import main as train
@@ -415,11 +416,22 @@ ATTACK = {
     "run=RUN attack=analytic +attack.max_mixture=3": (
         "attack.max_mixture=3: Analytic takes no 'max_mixture'; did you mean max_mixtures?"
     ),
-    "run=RUN attack=analytic attack.max_mixtures=0": "attack.max_mixtures=0: must be at least 1",
+    "run=RUN attack=analytic attack.max_mixtures=0": "attacks.inversion: attack.max_mixtures=0: must be at least 1",
     "run=RUN attack=analytic attack.max_mixtures=many": "attack.max_mixtures=many: must be a whole number",
     "run=RUN attack=analytic attack._target_=torch.nn.Identity": ("attack: Identity is no flrl.attacks.Attack"),
     "run=RUN attack=all +attack.dlgg=3": "attack.dlgg=3: must name an attack with _target_",
     "run=RUN atack=analytic": "atack=analytic: there is no such key; did you mean attack?",
+}
+
+AUDIT = {
+    "run=nowhere": "run=nowhere: there is no run in this folder (nowhere/.hydra/config.yaml is missing)",
+    "run=.": ".: there is no run in this folder nor below it",
+    "": "Missing mandatory value: run",
+    "run=RUN epsilon=-1": "epsilon=-1.0: must be at least 0 and finite, or null",
+    "run=RUN unit=user": "unit=user: must be client or sample",
+    "run=RUN guesses=[0.5,2]": "guesses=[0.5, 2.0]: must be shares of the canaries, above 0 and at most 1",
+    "run=RUN confidance=0.9": "confidance=0.9: there is no such key; did you mean confidence?",
+    "run=RUN attacks.inversion.max_mixtures=0": "attacks.inversion: attack.max_mixtures=0: must be at least 1",
 }
 
 
@@ -551,6 +563,14 @@ def test_attack(cli: Any, finished: Path, arguments: str, message: str) -> None:
     assert files(finished) == before
 
 
+@pytest.mark.parametrize(("arguments", "message"), AUDIT.items(), ids=AUDIT)
+def test_audit(cli: Any, finished: Path, arguments: str, message: str) -> None:
+    before = files(finished)
+    done = cli(*arguments.replace("RUN", str(finished)).split(), main=audit)
+    assert (done.code, done.err) == (1, f"error: {message.replace('RUN', str(finished))}\n")
+    assert files(finished) == before
+
+
 def test_an_attack_that_does_not_exist(cli: Any, finished: Path) -> None:
     done = cli(f"run={finished}", "attack=analitic", main=attack)
     assert done.err.startswith(
@@ -560,7 +580,7 @@ def test_an_attack_that_does_not_exist(cli: Any, finished: Path) -> None:
     assert cli(f"run={finished}", main=attack).err.startswith("error: attack=: choose one of all, analytic")
 
 
-@pytest.mark.parametrize("main", [train, evaluate, verify, attack])
+@pytest.mark.parametrize("main", [train, evaluate, verify, attack, audit])
 def test_an_option_that_does_not_exist(cli: Any, main: Any) -> None:
     done = cli("--nonsense", main=main)
     assert done.code == 2
