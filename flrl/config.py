@@ -148,7 +148,7 @@ class AuditConfig:
     candidates: int = 1000
     released: str = "last"
     confidence: float = 0.95
-    guesses: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.9])
+    guesses: list[float] = field(default_factory=lambda: [0.1, 0.5, 0.8])
     epsilon: float | None = None
     delta: float = 1e-5
     unit: str = "client"

@@ -114,7 +114,7 @@ def grouped(found: Sequence[Run]) -> tuple[dict[str, list[Path]], list[Row]]:
     varied = [key for key in keys if len({repr(config.get(key)) for config in flat.values()}) > 1]
     groups: dict[str, list[Path]] = {}
     left_out: list[Row] = []
-    for run in found:
+    for run in sorted(found, key=lambda run: [_ordered(flat[run.folder].get(key)) for key in varied]):
         config = flat[run.folder]
         name = ", ".join(f"{key.rpartition('.')[2]}={config[key]}" for key in varied if key in config) or "all runs"
         if (run.folder / SUMMARY).exists():
@@ -122,6 +122,12 @@ def grouped(found: Sequence[Run]) -> tuple[dict[str, list[Path]], list[Row]]:
         else:
             left_out.append({"setting": name, "part": "run", "missing": f"{run.folder}: has not finished"})
     return groups, left_out
+
+
+def _ordered(value: Any) -> tuple[float, str]:
+    """What values are sorted by: numbers by size, before all others."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (float(value) if number else math.inf, str(value))
 
 
 _PLACES = ("paths", "resume", "tags", "name", "vars", "logger", "callbacks")

@@ -64,7 +64,7 @@ class Settings:
     candidates: int = 1000
     released: str = "last"
     confidence: float = 0.95
-    guesses: Sequence[float] = (0.1, 0.3, 0.9)
+    guesses: Sequence[float] = (0.1, 0.5, 0.8)
     epsilon: float | None = None
     delta: float = 1e-5
     unit: str = "client"

@@ -58,7 +58,8 @@ def audit(setting: str, folders: Sequence[Path], settings: Settings) -> Audited:
         found.rows.extend({"part": part, "missing": missing} for part in (GUESSES, RATES, SEEN))
     for unit, canaries_of_runs in scored.items():
         _bounds(found, unit, canaries_of_runs, stated, settings, setting)
-    _attacks(found, folders[0], configs[0], settings, setting)
+    if settings.attacks:
+        _attacks(found, folders[0], configs[0], settings, setting)
     rows = [{"setting": setting, **row} for row in found.rows]
     return Audited(rows, found.curves, [{"setting": setting, **row} for row in found.canaries])
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from flrl.adversaries.client_canaries import direction, is_in
+from flrl.attacks.membership_loss import MembershipLoss
 from flrl.audit.__main__ import main
 from flrl.audit.audited import Settings
 from flrl.audit.canary_scores import canaries_of, sample_scores
@@ -28,13 +29,12 @@ from flrl.train import main as train_main
 from tests.toys import Linear, blobs
 
 CLIENTS, ROUNDS, BOUND = 60, 2, 0.1
-# Clients of equal weight that all take part: the mean's sensitivity is BOUND / CLIENTS.
 ALL_CANARIES = (
     "adversary=client_canaries", f"adversary.clients={CLIENTS}", f"adversary.norm={BOUND}",
     "dataset=synthetic_classification", "dataset.num_samples=120", "dataset.test_samples=40",
     "dataset.input_shape=[400]",
     f"partition.num_clients={CLIENTS}", "strategy/sampler=all", f"strategy.rounds={ROUNDS}",
-    "strategy/transforms=[clip_norm,gaussian_noise]", f"strategy.transforms.clip_norm.max_norm={BOUND}",
+    "strategy/transforms=dp", f"strategy.transforms.dp.clip={BOUND}",
     "evaluation.every=9", "logger=none", "callbacks=checkpoint",
 )  # fmt: skip
 BOTH = (
@@ -45,12 +45,12 @@ Finished = Callable[..., Path]
 
 
 def noise(multiplier: float) -> str:
-    return f"strategy.transforms.gaussian_noise.std={multiplier * BOUND / CLIENTS}"
+    return f"strategy.transforms.dp.noise_multiplier={multiplier}"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """`finished(*overrides)` is the folder of that run, which is made once."""
+    """`finished(*overrides)` is the folder of that run, which is made once; of "broken" ones the noise is left out."""
     made: dict[tuple[str, ...], Path] = {}
 
     def folder_of(*overrides: str) -> Path:
@@ -59,7 +59,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("HYDRA_FULL_ERROR", "0")
                 patch.setattr("flrl.data.pictures.save_partition", lambda data, path: None)
-                patch.setattr("sys.argv", ["flrl-train", *overrides, f"hydra.run.dir={folder}"])
+                if overrides[0] == "broken":
+                    patch.setattr("flrl.transforms.dp.normal", lambda size, generator: torch.zeros(size).double())
+                given = [override for override in overrides if override != "broken"]
+                patch.setattr("sys.argv", ["flrl-train", *given, f"hydra.run.dir={folder}"])
                 train_main()
             made[overrides] = folder
         return made[overrides]
@@ -72,9 +75,11 @@ def by_part(rows: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:
 
 
 def test_a_run_without_its_noise_is_a_violation_and_a_true_bound_is_not(finished: Finished) -> None:
-    folder = finished(*ALL_CANARIES, noise(0.0))
+    folder = finished("broken", *ALL_CANARIES, noise(4.0))
     claimed = epsilon(sampled_gaussian(4.0, 1.0, ROUNDS), delta=1e-5)
-    found = audit("broken", [folder], Settings(epsilon=claimed, guesses=(0.8,)))
+    found = audit("broken", [folder], Settings(guesses=(0.8,)))
+    (upper,) = by_part(found.rows, "upper bound")
+    assert (upper["value"], upper["delta"], upper["unit"]) == (pytest.approx(claimed, rel=1e-9), 1e-5, "client")
     (bound,) = by_part(found.rows, "lower bound by guesses")
     q = 0.05 ** (1 / 48)
     assert (bound["guesses"], bound["correct"], bound["canaries"], bound["unit"]) == (48, 48, 60, "client")
@@ -94,14 +99,15 @@ def test_a_run_without_its_noise_is_a_violation_and_a_true_bound_is_not(finished
 def test_a_run_with_its_noise_is_no_violation(finished: Finished) -> None:
     folder = finished(*ALL_CANARIES, noise(4.0))
     claimed = epsilon(sampled_gaussian(4.0, 1.0, ROUNDS), delta=1e-5)
-    found = audit("right", [folder], Settings(epsilon=claimed))
+    found = audit("right", [folder], Settings())
+    assert by_part(found.rows, "upper bound")[0]["value"] == pytest.approx(claimed, rel=1e-9)
     (bound,) = by_part(found.rows, "lower bound by guesses")
     assert bound["value"] < claimed
     assert bound["verdict"] == "no violation found"
 
 
 def test_clients_scores_are_inner_products_with_how_far_the_model_has_gone(finished: Finished) -> None:
-    folder = finished(*ALL_CANARIES, noise(0.0))
+    folder = finished("broken", *ALL_CANARIES, noise(4.0))
     (scored,) = canaries_of(folder, saved_config(folder, None))
     run = load(folder)
     last = torch.cat([tensor.flatten() for tensor in run.model().state_dict().values()]).double()
@@ -157,7 +163,7 @@ def test_the_command_writes_one_table(finished: Finished, cli: Any) -> None:
         assert [int(row["id"]) for row in coins[3:]] == saved["canaries"].tolist()
         assert [row["included"] == "True" for row in coins[3:]] == saved["included"].tolist()
     scores, included = (np.array([float(r["score"]) for r in coins[3:]]), saved_coins(coins[3:]))
-    again = one_run([scores], [included], delta=1e-5, shares=(0.1, 0.3, 0.9))
+    again = one_run([scores], [included], delta=1e-5, shares=(0.1, 0.5, 0.8))
     (bound,) = [row for row in by_part(rows, "lower bound by guesses") if row["unit"] == "sample"]
     assert (float(bound["value"]), int(bound["correct"])) == (again.epsilon, again.correct)
     for name in ("bounds.png", "roc.png"):
@@ -178,8 +184,9 @@ def test_what_cannot_be_done_has_its_reason_and_the_rest_is_done(finished: Finis
     ]  # fmt: skip
     assert all("model.safetensors is missing" in row["missing"] for row in found.rows[1:])
     (folder / "partition.npz").unlink()
-    found = audit("run", [folder], Settings())
+    found = audit("run", [folder], Settings(attacks={"members": MembershipLoss()}))
     assert all("partition.npz is missing" in row["missing"] for row in found.rows[1:])
+    assert found.rows[-1]["part"] == "members"
     (folder / "summary.json").unlink()
     with pytest.raises(ValueError, match=r"the run has not finished \(round 2 of 2\): resume="):
         audit("run", [folder], Settings())
