@@ -9,8 +9,8 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-SLOW = ("03_heterogeneity", "04_sweep_to_figure", "05_under_mpi")
-PICTURES = {"01_": 3, "02_": 4, "03_": 4, "04_": 1, "05_": 1}
+SLOW = ("03_heterogeneity", "04_sweep_to_figure", "05_under_mpi", "06_privacy")
+PICTURES = {"01_": 3, "02_": 4, "03_": 4, "04_": 1, "05_": 1, "06_": 4}
 
 
 def code_of(name: str) -> list[str]:
@@ -27,7 +27,7 @@ def test_the_japanese_notebook_has_the_code_of_the_english_one(name: str, cells:
 
 def test_notebooks_hold_their_pictures_and_are_small() -> None:
     paths = sorted(NOTEBOOKS.glob("*.ipynb"))
-    assert len(paths) == 7
+    assert len(paths) == 8
     for path in paths:
         outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", ())]
         assert not [output for output in outputs if output["output_type"] == "error"], path
