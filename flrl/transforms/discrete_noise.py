@@ -151,7 +151,7 @@ class DiscreteNoise(Transform):
         """The integers of a round.
 
         The modulus spans `reach` standard deviations of a number of the sum on both sides: its signal, if all clients
-        send the same, its rounding and its noise (section 4 of arXiv 2102.06387, solved for gamma).
+        send the same, its rounding and its noise: how arXiv 2102.06387 chooses the bits, solved for gamma.
 
         Args:
             size: numbers in an update.
