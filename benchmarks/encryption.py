@@ -1,4 +1,4 @@
-"""What encrypted sums cost: bytes and seconds for each number, and the error of the sum.
+"""What encrypted sums cost: bytes and seconds for each number, and the error of the sum; what integer noise costs.
 
     pip install 'flrl[he]'
     python -m benchmarks.encryption
@@ -6,7 +6,8 @@
 
 Ten clients encrypt normal numbers of standard deviation 0.01, as updates have them; ciphertexts are added, and the sum
 is decrypted. Seconds are the processor's, of one thread, for 1,000 numbers. The error is the largest of the sum's
-numbers, against the exact sum.
+numbers, against the exact sum. The second table has the epsilon of integer noise by the bits of what clients send, at a
+delta of 1e-5, for 100 rounds of 100 clients, 7,850 numbers and a noise multiplier of 4, beside that of Gaussian noise.
 """
 
 import argparse
@@ -18,11 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from dp_accounting import SelfComposedDpEvent
 
 from benchmarks.overhead import processor
 from flrl.aggregation.exact_sum import ExactSum
 from flrl.encryption import CkksKeyHolder, CkksScheme, PaillierKeyHolder, PaillierScheme
 from flrl.encryption.ckks import error_bound
+from flrl.privacy import epsilon, sampled_gaussian
+from flrl.transforms import DistributedDiscreteGaussian, Skellam
 
 CLIENTS = 10
 Sides = tuple[Callable[[], Any], Callable[[Any], Any], str]
@@ -80,12 +84,30 @@ def measured(sides: Sides, numbers: int) -> list[str]:
     return [f"{nbytes:.1f}", f"{len(holder.public)}", *shown, f"{error:.1e}" if error else "0", bound]
 
 
+def epsilons() -> list[str]:
+    """Rows: bits, the noise of each client in integers, and epsilon of both kinds of integer noise."""
+    size, clients, rounds, multiplier = 7_850, 100, 100, 4.0
+    rows = []
+    for bits in (8, 10, 12, 14, 16, 18):
+        found = []
+        for kind in (DistributedDiscreteGaussian, Skellam):
+            transform = kind(clip=1.0, noise_multiplier=multiplier, bits=bits)
+            grid = transform.grid(size, clients, multiplier)
+            event = SelfComposedDpEvent(transform.event(grid), rounds)
+            found.append(f"{epsilon(event, delta=1e-5, accountant='rdp'):.2f}")
+        rows.append(f"| {bits} | {grid.deviation:.1f} | {' | '.join(found)} |")
+    gaussian = epsilon(sampled_gaussian(multiplier, 1.0, rounds), delta=1e-5, accountant="rdp")
+    return [*rows, f"| continuous | | {gaussian:.2f} | {gaussian:.2f} |"]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few numbers, the smaller cases alone")
     quick = parser.parse_args(arguments).quick
     torch.set_num_threads(1)
     print(f"{processor()}, {datetime.now(UTC):%Y-%m-%d}\n")
+    print("| bits | noise of a client | discrete Gaussian | Skellam |\n|---|---|---|---|")
+    print("\n".join(epsilons()) + "\n")
     columns = ("bytes a number", "public key, bytes", "encrypt", "add", "decrypt", "error", "its bound")
     print(f"| scheme | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for name, (sides, numbers) in CASES.items():

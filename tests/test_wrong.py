@@ -128,6 +128,15 @@ TRAIN = {
     "strategy.rounds=many": "strategy.rounds=many: must be a whole number",
     "strategy.rounds=2.5": "strategy.rounds=2.5: must be a whole number",
     "strategy.rounds=null": "strategy.rounds=null: must be a whole number",
+    "strategy/transforms=paillier strategy.transforms.paillier.key_bits=100": (
+        "strategy.transforms.paillier.key_bits=100: must be a multiple of 16 from 256 to 8192"
+    ),
+    "strategy/transforms=ckks strategy/aggregator=median": (
+        "strategy.transforms.ckks: Median needs each update, and ckks hides them: strategy/aggregator=mean"
+    ),
+    "strategy/transforms=skellam strategy.transforms.skellam.survivors=99": (
+        "strategy.transforms.skellam.survivors=99: a round has at most 10 clients"
+    ),
     "strategy.min_clients=11": "strategy.min_clients=11: only 10 clients take part in a round",
     "strategy.sampler.num=11": "strategy.sampler.num=11: there are only 10 clients",
     "strategy.sampler.num=few": "strategy.sampler.num=few: must be a whole number or null",

@@ -69,14 +69,19 @@ def epsilon(event: "DpEvent", *, delta: float, accountant: Accountant = "pld") -
         return float(compute_epsilon(ORDERS, renyi(event, ORDERS).tolist(), delta)[0])
     if accountant != "pld":
         raise ValueError(f"privacy.accountant={accountant!r}: must be 'pld' or 'rdp'")
-    if renyi_only(event):
-        raise ValueError(
-            "privacy.accountant='pld': of discrete noise in a sum only Renyi divergences are bounded: "
-            "privacy.accountant=rdp"
-        )
+    check_counted(event)
     relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     counting = PLDAccountant(relation, value_discretization_interval=_DISCRETIZATION)
     return float(counting.compose(event).get_epsilon(delta))
+
+
+def check_counted(event: "DpEvent") -> None:
+    """Raise ValueError for an event whose privacy loss distribution is not known."""
+    if renyi_only(event):
+        raise ValueError(
+            "privacy.accountant=pld: of integer noise in shares only Renyi divergences are bounded: "
+            "privacy.accountant=rdp"
+        )
 
 
 def calibrated(

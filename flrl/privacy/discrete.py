@@ -81,8 +81,8 @@ class SkellamEvent(RenyiEvent):
     """The sum of integer vectors with Skellam noise on every number.
 
     Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021, arXiv
-    2110.04995, theorem 3.5 for whole orders; a fractional order is counted as the next whole one. Sums of Skellam
-    variables are Skellam variables.
+    2110.04995, the bound on Renyi divergences of whole orders; a fractional order is counted as the next whole one.
+    Sums of Skellam variables are Skellam variables.
 
     Attributes:
         l1, l2: the largest L1 and L2 norms of a vector.
@@ -94,7 +94,7 @@ class SkellamEvent(RenyiEvent):
     variance: float
 
     def divergence(self, order: float) -> float:
-        """The theorem's bound."""
+        """The paper's bound."""
         if self.variance == 0:
             return math.inf
         order, mu = math.ceil(order), self.variance
@@ -110,7 +110,7 @@ def divergences(event: RenyiEvent, orders: Sequence[float]) -> np.ndarray:
 def rounded_l2(norm: float, size: int, bias: float) -> float:
     """The largest L2 norm of a vector of that norm, after conditional randomised rounding to integers.
 
-    Proposition 22 of arXiv 2102.06387; rounding is repeated until it holds.
+    Theorem 1 of arXiv 2102.06387; rounding is repeated until it holds.
 
     Args:
         norm: of the vector, in units of the grid.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flrl.privacy.accounting import ORDERS, calibrated, epsilon
+from flrl.privacy.accounting import ORDERS, calibrated, check_counted, epsilon
 from flrl.privacy.mechanism import Charged, Mechanism
 from flrl.privacy.renyi import renyi
 from flrl.privacy.settings import Privacy
@@ -171,6 +171,7 @@ def _pld(event: "DpEvent") -> Any:
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import PLDAccountant
 
+    check_counted(event)
     accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=_COARSE)
     return accountant.compose(event)._pld  # it has no public access to the distribution
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from flrl.aggregation.mean import Mean
+from flrl.privacy import Charged
 from flrl.privacy.discrete import RenyiEvent, rounded_l2
 from flrl.seeding import EVERYBODY, seed_for
 from flrl.transforms.base import Transform
+from flrl.transforms.bounding import NOT_COVERED, OF_NOISE, OF_SEEDS
 from flrl.transforms.integer_noise import rounded
 from flrl.transforms.rotation import rotated, rotated_back, width
 from flrl.types import ClientUpdate, Context, Metrics, Tensors
@@ -110,25 +111,17 @@ class DiscreteNoise(Transform):
     @property
     def not_covered(self) -> Sequence[str]:
         """What leaves clients besides, and is not covered."""
-        seed = () if self.secure_noise else ("the seed in config.yaml: who has it can draw the noise",)
-        return ("what clients report, and means of it", "who takes part, and how many", *seed)
+        phrases = [phrase for phrase in NOT_COVERED if not phrase.startswith("rounding")]
+        return (*phrases, OF_SEEDS if self.secure_noise else OF_NOISE)
 
     def check(self, setup: "Setup") -> None:
-        """Raise ValueError for parts with which the sum's sensitivity, or its noise, is not known."""
+        """Raise ValueError for what would not keep integers, besides what all mechanisms refuse."""
         where, strategy = f"strategy.transforms.{self.name}", setup.strategy
-        if not isinstance(setup.aggregator, Mean):
-            rule = type(setup.aggregator).__name__
-            raise ValueError(f"{where}: the sensitivity of {rule} is not known: strategy/aggregator=mean")
         if set(strategy.vector_sizes(setup.layout)) != {"update"} or not strategy.sends_model or strategy.accumulates:
             name = type(strategy).__name__
             raise ValueError(
                 f"{where}: the sensitivity of what {name} sends is not known; strategy=fedavg goes with it"
             )
-        if strategy.schedule.overlaps:
-            raise ValueError(f"{where}: needs all clients of a round to send at once: strategy/schedule=synchronous")
-        if hasattr(setup.sampler, "weights"):
-            name = type(setup.sampler).__name__
-            raise ValueError(f"{where}: clients of {name} have weights of their own: strategy/sampler=uniform")
         parts = list(setup.transforms.items())
         place = next(index for index, (_, part) in enumerate(parts) if part is self)
         for key, part in parts[place + 1 :]:
@@ -151,7 +144,7 @@ class DiscreteNoise(Transform):
         """The integers of a round.
 
         The modulus spans `reach` standard deviations of a number of the sum on both sides: its signal, if all clients
-        send the same, its rounding and its noise (section 4 of arXiv 2102.06387, solved for gamma).
+        send the same, its rounding and its noise: how arXiv 2102.06387 chooses the bits, solved for gamma.
 
         Args:
             size: numbers in an update.
@@ -193,12 +186,12 @@ class DiscreteNoise(Transform):
         numbers = {"granularity": grid.granularity, "std": deviation, "missing": float(missing)}
         return {"update": total / context.expected}, state, numbers
 
-    def events(self, setup: "Setup", charged: Any, noise_multiplier: float) -> "Sequence[DpEvent]":
+    def events(self, setup: "Setup", charged: Charged, noise_multiplier: float) -> "Sequence[DpEvent]":
         """All that has been released, seen from the client that took part most often.
 
         Args:
             setup: the parts of the run.
-            charged: a `flrl.privacy.Charged`: its `most()` is the largest number of rounds that a client took part in.
+            charged: what has been released.
             noise_multiplier: the transform's own, or one that is tried.
         """
         from dp_accounting import SelfComposedDpEvent

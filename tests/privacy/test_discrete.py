@@ -136,7 +136,7 @@ def test_events_compose() -> None:
 
 
 def test_privacy_loss_distributions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^privacy\.accountant='pld': .* privacy\.accountant=rdp$"):
+    with pytest.raises(ValueError, match=r"^privacy\.accountant=pld: .* privacy\.accountant=rdp$"):
         epsilon(SelfComposedDpEvent(SkellamEvent(1, 1, 9), 2), delta=1e-5)
 
 

@@ -259,7 +259,7 @@ def test_the_digest_is_plain_under_mpi_too(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["distributed_discrete_gaussian", "skellam"])
 def test_integer_noise_has_one_digest_everywhere_encrypted_or_not(tmp_path: Path, kind: str) -> None:
-    run = (*RUN, "callbacks=none", "strategy/sampler=all")
+    run = (*RUN, "callbacks=none", "strategy/sampler=all", "privacy.accountant=rdp")
     places = {"plain": (0, f"strategy/transforms={kind}"), "two": (0, "backend=process", "backend.workers=2")}
     for name, (ranks, *more) in {**places, "mpi": (3, "backend=mpi")}.items():
         chosen = [] if name == "plain" else [f"strategy/transforms=[{kind},ckks]"]
