@@ -4,10 +4,10 @@
     python -m benchmarks.secagg --clients 1000 --numbers 10000 --lost 0.05
     python -m benchmarks.secagg --flower /path/to/python    # an environment of its own, with pip install flwr
 
-Each client masks two words of 64 bits a number; the rest of the protocol (keys, shares, unmasking) is the controller's.
-Clients are divided over processes, as `backend=process` does; sides take turns; medians of repetitions. With `--flower`
-the time in which Flower draws as many masks for one client is printed beside that of ours: 32 bits a number, from NumPy's
-generator with a seed of 32 bits.
+Each client masks two words of 64 bits a number; keys, shares and unmasking are the controller's. Clients are divided
+over processes, as `backend=process` does; sides take turns; medians of repetitions. With `--flower` the time in which
+Flower draws as many masks for one client is printed beside that of ours: 32 bits a number, from NumPy's generator with
+a seed of 32 bits.
 """
 
 import argparse
