@@ -232,7 +232,7 @@ ORDERS: dict[str, tuple[Sequence[Transform], str]] = {
         r"^strategy\.transforms\.1: nothing can change a masked upda",
     ),
     "encoded": (
-        [TopK(share=0.5), SecAgg()],
+        [Encoding(), SecAgg()],
         r"^strategy\.transforms\.0: what it encodes cannot be summed, and 1 sends",
     ),
     "compressed": ([TopK(share=0.5), SecAgg()], r"^strategy\.transforms\.1: hides each update, which 0 encodes: leave"),
