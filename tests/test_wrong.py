@@ -102,6 +102,12 @@ TRAIN = {
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
         "comparison; mnist_fedavg; scaffold_one_class; virtual_time; did you mean 'mnist_fedavg'?"
     ),
+    "strategy/transforms=secagg strategy/aggregator=median": (
+        "strategy.transforms.secagg: hides each update from the server, and Median needs them: strategy/aggregator=mean"
+    ),
+    "strategy/transforms=[secagg,clip_norm]": (
+        "strategy.transforms.clip_norm: nothing can change a masked update: put clip_norm first, before secagg"
+    ),
     "attack=dlg": "Could not override 'attack'. No match in the defaults list.",
     "+debug=nothing": "In 'train': Could not find 'debug/nothing'; Available options in 'debug': default",
     "seed=abc": "Error merging override seed=abc; Value 'abc' of type 'str' could not be converted to Integer",

@@ -123,9 +123,9 @@ def add_masks(words: np.ndarray, masks: Iterable[tuple[bytes, bool]]) -> None:
     zeros, mask = np.zeros(_BLOCK, np.uint64), np.empty(_BLOCK, "<u8")
     for start in range(0, len(words), _BLOCK):
         part = words[start : start + _BLOCK]
-        plain, own = zeros[: len(part)].view(np.uint8), mask[: len(part)]
+        plain, own = zeros[: len(part)].view(np.uint8).data, mask[: len(part)]
         for stream, added in streams:
-            stream.update_into(plain, own.view(np.uint8))
+            stream.update_into(plain, own.view(np.uint8).data)
             (np.add if added else np.subtract)(part, own, out=part)
 
 

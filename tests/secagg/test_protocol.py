@@ -12,7 +12,8 @@ from scipy import stats
 
 from flrl.errors import RefusedMessageError, SecureAggregationError
 from flrl.secagg import Client, MaskedSum, Secrets
-from flrl.secagg.crypto import add_masks
+from flrl.secagg.crypto import Agreement, add_masks, public_key
+from flrl.secagg.masks import in_common
 from flrl.secagg.messages import (
     MASKING,
     OWN,
@@ -96,6 +97,13 @@ def test_masks_are_those_of_the_paper() -> None:
     own = np.zeros(6, np.uint64)
     add_masks(own, [(Secrets.of_seed(5, ROUND, client).own, True) for client in left])
     assert np.array_equal(np.sum(list(left.values()), axis=0, dtype=np.uint64), own)  # the others cancel
+
+
+def test_masks_of_two_rounds_are_different_and_both_sides_have_the_same() -> None:
+    one, two = (Agreement(Secrets.of_seed(5, ROUND, client).masking) for client in (1, 2))
+    publics = [public_key(Secrets.of_seed(5, ROUND, client).masking) for client in (1, 2)]
+    assert in_common(one, publics[1], 3) == in_common(two, publics[0], 3)
+    assert in_common(one, publics[1], 3) != in_common(one, publics[1], 4)
 
 
 MANY = {client: np.arange(4, dtype=np.uint64) for client in range(5)}

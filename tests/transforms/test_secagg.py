@@ -221,6 +221,10 @@ def test_what_needs_more_than_the_sum_is_refused(name: str) -> None:
         setup_of(strategy=strategy, devices=devices).check()
 
 
+class Encoding(Transform):
+    encodes = True
+
+
 ONE = {"s": SecAgg()}
 ORDERS: dict[str, tuple[Sequence[Transform], str]] = {
     "clipped after": (
@@ -228,9 +232,10 @@ ORDERS: dict[str, tuple[Sequence[Transform], str]] = {
         r"^strategy\.transforms\.1: nothing can change a masked upda",
     ),
     "encoded": (
-        [TopK(share=0.5), SecAgg()],
+        [Encoding(), SecAgg()],
         r"^strategy\.transforms\.0: what it encodes cannot be summed, and 1 sends",
     ),
+    "compressed": ([TopK(share=0.5), SecAgg()], r"^strategy\.transforms\.1: hides each update, which 0 encodes: leave"),
     "twice": ([SecAgg(), SecAgg()], r"^strategy\.transforms\.1: 0 hides updates already"),
 }
 
