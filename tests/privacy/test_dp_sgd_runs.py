@@ -62,7 +62,9 @@ def test_what_would_release_more_than_noisy_steps_is_refused(call: Callable[[], 
 def test_what_measures_samples_is_refused() -> None:
     private = EagerTrainer(private=DP)
     with pytest.raises(ValueError, match=r"strategy.transforms.soteria measures samples, without noise"):
-        private.check(setup_of(None, private, FedAvg(transforms={"soteria": Soteria(layer="net", share=0.5)}, **AVERAGE)))
+        private.check(
+            setup_of(None, private, FedAvg(transforms={"soteria": Soteria(layer="net", share=0.5)}, **AVERAGE))
+        )
     chosen = {**AVERAGE, "sampler": PowerOfChoice(num=1, candidates=2)}
     with pytest.raises(ValueError, match=r"strategy.sampler PowerOfChoice chooses by losses, which have no noise"):
         private.check(setup_of(None, private, FedAvg(**chosen)))
@@ -192,7 +194,7 @@ def test_the_clients_of_which_no_other_spends_more_are_charged() -> None:
 def test_a_resumed_run_has_the_bits_of_an_undisturbed_one() -> None:
     def worker(rounds: int) -> Any:
         torch.manual_seed(0)
-        trainer = TracedTrainer(batch_size=8, private=DP, keep_optimizer_state=True)
+        trainer = EagerTrainer(batch_size=8, private=DP)
         return make_worker(
             Scaffold(**{**AVERAGE, "rounds": rounds}), module=Net(mlp()), trainer=trainer, sizes=(20, 30)
         )
@@ -203,6 +205,7 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one() -> None:
     assert torch.equal(resumed.vector, whole.vector)
 
 
+@pytest.mark.slow
 def test_a_budget_gives_the_noise_and_the_summary_says_what_was_spent(cli: Any) -> None:
     options = ("strategy.rounds=2", "logger=none", "callbacks=none", "partition.num_clients=4", "trainer.batch_size=40")
     private = ("trainer/private=dp_sgd", "trainer.private.noise_multiplier=null", "privacy.accountant=rdp")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from flrl.privacy import Charged, sampled_gaussian
-from flrl.privacy.secure import secure_normal, secure_uniform
 from flrl.seeding import generator_for, seed_for
 from flrl.trainers.private.checking import check_module, check_parts
 from flrl.trainers.problem import LocalProblem
+from flrl.transforms.noise import normal, uniforms
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -111,6 +111,10 @@ class DPSGD:
                 most = steps
         return worst
 
+    def filled(self, setup: "Setup") -> Mapping[str, float]:
+        """Nothing."""
+        return {}
+
     def described(self) -> Mapping[str, Any]:
         """Norm, clipping and sampling."""
         return {"kind": "dp_sgd", "max_norm": self.max_norm, "clipping": self.clipping, "sampling": self.sampling}
@@ -134,7 +138,7 @@ class DPSGD:
         if probability == 1:
             return problem.indices
         if self.secure_noise:
-            return problem.indices[secure_uniform(len(problem.indices)) < probability]
+            return problem.indices[uniforms(len(problem.indices)) < probability]
         task = problem.task
         rng = generator_for(problem.seed, task.round, task.client_id, f"dp_sgd/batch/{problem.training}/{step}")
         return problem.indices[rng.random(len(problem.indices)) < probability]
@@ -143,12 +147,12 @@ class DPSGD:
         """The noise of a step, float64 `[size]` on the CPU; arguments as for `batch`."""
         if not self.std:
             return torch.zeros(size, dtype=torch.float64)
-        if self.secure_noise:
-            return torch.from_numpy(secure_normal(size)).mul_(self.std)
-        task = problem.task
-        seed = seed_for(problem.seed, task.round, task.client_id, f"dp_sgd/noise/{problem.training}/{step}")
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(size, generator=generator, dtype=torch.float64).mul_(self.std)
+        generator = None
+        if not self.secure_noise:
+            task = problem.task
+            seed = seed_for(problem.seed, task.round, task.client_id, f"dp_sgd/noise/{problem.training}/{step}")
+            generator = torch.Generator().manual_seed(seed)
+        return normal(size, generator).mul_(self.std)
 
     def chunks(self, indices: np.ndarray) -> list[np.ndarray]:
         """A batch's indices in parts of at most `physical_batch_size`."""
