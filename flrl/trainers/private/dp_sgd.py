@@ -18,6 +18,7 @@ from flrl.privacy import Charged, sampled_gaussian
 from flrl.seeding import generator_for, seed_for
 from flrl.trainers.private.checking import check_module, check_parts
 from flrl.trainers.problem import LocalProblem
+from flrl.transforms.bounding import NOT_COVERED
 from flrl.transforms.noise import normal, uniforms
 
 if TYPE_CHECKING:
@@ -59,11 +60,6 @@ class DPSGD:
 
     unit: ClassVar[Literal["sample"]] = "sample"
     by_client: ClassVar[bool] = True
-    not_covered: ClassVar[Sequence[str]] = (
-        "what clients log and report (train/loss)",
-        "numbers of samples, by which clients are weighed",
-        "evaluation on clients' held-out samples",
-    )
 
     def __post_init__(self) -> None:
         if not self.max_norm > 0:
@@ -118,6 +114,13 @@ class DPSGD:
     def described(self) -> Mapping[str, Any]:
         """Norm, clipping and sampling."""
         return {"kind": "dp_sgd", "max_norm": self.max_norm, "clipping": self.clipping, "sampling": self.sampling}
+
+    @property
+    def not_covered(self) -> Sequence[str]:
+        """What leaves clients besides."""
+        sizes = "numbers of samples, by which clients are weighed and batches are drawn"
+        seed = "the seed in config.yaml: who has it can draw the batches and the noise; privacy.secure_noise=true"
+        return (*NOT_COVERED, sizes) if self.secure_noise else (*NOT_COVERED, sizes, seed)
 
     @property
     def std(self) -> float:
