@@ -55,6 +55,7 @@ def test_parameter_counts(make: Callable[..., nn.Module], options: dict[str, Any
         (mcmahan_cnn, {"input_shape": [2, 4, 11]}),
         (dlg_lenet, {"input_shape": [2, 5, 11]}),
         (dp_cnn, {"input_shape": [2, 14, 17]}),
+        (dp_cnn, {"input_shape": [1, 6, 15]}),
         (resnet18, {"input_shape": [1, 28, 28]}),
         (resnet18, {"input_shape": [3, 8, 4]}),
         (resnet18, {"input_shape": [3, 8, 8], "norm": "batch"}),
