@@ -169,10 +169,11 @@ def test_noise_is_normal_and_follows_seed_round_client_training_and_step() -> No
         private.noise(problem_of(Linear(), seed=1), 40_000, 0),
         private.noise(problem_of(Linear(), round=2), 40_000, 0),
         private.noise(problem_of(Linear(), client_id=1), 40_000, 0),
+        private.noise(replace(problem, training=1), 40_000, 0),
         private.noise(problem, 40_000, 1),
     ]
     draws = np.stack([noise, *(other.numpy() for other in others)])
-    assert np.abs(np.corrcoef(draws) - np.eye(5)).max() < 0.025
+    assert np.abs(np.corrcoef(draws) - np.eye(6)).max() < 0.025
     assert np.array_equal(private.noise(problem_of(Linear()), 40_000, 0).numpy(), noise)
 
 
