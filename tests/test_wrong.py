@@ -75,7 +75,8 @@ TRAIN = {
     ),
     "model=softmax": (
         "In 'train': Could not find 'model/softmax'; Available options in 'model': char_lstm; char_transformer; "
-        "dlg_lenet; kinds; linear_regression; mcmahan_cnn; mentored; mlp_2nn; niid_cnn; resnet18; softmax_regression"
+        "dlg_lenet; dp_cnn; kinds; linear_regression; mcmahan_cnn; mentored; mlp_2nn; niid_cnn; resnet18; "
+        "softmax_regression"
     ),
     "partition=dirichelet": (
         "In 'train': Could not find 'partition/dirichelet'; Available options in 'partition': "
@@ -250,6 +251,11 @@ TRAIN = {
     "trainer=base": (
         "In 'train': Could not find 'trainer/base'; Available options in 'trainer': auto; eager; lightning; traced; "
         "vectorized"
+    ),
+    "trainer/private=dp_sgd trainer.private.max_norm=0": "trainer.private.max_norm=0: must be positive",
+    "trainer/private=dp_sgd strategy=fedsgd": (
+        "trainer.private: strategy FedSGD releases losses, gradients or outputs of samples without noise, besides "
+        "private steps"
     ),
     "base=trainer": "Could not override 'base'. No match in the defaults list.",
     "+base=trainer": (

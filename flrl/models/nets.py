@@ -126,24 +126,25 @@ def dp_cnn(*, input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
     """The CNN of the DP-SGD examples for MNIST of TensorFlow Privacy and Opacus: 26,010 parameters on MNIST.
 
     Convolutions 8 x 8 (16 channels) and 4 x 4 (32 channels) of stride 2, each with ReLU and 2 x 2 max pooling of stride
-    1, and 32 hidden units.
+    1, and 32 hidden units. Images of less than 14 pixels are padded by two before the second convolution.
 
     Args:
         input_shape: (channels, height, width).
         num_classes: number of classes.
 
     Raises:
-        ValueError: the inputs are no images of at least 14 x 14 pixels.
+        ValueError: the inputs are no images of at least 6 x 6 pixels.
     """
     channels, height, width = _image(input_shape)
-    after = [(side // 2 - 5) // 2 for side in (height, width)]
-    if min(after) < 1:
-        raise ValueError(f"input_shape={list(input_shape)}: this net needs at least 14 x 14 pixels")
+    if min(height, width) < 6:
+        raise ValueError(f"input_shape={list(input_shape)}: this net needs at least 6 x 6 pixels")
+    padding = 2 if min(height, width) < 14 else 0
+    after = [(side // 2 - 5 + 2 * padding) // 2 for side in (height, width)]
     return nn.Sequential(
         nn.Conv2d(channels, 16, 8, stride=2, padding=3),
         nn.ReLU(),
         nn.MaxPool2d(2, 1),
-        nn.Conv2d(16, 32, 4, stride=2),
+        nn.Conv2d(16, 32, 4, stride=2, padding=padding),
         nn.ReLU(),
         nn.MaxPool2d(2, 1),
         nn.Flatten(),

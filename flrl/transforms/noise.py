@@ -18,7 +18,7 @@ def normal(size: int, generator: torch.Generator | None) -> Tensor:
     if generator is not None:
         return torch.randn(size, generator=generator, dtype=torch.float64)
     half = (size + 1) // 2
-    radius, angle = np.sqrt(-2 * np.log(_uniform(half))), 2 * math.pi * _uniform(half)
+    radius, angle = np.sqrt(-2 * np.log(uniforms(half))), 2 * math.pi * uniforms(half)
     return torch.from_numpy(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size])
 
 
@@ -27,12 +27,12 @@ def laplace(size: int, generator: torch.Generator | None) -> Tensor:
     if generator is not None:
         uniform = 1 - torch.rand(2 * size, generator=generator, dtype=torch.float64)
     else:
-        uniform = torch.from_numpy(_uniform(2 * size))
+        uniform = torch.from_numpy(uniforms(2 * size))
     exponential = -uniform.log_()
     return exponential[:size] - exponential[size:]
 
 
-def _uniform(size: int) -> np.ndarray:
+def uniforms(size: int) -> np.ndarray:
     """Numbers in (0, 1] from the operating system's generator, float64 `[size]`, in steps of 2^-53."""
     bits = np.frombuffer(os.urandom(8 * size), np.uint64) >> np.uint64(11)
     return (bits + np.uint64(1)).astype(np.float64) * 2.0**-53

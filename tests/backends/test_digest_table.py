@@ -1,6 +1,6 @@
 """One experiment has one digest, wherever it runs: the table of docs/backends.md. `pytest -m mpi` runs it.
 
-Three experiments (tests/conf/case/), three seeds, each backend one sweep in one launch; all rounds, clients' rows and
+Four experiments (tests/conf/case/), three seeds, each backend one sweep in one launch; all rounds, clients' rows and
 metrics are compared, not only the last digest.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CASES = ("mnist", "scaffold", "dropout_batchnorm")
+CASES = ("mnist", "scaffold", "dropout_batchnorm", "dp_sgd")
 SEEDS = (0, 1, 2)
 ENGINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name to overrides, and the cases it can train
-    "vectorized": (("trainer=vectorized",), ("mnist", "scaffold")),
+    "vectorized": (("trainer=vectorized",), ("mnist", "scaffold", "dp_sgd")),
     "traced, fused": (("trainer=traced", "trainer.fuse=true"), ("mnist", "scaffold", "dropout_batchnorm")),
 }
 MPIEXEC = shutil.which("mpiexec") or str(Path(sys.executable).with_name("mpiexec"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flrl.models.nets import dlg_lenet, mcmahan_cnn, mlp_2nn, niid_cnn, resnet18, softmax_regression
+from flrl.models.nets import dlg_lenet, dp_cnn, mcmahan_cnn, mlp_2nn, niid_cnn, resnet18, softmax_regression
 
 MNIST: dict[str, Any] = {"input_shape": [1, 28, 28], "num_classes": 10}
 CIFAR: dict[str, Any] = {"input_shape": [3, 32, 32], "num_classes": 10}
@@ -31,6 +31,7 @@ def kinds(net: nn.Module, kind: type[nn.Module]) -> int:
         (mlp_2nn, MNIST | {"hidden": 3}, 784 * 3 + 3 + 3 * 3 + 3 + 3 * 10 + 10),
         (mcmahan_cnn, MNIST, 1_663_370),
         (niid_cnn, MNIST, 44_426),
+        (dp_cnn, MNIST, 26_010),
         (niid_cnn, {"input_shape": [1, 8, 8], "num_classes": 10}, 156 + 2416 + 65 * 120 + 121 * 84 + 850),
         (mcmahan_cnn, CIFAR, 75 * 32 + 32 + 800 * 64 + 64 + 4096 * 512 + 512 + 5_130),
         (dlg_lenet, MNIST, 13_426),
@@ -53,6 +54,8 @@ def test_parameter_counts(make: Callable[..., nn.Module], options: dict[str, Any
         (mcmahan_cnn, {"input_shape": [1, 28, 28]}),
         (mcmahan_cnn, {"input_shape": [2, 4, 11]}),
         (dlg_lenet, {"input_shape": [2, 5, 11]}),
+        (dp_cnn, {"input_shape": [2, 14, 17]}),
+        (dp_cnn, {"input_shape": [1, 6, 15]}),
         (resnet18, {"input_shape": [1, 28, 28]}),
         (resnet18, {"input_shape": [3, 8, 4]}),
         (resnet18, {"input_shape": [3, 8, 8], "norm": "batch"}),

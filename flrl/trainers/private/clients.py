@@ -65,7 +65,7 @@ class PrivateClientBatch(ClientBatch):
         for index, part in zip(present, indices, strict=True):
             (batch,) = self.rows[index].problem.source.batches(part, len(part))
             batch = to_device(self.module, padded(batch, len(part), rows), self.device)
-            check_separable(self.trainer, self.model, batch, len(part))
+            check_separable(self.model, batch, len(part))
             batches.append(batch)
         leaves = pytree.tree_leaves(pytree.tree_map(lambda *parts: torch.stack(parts), *batches))
         places = torch.arange(rows, device=self.device)

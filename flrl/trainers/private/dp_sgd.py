@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from flrl.privacy import Charged, sampled_gaussian
-from flrl.privacy.secure import secure_normal, secure_uniform
 from flrl.seeding import generator_for, seed_for
 from flrl.trainers.private.checking import check_module, check_parts
 from flrl.trainers.problem import LocalProblem
+from flrl.transforms.bounding import NOT_COVERED
+from flrl.transforms.noise import normal, uniforms
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -59,11 +60,6 @@ class DPSGD:
 
     unit: ClassVar[Literal["sample"]] = "sample"
     by_client: ClassVar[bool] = True
-    not_covered: ClassVar[Sequence[str]] = (
-        "what clients log and report (train/loss)",
-        "numbers of samples, by which clients are weighed",
-        "evaluation on clients' held-out samples",
-    )
 
     def __post_init__(self) -> None:
         if not self.max_norm > 0:
@@ -111,9 +107,20 @@ class DPSGD:
                 most = steps
         return worst
 
+    def filled(self, setup: "Setup") -> Mapping[str, float]:
+        """Nothing."""
+        return {}
+
     def described(self) -> Mapping[str, Any]:
         """Norm, clipping and sampling."""
         return {"kind": "dp_sgd", "max_norm": self.max_norm, "clipping": self.clipping, "sampling": self.sampling}
+
+    @property
+    def not_covered(self) -> Sequence[str]:
+        """What leaves clients besides."""
+        sizes = "numbers of samples, by which clients are weighed and batches are drawn"
+        seed = "the seed in config.yaml: who has it can draw the batches and the noise; privacy.secure_noise=true"
+        return (*NOT_COVERED, sizes) if self.secure_noise else (*NOT_COVERED, sizes, seed)
 
     @property
     def std(self) -> float:
@@ -134,7 +141,7 @@ class DPSGD:
         if probability == 1:
             return problem.indices
         if self.secure_noise:
-            return problem.indices[secure_uniform(len(problem.indices)) < probability]
+            return problem.indices[uniforms(len(problem.indices)) < probability]
         task = problem.task
         rng = generator_for(problem.seed, task.round, task.client_id, f"dp_sgd/batch/{problem.training}/{step}")
         return problem.indices[rng.random(len(problem.indices)) < probability]
@@ -143,12 +150,12 @@ class DPSGD:
         """The noise of a step, float64 `[size]` on the CPU; arguments as for `batch`."""
         if not self.std:
             return torch.zeros(size, dtype=torch.float64)
-        if self.secure_noise:
-            return torch.from_numpy(secure_normal(size)).mul_(self.std)
-        task = problem.task
-        seed = seed_for(problem.seed, task.round, task.client_id, f"dp_sgd/noise/{problem.training}/{step}")
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(size, generator=generator, dtype=torch.float64).mul_(self.std)
+        generator = None
+        if not self.secure_noise:
+            task = problem.task
+            seed = seed_for(problem.seed, task.round, task.client_id, f"dp_sgd/noise/{problem.training}/{step}")
+            generator = torch.Generator().manual_seed(seed)
+        return normal(size, generator).mul_(self.std)
 
     def chunks(self, indices: np.ndarray) -> list[np.ndarray]:
         """A batch's indices in parts of at most `physical_batch_size`."""

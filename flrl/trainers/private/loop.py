@@ -73,7 +73,7 @@ class PrivateLoop(Loop):
         assert not more
         rows = self.private.rows(count, self.trainer.batch_size)
         batch = to_device(self.module, padded(batch, count, rows), self.device)
-        check_separable(self.trainer, self.problem.model, batch, count)
+        check_separable(self.problem.model, batch, count)
         function, call = self.function(batch, batch_idx)
         weights = (torch.arange(rows, device=self.device) < count).to(torch.float32)
         tensors = self.tensors()

@@ -13,7 +13,6 @@ from flrl.lightning.modes import evaluating
 from flrl.lightning.steps import loss_of, replaced, step_caller
 from flrl.seeding import isolated_randomness
 from flrl.snapshot import Snapshot
-from flrl.trainers.base import Trainer
 
 _checked: "weakref.WeakSet[BoundModel]" = weakref.WeakSet()
 """The models whose step has been checked in this process."""
@@ -21,46 +20,45 @@ _DIFFERENCE = 1e-3
 _SAMPLES = 8
 
 
-def check_separable(trainer: Trainer, model: BoundModel, batch: Any, count: int) -> None:
+def check_separable(model: BoundModel, batch: Any, count: int) -> None:
     """Raise ValueError unless the gradient of a batch is the mean, or the sum, of those of its samples.
 
-    A model is checked once per process, with dropout off; a step that draws random numbers even so is not checked.
-    Whatever the step, single samples' gradients are clipped: what is at stake is that they are those of its loss.
+    A model is checked once per process, in full precision with dropout off; a step that draws random numbers even so
+    is not checked. Whatever the step, single samples' gradients are clipped: what is at stake is that they are those of
+    its loss.
 
     Args:
-        trainer: gives precision.
         model: the model.
         batch: the first rows are samples.
         count: number of samples.
     """
     if count < 2 or model in _checked:
         return
-    _checked.add(model)
     count = min(count, _SAMPLES)
     whole = pytree.tree_map(lambda leaf: leaf[:count], batch)
     one = [pytree.tree_map(lambda leaf, n=n: leaf[n : n + 1], whole) for n in range(count)]
     with isolated_randomness(0, model.local.device), evaluating(model.module):
-        found = [_gradient(trainer, model, whole, seed) for seed in (0, 1)]
-        singles = [_gradient(trainer, model, sample, 0) for sample in one]
-    if not torch.equal(*found) or not found[0].isfinite().all():
-        return
+        found = [_gradient(model, whole, seed) for seed in (0, 1)]
+        singles = [_gradient(model, sample, 0) for sample in one]
     total = torch.stack(singles).sum(dim=0)
     limit = _DIFFERENCE * float(found[0].norm()) + 1e-6
-    if all(float((found[0] - each).norm()) > limit for each in (total, total / count)):
+    known = torch.equal(*found) and bool(found[0].isfinite().all())
+    if known and all(float((found[0] - each).norm()) > limit for each in (total, total / count)):
         raise ValueError(
             f"trainer.private: the loss of {type(model.module).__name__}.training_step is neither the mean nor the sum "
             "of its samples' losses: samples of a batch depend on each other, which private training cannot have"
         )
+    _checked.add(model)
 
 
-def _gradient(trainer: Trainer, model: BoundModel, batch: Any, seed: int) -> Tensor:
+def _gradient(model: BoundModel, batch: Any, seed: int) -> Tensor:
     """The gradient of the module's own loss on a batch, as one vector, float64."""
     module: pl.LightningModule = model.module  # type: ignore[assignment]
     torch.manual_seed(seed)
     live = [*model.trainable(), *module.buffers()]
     before, kept = Snapshot(module, "module", spared=live), [tensor.detach().clone() for tensor in live]
     logging = replaced(module, log=_nothing, log_dict=_nothing)
-    with torch.enable_grad(), logging, trainer.autocast(model.local.device):
+    with torch.enable_grad(), logging:
         loss = loss_of(step_caller(module.training_step)(batch, 0))
         if loss is None:
             raise ValueError("trainer.private: training_step returned None; every sample needs a loss")
