@@ -34,6 +34,8 @@ def check_bounded(setup: Setup) -> None:
     if not isinstance(setup.aggregator, Mean):
         found = type(setup.aggregator).__name__
         raise ValueError(f"strategy.aggregator={found}: its sensitivity is not known, {key} needs aggregator=mean")
+    if setup.aggregator.cosines:
+        raise ValueError(f"strategy.aggregator.cosines=true: compares single updates, {key} needs false")
     if not isinstance(strategy.schedule, Synchronous):
         found = type(strategy.schedule).__name__
         raise ValueError(f"strategy.schedule={found}: whose updates count depends on others, {key} needs synchronous")
