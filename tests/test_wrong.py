@@ -278,14 +278,15 @@ TRAIN = {
         "adversary, devices, backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
     "privacy.epsilon=1": (
-        "privacy.epsilon=1: no part of the run adds noise for it; choose strategy/transforms=dp, or take the budget away"
+        "privacy.epsilon=1: no part of the run adds noise for it; choose strategy/transforms=dp, or take the budget "
+        "away"
     ),
     "strategy/transforms=dp": (
-        "strategy.sampler: UniformSampler draws cohorts whose privacy is not counted here; strategy.transforms.dp needs "
-        "sampler=poisson or all"
+        "strategy.sampler: UniformSampler draws cohorts whose privacy is not counted here; strategy.transforms.dp "
+        "needs sampler=poisson or all"
     ),
     "strategy/transforms=dp strategy/sampler=all privacy.epsilon=0.1 privacy.accountant=rdp": (
-        "privacy.epsilon=0.1: the first round passes it (epsilon 4.732 at privacy.delta=1e-05); raise it or "
+        "privacy.epsilon=0.1: the first round passes it (epsilon 4.729 at privacy.delta=1e-05); raise it or "
         "strategy.transforms.dp.noise_multiplier, or have fewer clients take part"
     ),
     "privacy.delta=2": "privacy.delta=2.0: must be above 0 and below 1",
