@@ -7,6 +7,7 @@ from flrl.privacy import mechanism_of
 from flrl.sampling import AllClients, PoissonSampler, needs, weighs
 from flrl.scheduling import Synchronous
 from flrl.setup import Setup
+from flrl.transforms import Transform
 from flrl.transforms.apply import bounded
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ def _check_order(setup: Setup, mechanism: Any, key: str) -> None:
         if setup.transforms[name].encodes or setup.transforms[name].hides_updates:
             raise ValueError(f"{key}: put it before {name}, whose result it must not change")
     for name in names[place + 1 :]:
-        if not setup.transforms[name].keeps_norm:
+        after = setup.transforms[name]
+        acts = type(after).client is not Transform.client or type(after).server is not Transform.server
+        if acts and not after.keeps_norm:
             raise ValueError(f"strategy.transforms.{name}: put it before {names[place]}, whose bound it does not keep")
 
 

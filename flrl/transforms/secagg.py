@@ -40,6 +40,7 @@ class SecAgg(Transform):
     """
 
     hides_updates = True
+    keeps_norm = True
 
     def __init__(
         self,

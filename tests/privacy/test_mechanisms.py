@@ -239,6 +239,7 @@ CENTRAL = CentralDP(clip=1.0, noise_multiplier=1.0)
         ({"min_clients": 2}, "min_clients=2: must be 1"),
         ({"kind": FedNova}, "FedNova cannot be combined with strategy.transforms.dp"),
         ({"after": TopK(share=0.5)}, r"strategy\.transforms\.last: put it before dp, whose bound it does not keep"),
+        ({"before": TopK(share=0.5)}, r"strategy\.transforms\.dp: put it before first, whose result it must not"),
         ({"after": GaussianNoise(std=1.0)}, r"strategy\.transforms\.last: put it before dp"),
         ({"after": LocalDP(clip=1.0)}, "strategy.transforms.dp and strategy.transforms.last: one of them at a time"),
     ],
@@ -250,7 +251,7 @@ def test_what_leaves_the_bound_is_refused(given: dict[str, Any], message: str) -
 
 
 def test_availability_is_refused_and_what_is_before_the_bound_is_not() -> None:
-    setup = private(CENTRAL, before=TopK(share=0.5), sampler=PoissonSampler(probability=0.5))
+    setup = private(CENTRAL, before=ClipNorm(max_norm=3.0), sampler=PoissonSampler(probability=0.5))
     setup.check()
     with pytest.raises(ValueError, match=r"devices\.availability: must be null with differential privacy"):
         replace(setup, devices=Devices(availability=SineDays())).check()
