@@ -292,12 +292,25 @@ TRAIN = {
     ),
     "+foo=3": (
         "foo=3: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, tags, "
-        "optimized_metric, target, "
+        "optimized_metric, target, privacy, "
         "log_clients, console, log_level, holdout, root_samples, held_out_clients, public_samples, "
         "on_client_failure, dataset, partition, "
         "model, trainer, strategy, "
         "adversary, devices, backend, evaluation, client_store, callbacks, logger, paths, vars"
     ),
+    "privacy.epsilon=1": (
+        "privacy.epsilon=1: no part of the run adds noise for it; choose strategy/transforms=dp, or take the budget "
+        "away"
+    ),
+    "strategy/transforms=dp": (
+        "strategy.sampler: UniformSampler draws cohorts whose privacy is not counted here; strategy.transforms.dp "
+        "needs sampler=poisson or all"
+    ),
+    "strategy/transforms=dp strategy/sampler=all privacy.epsilon=0.1 privacy.accountant=rdp": (
+        "privacy.epsilon=0.1: the first round passes it (epsilon 4.729 at privacy.delta=1e-05); raise it or "
+        "strategy.transforms.dp.noise_multiplier, or have fewer clients take part"
+    ),
+    "privacy.delta=2": "privacy.delta=2.0: must be above 0 and below 1",
     "target.value=0.9": "target.value=0.9: target.metric must name what is to reach it, such as test/accuracy",
     "target.metric=test/loss": "target.value=null: must be the number that test/loss is to reach",
     "console=jsn": "console=jsn: must be auto, rich, plain, json or quiet; did you mean json?",

@@ -7,6 +7,7 @@ from flrl.privacy import mechanism_of
 from flrl.sampling import AllClients, PoissonSampler, needs, weighs
 from flrl.scheduling import Synchronous
 from flrl.setup import Setup
+from flrl.transforms import Transform
 from flrl.transforms.apply import bounded
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def check_bounded(setup: Setup) -> None:
     if not isinstance(setup.aggregator, Mean):
         found = type(setup.aggregator).__name__
         raise ValueError(f"strategy.aggregator={found}: its sensitivity is not known, {key} needs aggregator=mean")
+    if setup.aggregator.cosines:
+        raise ValueError(f"strategy.aggregator.cosines=true: compares single updates, {key} needs false")
     if not isinstance(strategy.schedule, Synchronous):
         found = type(strategy.schedule).__name__
         raise ValueError(f"strategy.schedule={found}: whose updates count depends on others, {key} needs synchronous")
@@ -80,7 +83,9 @@ def _check_order(setup: Setup, mechanism: Any, key: str) -> None:
         if setup.transforms[name].encodes or setup.transforms[name].hides_updates:
             raise ValueError(f"{key}: put it before {name}, whose result it must not change")
     for name in names[place + 1 :]:
-        if not setup.transforms[name].keeps_norm:
+        after = setup.transforms[name]
+        acts = type(after).client is not Transform.client or type(after).server is not Transform.server
+        if acts and not after.keeps_norm:
             raise ValueError(f"strategy.transforms.{name}: put it before {names[place]}, whose bound it does not keep")
 
 

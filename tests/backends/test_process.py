@@ -29,11 +29,11 @@ from flrl.errors import ClientError, WorkerError
 from flrl.evaluation import Evaluator
 from flrl.layout import digest
 from flrl.process_setup import prepare
-from flrl.sampling import AllClients, ImportanceSampler, PowerOfChoice, UniformSampler
+from flrl.sampling import AllClients, ImportanceSampler, PoissonSampler, PowerOfChoice, UniformSampler
 from flrl.strategies import AFL, FedAvg, FedSAM, Mime, MimeLite, Moon, QFedAvg, Scaffold
 from flrl.strategies.base import Local
 from flrl.trainers import EagerTrainer, LocalProblem, Trainer, VectorizedTrainer
-from flrl.transforms import ClipNorm, GaussianNoise, TopK
+from flrl.transforms import FTRL, AdaptiveDP, CentralDP, ClipNorm, GaussianNoise, LocalDP, TopK
 from flrl.types import Broadcast, RoundRecord, ServerState
 from flrl.worker import Worker
 from tests.toys import Convolved, Linear, Rich, blobs, blocks
@@ -96,6 +96,11 @@ def important(**options: Any) -> FedAvg:
 def agnostic(**options: Any) -> FedAvg:
     """With weights that follow what clients reported."""
     return AFL(mixture_lr=0.5, **{**options, "sampler": AllClients()})
+
+
+def private(mechanism: Any, **options: Any) -> FedAvg:
+    """With a mechanism of differential privacy, variates, and cohorts that may be empty."""
+    return Scaffold(**{**options, "sampler": PoissonSampler(probability=0.5), "transforms": {"dp": mechanism}})
 
 
 ROBUST = partial(
@@ -192,6 +197,10 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
             pytest.param(Toy(strategy=strategy, rounds=4), marks=pytest.mark.slow)
             for strategy in (
                 agnostic,
+                partial(private, CentralDP(clip=0.1, noise_multiplier=0.1, per_layer=True)),
+                partial(private, AdaptiveDP(clip=0.1, noise_multiplier=0.01)),
+                partial(private, LocalDP(clip=0.1, noise_multiplier=0.1)),
+                partial(private, FTRL(clip=0.1, noise_multiplier=0.1, bands=2, sensitivity=3.0)),
                 partial(FedSAM, rho=0.1),
                 Mime,
                 partial(MimeLite, statistics="adam", eps=0.3),
@@ -212,7 +221,8 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         "a rule that selects, with the server's own update, of rows in random order",
         "a sampler that needs losses, clients that forget, a rule with a state of each",
         "a sampler that needs norms and weighs, cosines",
-        *("afl", "fedsam", "mime", "mimelite", "moon", "qfedavg"),
+        *("afl", "dp per layer", "dp adaptive", "dp local", "dp ftrl"),
+        *("fedsam", "mime", "mimelite", "moon", "qfedavg"),
         "dataset with loader workers",
         "unpicklable dataset, label noise",
         "client batches, noise that grows from round to round",

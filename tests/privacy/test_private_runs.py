@@ -120,7 +120,9 @@ def test_what_is_shown_is_what_the_accountant_says_and_a_resume_has_the_same_bit
     assert cli("resume=run", "strategy.rounds=4", "hydra.run.dir=run").code == 0
     assert [row["digest"] for row in rows("run")] == [row["digest"] for row in rows("whole")]
     assert spent("run")[-1] == spent("whole")[-1]
-    assert spent("whole") == sorted(spent("whole"))
+    first, *others, last = spent("whole")
+    assert [first, *others] == sorted([first, *others])
+    assert last >= others[-1] * 0.9999  # others are bounds in coarser steps
     if mechanism == "dp":
         assert spent("whole")[-1] == epsilon(sampled_gaussian(1.0, 0.5, 4), delta=1e-5)
 

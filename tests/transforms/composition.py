@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "soteria": {"layer": "net"},
     "dp_distributed": {"survivors": CLIENTS},
     "paillier": {"key_bits": 512},
-    "dp_ftrl": {"sensitivity": 1.5},
+    "dp_ftrl": {"sensitivity": 2.0},
 }
 """What differs from a transform's yaml: the layer of the test's module, small keys, what a run computes."""
 

@@ -1,0 +1,116 @@
+"""A round of job C with a mechanism of differential privacy beside one without.
+
+    python -m benchmarks.privacy
+    python -m benchmarks.privacy --only dp dp_adaptive --repetitions 5
+
+Job C of `benchmarks.run`: the 2NN, 1,000 clients of 60 images of MNIST, about 100 a round by Poisson sampling, batches
+of 10, `trainer=traced`, one thread. The two take turns; a repetition's ratio is that of their medians over rounds, of
+processor time, with the ledger's fsync and the epsilon of the round (PLD) in it. Both have the same cohorts.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.overhead import ROOT, processor
+from benchmarks.run import JOBS, composed
+from benchmarks.strategies import Laps
+from flrl.backends import SerialBackend
+from flrl.callbacks import Callback, Callbacks, PrivacyLedger
+from flrl.privacy.ledger import Ledger
+from flrl.recipe import Recipe
+
+SIDES: dict[str, list[str]] = {
+    "dp": ["strategy/transforms=dp"],
+    "dp, per layer": ["strategy/transforms=dp", "strategy.transforms.dp.per_layer=true"],
+    "dp, secure": ["strategy/transforms=dp", "privacy.secure_noise=true"],
+    "dp_adaptive": ["strategy/transforms=dp_adaptive", "strategy.transforms.dp_adaptive.noise_multiplier=1"],
+    "dp_ftrl": ["strategy/transforms=dp_ftrl", "strategy.transforms.dp_ftrl.sensitivity=4"],
+    "dp_local": ["strategy/transforms=dp_local"],
+}
+CLIP = 0.05
+"""Below every client's norm, so that all are clipped, and with so little noise that the models stay alike."""
+NONE = "none"
+
+
+class Charging(PrivacyLedger):
+    """The ledger of a run, in a folder of its own."""
+
+    def __init__(self, spending: Any, folder: Path) -> None:
+        super().__init__(spending)
+        self._ledger = Ledger.begun(folder, ())
+
+    def on_fit_start(self, state: Any, history: Any) -> None:
+        """Begin without a note on secure noise."""
+
+
+class Side:
+    """FedAvg on job C, from the same initial model every time."""
+
+    def __init__(self, name: str, arguments: Namespace, folder: Path) -> None:
+        own = [each for each in JOBS["C"] if "sampler" not in each and "rounds" not in each]
+        sampler = ["strategy/sampler=poisson", "strategy.sampler.probability=0.1"]
+        shared = ["logger=none", "paths.output_dir=.", f"paths.data_dir='{arguments.data}'", "trainer=traced"]
+        rounds = f"strategy.rounds={arguments.rounds}"
+        recipe = Recipe(composed([*own, *sampler, *shared, rounds, *SIDES.get(name, []), *_clip(name)]))
+        data = recipe.data()
+        self.spending, self.folder = recipe.spending(data), folder
+        self.backend, self.worker = SerialBackend(), recipe.worker(data, threads=1, device="cpu")
+        self.initial = self.worker.model.vector.clone()
+        self.backend.start(self.worker, recipe)
+        self()  # records, compiles, prepares samples, and the accountant its first distributions
+
+    def __call__(self) -> float:
+        """Train; the median of processor seconds a round."""
+        gc.collect()
+        strategy, layout, laps = self.worker.strategy, self.worker.model.layout, Laps()
+        callbacks: list[Callback] = [laps]
+        if self.spending is not None:
+            self.spending._known.clear()  # every run computes the epsilon of its rounds
+            callbacks.append(Charging(self.spending, self.folder))
+        state = strategy.initialize(self.initial, layout)
+        strategy.fit(state, backend=self.backend, layout=layout, seed=self.worker.seed, callbacks=Callbacks(callbacks))
+        return statistics.median(own for own, _ in laps.seconds)
+
+
+def _clip(name: str) -> list[str]:
+    return [] if name == NONE else [f"strategy.transforms.{name.partition(',')[0]}.clip={CLIP}"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SIDES, metavar="name", default=list(SIDES), help="mechanisms")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of each side in a repetition")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="where MNIST is, or is put")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    machine = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}, one thread"
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}; {options.rounds} rounds, {options.repetitions} repetitions")
+    print("| mechanism | s a round | / none | min to max |\n|---|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        reference = Side(NONE, options, Path(folder))
+        for name in options.only:
+            side, ratios, seconds = Side(name, options, Path(folder)), [], []
+            for repetition in range(options.repetitions):
+                turns = [reference, side][:: 1 if repetition % 2 else -1]
+                found = {each is side: each() for each in turns}
+                seconds.append(found[True])
+                ratios.append(found[True] / found[False])
+            middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
+            row = f"{statistics.median(seconds):.3f} | {middle:.3f} | {least:.3f} to {most:.3f}"
+            print(f"| `{name}` | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
