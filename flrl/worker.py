@@ -24,7 +24,7 @@ from flrl.strategies.running import train_clients
 from flrl.trainers import LocalProblem, Trainer
 from flrl.trainers.measuring import measure
 from flrl.trainers.sharing import outside_of
-from flrl.transforms.apply import on_client, reducer_of, sizes_after, without_sent
+from flrl.transforms.apply import for_client, on_client, reducer_of, sizes_after
 from flrl.types import Broadcast, ClientReport, ClientTask, ClientUpdate, Tensors
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,8 @@ class Worker:
         model = self.model_of(task.client_id)
         source, indices = self.threat.samples(self.data, task, broadcast, model.layout, most)
         public = self.data.splits.public
-        return LocalProblem.of(model, source, indices, task, without_sent(broadcast), self.seed, public)
+        got = for_client(self.strategy.transforms, broadcast, task.client_id, model.layout, self.seed)
+        return LocalProblem.of(model, source, indices, task, got, self.seed, public)
 
     def _failure(self, batch: Sequence[ClientTask], broadcast: Broadcast, error: Exception) -> ClientError:
         clients = ", ".join(str(task.client_id) for task in batch)

@@ -89,6 +89,18 @@ def on_broadcast(
     return replace(broadcast, kept=kept) if kept else broadcast
 
 
+def for_client(
+    transforms: Transforms, broadcast: Broadcast, client_id: int, layout: ParameterLayout, seed: int
+) -> Broadcast:
+    """What one client's strategy gets of what is sent to all; arguments as for `on_client`."""
+    broadcast = without_sent(broadcast)
+    for name, transform in transforms.items():
+        if type(transform).received is not Transform.received:
+            context = _context(f"{name}/received", client_id, broadcast, layout, seed)
+            broadcast = replace(broadcast, vector=transform.received(broadcast.vector, client_id, context))
+    return broadcast
+
+
 def on_server(
     transforms: Transforms,
     vectors: Tensors,

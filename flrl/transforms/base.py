@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flrl.layout import ParameterLayout
 from flrl.types import Broadcast, ClientUpdate, Context, Metrics, Tensors
@@ -86,6 +86,10 @@ class Transform:
             The broadcast, with its new payload; those of this transform's variables that change, by name.
         """
         return broadcast, {}
+
+    def received(self, vector: Tensor, client_id: int, context: Context) -> Tensor:
+        """The model as one client gets it, from what was sent to all: `[layout.size]`, a new tensor if it changes."""
+        return vector
 
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
         """Transform a client's update.

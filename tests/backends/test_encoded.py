@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from flrl.aggregation import Aggregator, EveryUpdate, Mean, Median, merged
-from flrl.backends.pool.encoded import decoded_into, leaving
+from flrl.backends.pool.encoded import decoded_into, leaving, vector_of
+from flrl.backends.pool.messages import of_broadcast
+from flrl.rounds import initial_state
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg, Scaffold
-from flrl.transforms import Sign, TopK, Transform
+from flrl.transforms import Downlink, Sign, TopK, Transform
 from flrl.types import Broadcast, ClientTask
 from flrl.worker import Worker
 from tests.backends.test_digest_table import launch, outcome
@@ -70,6 +72,21 @@ def test_what_is_not_encoded_moves_as_it_is() -> None:
     assert all(torch.equal(here[0][name], apart[0][name]) for name in ("update", "control"))
     assert (apart[2], apart[3]) == (2 * (4 + 3), 2 * (8 * 18 + 8))
     assert apart[1] == [4 + 3 + 4 * 18] * 2
+
+
+def test_a_model_that_is_encoded_moves_so() -> None:
+    coder = Downlink(codec=Sign())
+    worker = make_worker(FedAvg(rounds=1, sampler=AllClients(), server_optimizer=SGD, transforms={"down": coder}))
+    broadcast, _ = worker.strategy.plan(
+        initial_state(worker.strategy, worker.model.vector.clone(), worker.model.layout, 0),
+        worker.data.sizes,
+        0,
+        worker.model.layout,
+    )
+    moved = of_broadcast(broadcast)
+    assert [(name, tensor.nbytes) for name, tensor in moved.items()] == [("encoded", broadcast.payload["vector"])]
+    assert torch.equal(vector_of(moved, worker), broadcast.vector)
+    assert vector_of({"vector": broadcast.vector}, worker) is broadcast.vector
 
 
 def test_only_what_leaves_by_itself_and_is_encoded_is_kept_so() -> None:

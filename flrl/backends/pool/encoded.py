@@ -13,6 +13,7 @@ from flrl.aggregation import Parcel, Reducer, RowsReducer, stats_of
 from flrl.aggregation.base import Stats, check_sizes
 from flrl.backends.pool.messages import ENCODED, VECTOR
 from flrl.transforms import Compressor, Downlink
+from flrl.transforms.apply import sizes_after
 from flrl.types import Broadcast, ClientUpdate, Tensors
 from flrl.worker import Worker
 
@@ -70,10 +71,10 @@ def leaving(worker: Worker, broadcast: Broadcast, *, each: bool) -> Reducer:
         broadcast: what its clients are sent.
         each: whether updates leave it one by one whatever the rule.
     """
-    reducer = worker.reducer(broadcast)
+    reducer, layout = worker.reducer(broadcast), worker.model.layout
     encodes = any(transform.encodes for transform in worker.strategy.transforms.values())
     if encodes and (each or isinstance(reducer, RowsReducer)):
-        return EncodedReducer(reducer, worker.strategy.vector_sizes(worker.model.layout))
+        return EncodedReducer(reducer, sizes_after(worker.strategy.transforms, worker.strategy.vector_sizes(layout)))
     return reducer
 
 

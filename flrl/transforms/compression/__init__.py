@@ -3,6 +3,7 @@
 from flrl.transforms.compression.base import Compressor, Encoded, TrainableCompressor
 from flrl.transforms.compression.cast import Cast
 from flrl.transforms.compression.downlink import Downlink
+from flrl.transforms.compression.dropout import FederatedDropout
 from flrl.transforms.compression.power_sgd import PowerSGD
 from flrl.transforms.compression.quantise import QSGD, Integers, TernGrad
 from flrl.transforms.compression.rotation import Eden
@@ -16,6 +17,7 @@ __all__ = [
     "Downlink",
     "Eden",
     "Encoded",
+    "FederatedDropout",
     "Integers",
     "PowerSGD",
     "RandomK",

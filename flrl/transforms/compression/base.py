@@ -75,9 +75,8 @@ class Compressor(Transform, ABC):
         An update that is not finite is left as it is: it will be rejected.
         """
         given = update.vectors["update"]
-        whole = given.detach().cpu().double().numpy()
-        if "error" in memory:
-            whole = whole + memory["error"].double().numpy()
+        vector = given.detach().cpu().double()
+        whole = (vector + memory["error"].cpu() if "error" in memory else vector).numpy()
         if not np.isfinite(whole).all():
             return update, memory, {}
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is rejected as infinite

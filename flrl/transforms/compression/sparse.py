@@ -118,12 +118,12 @@ def largest(sizes: np.ndarray, count: int) -> np.ndarray:
     if count < 1:
         return np.zeros(0, np.int64)
     likely = _likely(sizes, count)
-    among = sizes[likely] if len(likely) >= count else sizes
+    if len(likely) < count:
+        likely = np.arange(sizes.size)
+    among = sizes[likely]
     bound = np.partition(among, among.size - count)[among.size - count]
-    above = np.flatnonzero(sizes > bound)
-    if len(above) == count:
-        return above
-    equal = np.flatnonzero(sizes == bound)[: count - len(above)]
+    above = likely[among > bound]
+    equal = likely[among == bound][: count - len(above)]
     return np.sort(np.concatenate([above, equal]))
 
 
