@@ -85,7 +85,7 @@ def _check_order(setup: Setup, mechanism: Any, key: str) -> None:
     for name in names[place + 1 :]:
         after = setup.transforms[name]
         acts = type(after).client is not Transform.client or type(after).server is not Transform.server
-        if acts and not after.keeps_norm:
+        if acts and not after.keeps_norm and not getattr(mechanism, "finishes", False):
             raise ValueError(f"strategy.transforms.{name}: put it before {names[place]}, whose bound it does not keep")
 
 

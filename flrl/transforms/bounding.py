@@ -53,6 +53,8 @@ class Bounding(Transform):
     """
 
     bounds_sensitivity = True
+    finishes = False
+    """Whether each client's noise alone keeps the promise, so that anything may be done to what it sends."""
     unit: Literal["client", "sample"] = "client"
     by_client = False
     name = "dp"
