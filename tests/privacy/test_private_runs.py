@@ -44,6 +44,16 @@ def spent(folder: str) -> list[float]:
     return [row["privacy/epsilon"] for row in rows(folder) if row["round"]]
 
 
+def test_a_run_has_its_epsilon_in_rows_summary_and_ledger(cli: Any) -> None:
+    done = cli(*DP, RDP, "strategy.rounds=2", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    found = epsilon(sampled_gaussian(1.0, 0.5, 2), delta=1e-5, accountant="rdp")
+    assert spent("run")[-1] == found
+    assert json.loads(Path("run/summary.json").read_text())["privacy"]["epsilon"] == found
+    assert rows("run", "privacy.jsonl") == [{"round": 1}, {"round": 2}]
+
+
+@pytest.mark.slow
 def test_a_budget_is_calibrated_to_kept_and_ends_a_longer_run(cli: Any) -> None:
     noise = "strategy.transforms.dp.noise_multiplier=null"
     done = cli(*DP, RDP, noise, "privacy.epsilon=3", "strategy.rounds=3", "hydra.run.dir=run")

@@ -36,7 +36,7 @@ def spending(mechanism: Counted, *, rounds: int = 100, **privacy: Any) -> Spendi
     return Spending("here", mechanism, setup, Privacy(**privacy), lambda round: np.array([0, round % 2 + 1]))
 
 
-@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize("accountant", [pytest.param("pld", marks=pytest.mark.slow), "rdp"])
 def test_what_is_shown_is_never_below_the_value_and_the_last_round_is_exact(accountant: Any) -> None:
     spent = spending(Counted(1.0), accountant=accountant)
     for count, most in ((1, 1.0002), (16, 1.0002), (17, 1.05), (99, 1.04)):
@@ -47,6 +47,7 @@ def test_what_is_shown_is_never_below_the_value_and_the_last_round_is_exact(acco
     assert spent.shown(spent.none()) == 0
 
 
+@pytest.mark.slow
 def test_few_values_are_computed_for_many_rounds() -> None:
     spent = spending(Counted(1.0), rounds=1000, accountant="rdp")
     shown = [spent.shown(spent.planned(count)) for count in range(1, 1001)]
@@ -62,6 +63,7 @@ def test_a_budget_is_passed_by_the_round_by_which_the_exact_value_passes_it() ->
     assert spent.shown(spent.planned(49)) <= budget
 
 
+@pytest.mark.slow
 def test_the_noise_that_a_budget_asks_for_keeps_it_and_less_does_not() -> None:
     budgeted = spending(Counted(None), rounds=20, epsilon=2.0, accountant="rdp")
     noise = budgeted.calibrated()
