@@ -42,10 +42,7 @@ class GradientPruning(Compressor):
 
     def encode(self, vector: np.ndarray, memory: Tensors, context: Context) -> Encoded:
         """Whether numbers are in float64, then each parameter's places of the largest numbers, and the numbers."""
-        parts = [
-            (entry, largest(np.abs(vector[entry.slice]), count), own)
-            for entry, count, own in self._parts(context.layout)
-        ]
+        parts = [(entry, largest(vector[entry.slice], count), own) for entry, count, own in self._parts(context.layout)]
         wide = any(not _fits(vector[entry.slice][places], own) for entry, places, own in parts)
         writer = Writer()
         writer.whole([wide], "u1")

@@ -41,7 +41,7 @@ class TopK(Compressor):
     def encode(self, vector: np.ndarray, memory: Tensors, context: Context) -> Encoded:
         """The places of the largest numbers, then the numbers; of equal ones the first are sent."""
         count = math.ceil(self.share * vector.size)
-        places = largest(np.abs(vector), count)
+        places = largest(vector, count)
         writer = Writer()
         writer.places(places)
         write_kept(writer, vector[places], vector, context.layout.dtype, shorter=self.keeps_norm)

@@ -77,14 +77,17 @@ class Compressor(Transform, ABC):
         given = update.vectors["update"]
         vector = given.detach().cpu().double()
         whole = (vector + memory["error"].cpu() if "error" in memory else vector).numpy()
-        if not np.isfinite(whole).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(whole.sum()) or np.isfinite(whole).all()
+        if not finite:
             return update, memory, {}
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is rejected as infinite
             found = self.encode(whole, memory, context)
             sent = self.decode(found.buffer, context.layout)
             kept = dict(found.memory)
             if self.error_feedback:
-                kept["error"] = torch.from_numpy(whole - sent).to(context.layout.dtype)
+                left = np.subtract(whole, sent, out=whole if "error" in memory else None)
+                kept["error"] = torch.from_numpy(left).to(context.layout.dtype)
         encoded = torch.from_numpy(found.buffer)
         update = replace(
             update,

@@ -111,26 +111,32 @@ def write_kept(writer: Writer, chosen: np.ndarray, of: np.ndarray, dtype: torch.
     writer.floats(chosen, dtype)
 
 
-def largest(sizes: np.ndarray, count: int) -> np.ndarray:
-    """The ascending places of the `count` largest of `sizes` `[n]`; of equal ones the first."""
-    if count >= sizes.size:
-        return np.arange(sizes.size)
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The ascending places of the `count` values `[n]` of largest magnitude; of equal ones the first."""
+    if count >= values.size:
+        return np.arange(values.size)
     if count < 1:
         return np.zeros(0, np.int64)
-    likely = _likely(sizes, count)
+    likely = _likely(values, count)
     if len(likely) < count:
-        likely = np.arange(sizes.size)
-    among = sizes[likely]
+        likely = np.arange(values.size)
+    among = np.abs(values[likely])
     bound = np.partition(among, among.size - count)[among.size - count]
     above = likely[among > bound]
     equal = likely[among == bound][: count - len(above)]
     return np.sort(np.concatenate([above, equal]))
 
 
-def _likely(sizes: np.ndarray, count: int) -> np.ndarray:
+_AT_ONCE = 2**14
+"""Numbers that are looked at together: few enough for a cache, so that no large array is made."""
+
+
+def _likely(values: np.ndarray, count: int) -> np.ndarray:
     """Places of somewhat more than the `count` largest, by every 25th of them; of fewer where these mislead."""
-    sample = sizes[::25]
+    sample = np.abs(values[::25])
     rank = count // 20 + 30
     if rank >= len(sample):
         return np.zeros(0, np.int64)
-    return np.flatnonzero(sizes >= np.partition(sample, len(sample) - rank)[len(sample) - rank])
+    bound = np.partition(sample, len(sample) - rank)[len(sample) - rank]
+    starts = range(0, values.size, _AT_ONCE)
+    return np.concatenate([np.flatnonzero(np.abs(values[at : at + _AT_ONCE]) >= bound) + at for at in starts])
