@@ -83,6 +83,7 @@ def main() -> None:
     """Print a table of milliseconds a step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few steps of the smallest net")
+    parser.add_argument("--only", default="", help="nets whose names have this in them")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
@@ -96,6 +97,8 @@ def main() -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, torch {torch.__version__}, ms a step")
     print("| net | batch | eager | traced | Opacus | traced / Opacus |\n|---|---|---|---|---|---|")
     for name, make in list(NETS.items())[: 1 if arguments.quick else None]:
+        if arguments.only not in name:
+            continue
         for size in (32, 240):
             sides = {
                 "eager": ours(EagerTrainer, make(), source, size, steps),
