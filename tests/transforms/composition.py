@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from flrl.aggregation import Aggregator
 from flrl.cli.app import register_resolvers
@@ -31,17 +32,24 @@ from tests.toys import Linear
 
 PAGE = Path(__file__).parents[2] / "docs" / "composition.md"
 CLIENTS = 8
-ELSEWHERE = ("none", "federated_dropout")
 """No transform; and one that needs two layers, which the test's module does not have: its own tests."""
-TRANSFORMS = sorted(p.stem for p in (CONF_DIR / "strategy/transforms").glob("*.yaml") if p.stem not in ELSEWHERE)
+TRANSFORMS = sorted(p.stem for p in (CONF_DIR / "strategy/transforms").glob("*.yaml") if p.stem != "none")
 RULES = sorted(p.stem for p in (CONF_DIR / "strategy" / "aggregator").glob("*.yaml"))
 SETTINGS: dict[str, dict[str, Any]] = {
-    "soteria": {"layer": "net"},
+    "soteria": {"layer": "net.0"},
     "dp_distributed": {"survivors": CLIENTS},
     "paillier": {"key_bits": 512},
     "dp_ftrl": {"sensitivity": 2.0},
 }
 """What differs from a transform's yaml: the layer of the test's module, small keys, what a run computes."""
+
+
+class Deep(Linear):
+    """Two layers, so that the first has units that can be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))  # type: ignore[assignment]
 
 
 @cache
@@ -84,7 +92,7 @@ def setup(names: tuple[str, ...], *, rule: str = "mean", private: bool = False) 
         transforms={name: transform(name) for name in names},
         server_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
     )
-    return Setup.of(Linear(), strategy, trainer, np.full(CLIENTS, 8), num_root_samples=4)
+    return Setup.of(Deep(), strategy, trainer, np.full(CLIENTS, 8), num_root_samples=4)
 
 
 def refusal(names: tuple[str, ...], *, rule: str = "mean", private: bool = False) -> str | None:

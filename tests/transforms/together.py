@@ -17,8 +17,8 @@ from flrl.process_setup import prepare
 from flrl.rounds import initial_state
 from flrl.worker import Worker
 from tests.strategies.cells import MAKE, forked_workers, trained
-from tests.toys import Linear, blobs, blocks
-from tests.transforms.composition import CLIENTS, pairs, setup, with_dp_sgd, with_rules
+from tests.toys import blobs, blocks
+from tests.transforms.composition import CLIENTS, Deep, pairs, setup, with_dp_sgd, with_rules
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Together:
         rule = self.second if self.kind == "rule" else "mean"
         made = setup(names, rule=rule, private=self.kind == "training")
         torch.manual_seed(0)
-        model = prepare(Linear(), threads=threads, device=device)
+        model = prepare(Deep(), threads=threads, device=device)
         return Worker(model, data, made.trainer, made.strategy, Evaluator(batch_size=20), 0)
 
 
