@@ -214,9 +214,8 @@ class Context:
         root: the vectors of the update of the server's root samples, float64 by name; None unless an aggregator needs
             it.
         measured: what `Transform.measure` has computed from the client's samples, by name; empty on the server.
-        public: what clients and server are told for the transform: `key`, a public key, uint8, where it has keys;
-            `addends`, the largest number of updates in a sum, where it needs that.
-        sent: what the transform's `sends` has sent to the client, by name; empty on the server.
+        sent: what is sent to every client for the transform, by name: what its `sends` says; `key`, a public key, uint8,
+            where it has keys; `addends`, the largest number of updates in a sum, where it needs that.
         received: the sum of the accepted updates' weights, which the means are divided by; 0 at clients.
         expected: the expected number of clients of a round, of which `cohort` is one draw; 0 at clients.
     """
@@ -229,7 +228,6 @@ class Context:
     generator: torch.Generator
     root: Tensors | None = None
     measured: Tensors = field(default_factory=dict)
-    public: Tensors = field(default_factory=dict)
     sent: Tensors = field(default_factory=dict)
     received: float = 0.0
     expected: float = 0.0

@@ -40,8 +40,7 @@ def on_client(
     kept, metrics = dict(update.memory), dict(update.metrics)
     for name, transform in transforms.items():
         context = _context(name, update.client_id, broadcast, layout, seed)
-        sent = _own(broadcast.variables, name)
-        context = replace(context, measured=(measured or {}).get(name, {}), sent=sent)
+        context = replace(context, measured=(measured or {}).get(name, {}))
         seed_here = seed_for(seed, broadcast.round, update.client_id, f"transforms/{name}/global")
         with seeded_for_client(seed_here, broadcast.vector.device):  # for those that draw from the global generators
             result = transform.client(update, _own(memory, name), context)
@@ -238,8 +237,8 @@ def checked(transforms: Transforms | Sequence[Transform] | None) -> dict[str, Tr
 
 def _context(name: str, client_id: int, broadcast: Broadcast, layout: ParameterLayout, seed: int) -> Context:
     generator = torch.Generator().manual_seed(seed_for(seed, broadcast.round, client_id, f"transforms/{name}"))
-    public = _own(broadcast.variables, name)
-    return Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator, public=public)
+    sent = _own(broadcast.variables, name)
+    return Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator, sent=sent)
 
 
 def _own(tensors: Tensors, name: str) -> Tensors:

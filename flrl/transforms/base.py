@@ -48,7 +48,7 @@ class Transform:
     encodes = False
     """Whether it makes a buffer of the update, which is what is sent: `flrl.transforms.compression`."""
     needs_addends = False
-    """Whether it finds in `context.public` the largest number of updates in a sum, as `addends`."""
+    """Whether it finds in `context.sent` the largest number of updates in a sum, as `addends`."""
     repeatable = True
     """Whether a run with it has the same digests each time."""
 
@@ -120,7 +120,7 @@ class Transform:
     def key_holder(self, addends: int) -> "KeyHolder | None":
         """Who has a new private key for a round of at most so many updates; None: the transform has no keys.
 
-        The public key is sent to the clients, and is in `context.public`.
+        The public key is sent to the clients, and is in `context.sent`.
         """
         return None
 

@@ -218,7 +218,7 @@ class DiscreteNoise(Transform):
     def _grid_of(self, context: Context, size: int) -> Grid:
         if self.noise_multiplier is None:
             raise ValueError(f"strategy.transforms.{self.name}.noise_multiplier=null: set it, or privacy.epsilon")
-        return self.grid(size, int(context.public["addends"]), self.noise_multiplier)
+        return self.grid(size, int(context.sent["addends"]), self.noise_multiplier)
 
     def _generator(self, context: Context) -> torch.Generator | None:
         return None if self.secure_noise else context.generator

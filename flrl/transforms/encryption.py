@@ -69,14 +69,14 @@ class Encryption(Transform):
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
         """State the bytes of the client's ciphertexts, in place of those of its vectors; the reducer makes them."""
         numbers = sum(vector.numel() for vector in update.vectors.values())
-        sent = self.nbytes(numbers, int(context.public["addends"]))
+        sent = self.nbytes(numbers, int(context.sent["addends"]))
         rest = {name: nbytes for name, nbytes in update.payload.items() if name not in update.vectors}
         return replace(update, payload={**rest, "ciphertexts": sent}), memory, {}
 
     def reducer(self, inner: Reducer, context: Context) -> Reducer:
         """A reducer that adds ciphertexts."""
         assert isinstance(inner, MeanReducer), "checked before the first round"
-        scheme = self.scheme(as_bytes(context.public["key"]), int(context.public["addends"]))
+        scheme = self.scheme(as_bytes(context.sent["key"]), int(context.sent["addends"]))
         return EncryptedSum(inner, scheme, largest=self.largest)
 
     @property

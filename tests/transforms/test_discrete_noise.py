@@ -110,7 +110,7 @@ def test_a_rotation_spreads_one_number_over_all() -> None:
 
 
 def told(clients: int, name: str = "noise", **options: Any) -> Any:
-    return replace(context(name, **options), public={"addends": torch.tensor(clients)})
+    return replace(context(name, **options), sent={"addends": torch.tensor(clients)})
 
 
 def summed(transform: Any, updates: list[list[float]], expected: int | None = None) -> tuple[torch.Tensor, Any]:
