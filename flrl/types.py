@@ -214,8 +214,8 @@ class Context:
         root: the vectors of the update of the server's root samples, float64 by name; None unless an aggregator needs
             it.
         measured: what `Transform.measure` has computed from the client's samples, by name; empty on the server.
-        sent: what is sent to every client for the transform, by name: what its `sends` says; `key`, a public key, uint8,
-            where it has keys; `addends`, the largest number of updates in a sum, where it needs that.
+        sent: what is sent to every client for the transform, by name: what its `sends` says; `key`, a public key,
+            uint8, where it has keys; `addends`, the largest number of updates in a sum, where it needs that.
         received: the sum of the accepted updates' weights, which the means are divided by; 0 at clients.
         expected: the expected number of clients of a round, of which `cohort` is one draw; 0 at clients.
     """
