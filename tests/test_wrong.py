@@ -260,8 +260,8 @@ TRAIN = {
     "base=trainer": "Could not override 'base'. No match in the defaults list.",
     "+base=trainer": (
         "base/trainer: base: there is no such key; the top level has: name, seed, model_seed, sampling_seed, resume, "
-        "tags, optimized_metric, target, log_clients, console, log_level, holdout, root_samples, held_out_clients, "
-        "public_samples, on_client_failure, dataset, partition, model, "
+        "tags, optimized_metric, target, privacy, log_clients, console, log_level, holdout, root_samples, "
+        "held_out_clients, public_samples, on_client_failure, dataset, partition, model, "
         "trainer, strategy, adversary, devices, backend, evaluation, client_store, callbacks, logger, paths, vars; "
         "values of your own go below vars"
     ),
@@ -457,7 +457,7 @@ ATTACK = {
     "run=RUN attack=analytic +attack.max_mixture=3": (
         "attack.max_mixture=3: Analytic takes no 'max_mixture'; did you mean max_mixtures?"
     ),
-    "run=RUN attack=analytic attack.max_mixtures=0": "attacks.inversion: attack.max_mixtures=0: must be at least 1",
+    "run=RUN attack=analytic attack.max_mixtures=0": "attack.max_mixtures=0: must be at least 1",
     "run=RUN attack=analytic attack.max_mixtures=many": "attack.max_mixtures=many: must be a whole number",
     "run=RUN attack=analytic attack._target_=torch.nn.Identity": ("attack: Identity is no flrl.attacks.Attack"),
     "run=RUN attack=all +attack.dlgg=3": "attack.dlgg=3: must name an attack with _target_",

@@ -86,7 +86,10 @@ def _check_order(setup: Setup, mechanism: Any, key: str) -> None:
         after = setup.transforms[name]
         acts = type(after).client is not Transform.client or type(after).server is not Transform.server
         if acts and not after.keeps_norm and not getattr(mechanism, "finishes", False):
-            raise ValueError(f"strategy.transforms.{name}: put it before {names[place]}, whose bound it does not keep")
+            advice = f"put it before {names[place]}, whose bound it does not keep"
+            if getattr(after, "error_feedback", False):
+                advice = f"error_feedback=true adds to what {names[place]} has bounded; error_feedback=false"
+            raise ValueError(f"strategy.transforms.{name}: {advice}")
 
 
 def _key(setup: Setup, mechanism: Any) -> str:
