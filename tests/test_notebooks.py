@@ -9,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-SLOW = ("03_heterogeneity", "04_sweep_to_figure", "05_under_mpi", "06_privacy")
+SLOW = ("02_gradient_leakage", "03_heterogeneity", "04_sweep_to_figure", "05_under_mpi", "06_privacy")
 PICTURES = {"01_": 3, "02_": 4, "03_": 4, "04_": 1, "05_": 1, "06_": 4}
 
 

@@ -75,7 +75,7 @@ def test_edges(accountant: str) -> None:
     assert epsilon(dp_accounting.NonPrivateDpEvent(), **kwargs) == math.inf
 
 
-@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize("accountant", [pytest.param("pld", marks=pytest.mark.slow), "rdp"])
 def test_calibrated_noise_keeps_the_budget_and_a_little_less_does_not(accountant: str) -> None:
     def event(noise: float) -> dp_accounting.DpEvent:
         return sampled_gaussian(noise, 0.1, 5)

@@ -238,7 +238,7 @@ CENTRAL = CentralDP(clip=1.0, noise_multiplier=1.0)
         ({"sampler": PowerOfChoice(num=1, candidates=2)}, "PowerOfChoice draws or weighs by what clients report"),
         ({"min_clients": 2}, "min_clients=2: must be 1"),
         ({"kind": FedNova}, "FedNova cannot be combined with strategy.transforms.dp"),
-        ({"after": TopK(share=0.5)}, r"strategy\.transforms\.last: put it before dp, whose bound it does not keep"),
+        ({"after": TopK(share=0.5)}, r"strategy\.transforms\.last: error_feedback=true adds to what dp has bounded"),
         ({"before": TopK(share=0.5)}, r"strategy\.transforms\.dp: put it before first, whose result it must not"),
         ({"after": GaussianNoise(std=1.0)}, r"strategy\.transforms\.last: put it before dp"),
         ({"after": LocalDP(clip=1.0)}, "strategy.transforms.dp and strategy.transforms.last: one of them at a time"),

@@ -53,18 +53,19 @@ class Deep(Linear):
 
 
 @cache
-def composed(*overrides: str) -> DictConfig:
-    """`flrl-train`'s configuration."""
+def composed(name: str, *overrides: str) -> DictConfig:
+    """A yaml of conf/ with all that it is made of."""
     ConfigStore.instance().store("train_schema", node=TrainConfig)
     register_resolvers()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose("train", [*overrides, "paths.data_dir=.", "paths.output_dir=."])
+        return compose(name, [*overrides])
 
 
 @cache
 def transform(name: str) -> Transform:
     """A transform as its yaml has it, but for `SETTINGS`."""
-    settings = composed(f"strategy/transforms={name}").strategy.transforms[name]
+    everything = composed("train", f"strategy/transforms=[{','.join(TRANSFORMS)}]", "paths.output_dir=.")
+    settings = everything.strategy.transforms[name]
     made: Transform = instantiate(settings, **SETTINGS.get(name, {}), _convert_="all")
     return made
 
@@ -72,14 +73,17 @@ def transform(name: str) -> Transform:
 @cache
 def rule_named(name: str) -> Aggregator:
     """A rule as its yaml has it."""
-    made: Aggregator = instantiate(composed(f"strategy/aggregator={name}").strategy.aggregator, _convert_="all")
+    settings = composed(f"strategy/aggregator/{name}").strategy.aggregator
+    made: Aggregator = instantiate(settings, _convert_="all")
     return made
 
 
 @cache
 def dp_sgd() -> Any:
     """DP-SGD as its yaml has it."""
-    return instantiate(composed("trainer/private=dp_sgd").trainer.private, _convert_="all")
+    return instantiate(
+        composed("train", "trainer/private=dp_sgd", "paths.output_dir=.").trainer.private, _convert_="all"
+    )
 
 
 def setup(names: tuple[str, ...], *, rule: str = "mean", private: bool = False) -> Setup:

@@ -42,8 +42,8 @@ def test_what_the_settings_of_privacy_go_with() -> None:
     "recipe",
     [
         Together("dp", "secagg", "transform"),
-        Together("clip_norm", "int8", "transform"),
-        Together("top_k", "krum", "rule"),
+        pytest.param(Together("clip_norm", "int8", "transform"), marks=pytest.mark.slow),
+        pytest.param(Together("top_k", "krum", "rule"), marks=pytest.mark.slow),
     ],
 )
 def test_what_goes_together_has_one_digest(recipe: Together) -> None:
