@@ -141,7 +141,12 @@ class Reader:
             return np.zeros(0, np.int64)
         k = int(self.whole(1, "u1")[0])
         low = self.bits(count, k)
-        stops = np.flatnonzero(np.unpackbits(self._left))[:count]
+        nbytes, stops = count // 2 + 64, np.zeros(0, np.int64)  # of the unary part, most often enough
+        while len(stops) < count:
+            stops = np.flatnonzero(np.unpackbits(self._left[:nbytes]))[:count]
+            if nbytes >= len(self._left):
+                break
+            nbytes *= 2
         if len(stops) < count:
             raise ValueError(f"an encoded update has {len(stops)} of {count} numbers")
         self._take(int(stops[-1]) // 8 + 1)
