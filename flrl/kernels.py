@@ -28,6 +28,30 @@ def difference(a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
+def rounded_difference(a: np.ndarray, b: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """`a - b` of two float64 vectors `[n]`, rounded to a dtype; shape `[n]`."""
+    if dtype != torch.float32 or not _compiled_pays(torch.from_numpy(a)):
+        return torch.from_numpy(a - b).to(dtype)
+    result = torch.empty(a.shape, dtype=dtype)
+    _subtract_and_round()(a, b, result.numpy())
+    return result
+
+
+def places_at_least(values: np.ndarray, bound: float) -> np.ndarray:
+    """The ascending places of finite float64 values `[n]` whose magnitude is at least `bound`, itself at least 0."""
+    if not _compiled_pays(torch.from_numpy(values)):
+        starts = range(0, values.size, _AT_ONCE)
+        found = [np.flatnonzero(np.abs(values[at : at + _AT_ONCE]) >= bound) + at for at in starts]
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+    places = np.empty(values.size, np.int64)
+    count = _places_at_least()(values.view(np.int64), int(np.float64(bound + 0.0).view(np.int64)), places)
+    return places[:count].copy()
+
+
+_AT_ONCE = 2**14
+"""Numbers that are looked at together: few enough for a cache, so that no large array is made."""
+
+
 def split_and_add(values: Tensor, weight: float, parts: Tensor, start: int, rounders: tuple[float, float]) -> None:
     """Round each of `weight * values`, split it into a high and a low part, and add these to `parts`, in place.
 
@@ -141,6 +165,35 @@ def _subtract() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
             result[index] = np.float64(a[index]) - np.float64(b[index])
 
     return _compiled("void(float32[::1], float32[::1], float64[::1])", subtract)
+
+
+@cache
+def _subtract_and_round() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+    def subtract_and_round(a: Any, b: Any, result: Any) -> None:
+        for index in range(a.size):
+            result[index] = np.float32(a[index] - b[index])
+
+    return _compiled("void(float64[::1], float64[::1], float32[::1])", subtract_and_round)
+
+
+@cache
+def _places_at_least() -> Callable[[np.ndarray, int, np.ndarray], int]:
+    mask, block = np.int64(_MAGNITUDE), 32
+
+    def places_at_least(bits: Any, bound: Any, places: Any) -> Any:
+        count = np.int64(0)
+        for start in range(0, bits.size, block):
+            part, largest = bits[start : start + block], np.int64(0)
+            for place in range(part.size):
+                largest = max(largest, part[place] & mask)
+            if largest >= bound:
+                for place in range(part.size):
+                    if part[place] & mask >= bound:
+                        places[count] = start + place
+                        count += 1
+        return count
+
+    return _compiled("int64(int64[::1], int64, int64[::1])", places_at_least)
 
 
 @cache

@@ -22,6 +22,8 @@ from flrl.kernels import (
     VectorStats,
     difference,
     inner_product,
+    places_at_least,
+    rounded_difference,
     split_and_add,
     vector_stats,
 )
@@ -185,3 +187,23 @@ def test_no_processor_fuses_multiplication_and_addition() -> None:
     environment = os.environ | {"NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": ""}
     done = subprocess.run([sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[0, 0, 0, 0, 1]\n"
+
+
+@pytest.mark.usefixtures("either_way")
+def test_places_of_large_numbers() -> None:
+    values = np.array([1.0, -2.0, 0.0, 2.0, -0.0, 1.9999999999999998, 5e-324] * 20)
+    assert places_at_least(values, 2.0).tolist() == [7 * k + i for k in range(20) for i in (1, 3)]
+    assert places_at_least(values, 5e-324).tolist() == [7 * k + i for k in range(20) for i in (0, 1, 3, 5, 6)]
+    assert places_at_least(values, 0.0).tolist() == list(range(140))
+    assert places_at_least(values, 2.1).tolist() == places_at_least(values[:0], 0.0).tolist() == []
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_differences_are_rounded_once(dtype: torch.dtype) -> None:
+    a, b = np.array([1.0 + 2.0**-24 + 2.0**-50, 1e39, -0.0]), np.array([0.0, 0.0, 0.0])
+    found = rounded_difference(a, b, dtype)
+    assert found.dtype == dtype
+    assert found.tolist() == torch.from_numpy(a - b).to(dtype).tolist()
+    if dtype == torch.float32:
+        assert found[0] == 1.0 + 2.0**-23

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from flrl.kernels import rounded_difference
 from flrl.layout import ParameterLayout
 from flrl.transforms.base import Transform
 from flrl.transforms.compression.codecs import Bytes, Reader, Writer
@@ -86,8 +87,7 @@ class Compressor(Transform, ABC):
             sent = self.decode(found.buffer, context.layout)
             kept = dict(found.memory)
             if self.error_feedback:
-                left = np.subtract(whole, sent, out=whole if "error" in memory else None)
-                kept["error"] = torch.from_numpy(left).to(context.layout.dtype)
+                kept["error"] = rounded_difference(whole, sent, context.layout.dtype)
         encoded = torch.from_numpy(found.buffer)
         update = replace(
             update,

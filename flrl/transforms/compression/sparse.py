@@ -13,6 +13,7 @@ import math
 import numpy as np
 import torch
 
+from flrl.kernels import places_at_least
 from flrl.layout import ParameterLayout
 from flrl.transforms.compression.base import TrainableCompressor, draw_seed
 from flrl.transforms.compression.codecs import Reader, Writer
@@ -85,7 +86,7 @@ class Threshold(TrainableCompressor):
 
     def write(self, writer: Writer, values: np.ndarray, memory: Tensors, context: Context) -> tuple[Tensors, Metrics]:
         """How many, their places, the numbers."""
-        places = np.flatnonzero(np.abs(values) >= self.threshold)
+        places = places_at_least(values, self.threshold)
         writer.whole([len(places)], "<u4")
         writer.places(places)
         write_kept(writer, values[places], values, context.layout.dtype, shorter=self.keeps_norm)
@@ -127,10 +128,6 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.concatenate([above, equal]))
 
 
-_AT_ONCE = 2**14
-"""Numbers that are looked at together: few enough for a cache, so that no large array is made."""
-
-
 def _likely(values: np.ndarray, count: int) -> np.ndarray:
     """Places of somewhat more than the `count` largest, by every 25th of them; of fewer where these mislead."""
     sample = np.abs(values[::25])
@@ -138,5 +135,4 @@ def _likely(values: np.ndarray, count: int) -> np.ndarray:
     if rank >= len(sample):
         return np.zeros(0, np.int64)
     bound = np.partition(sample, len(sample) - rank)[len(sample) - rank]
-    starts = range(0, values.size, _AT_ONCE)
-    return np.concatenate([np.flatnonzero(np.abs(values[at : at + _AT_ONCE]) >= bound) + at for at in starts])
+    return places_at_least(values, bound)
