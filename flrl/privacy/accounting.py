@@ -42,7 +42,7 @@ def sampled_gaussian(noise_multiplier: float, sampling_probability: float, count
 
 
 def epsilon(event: "DpEvent", *, delta: float, accountant: Accountant = "pld") -> float:
-    """The smallest epsilon that an accountant gives for an event; infinite if it gives none.
+    """The smallest epsilon that an accountant gives for an event; infinite if it gives none; above 100 it is Renyi's.
 
     Args:
         event: all that was released.
@@ -70,9 +70,25 @@ def epsilon(event: "DpEvent", *, delta: float, accountant: Accountant = "pld") -
     if accountant != "pld":
         raise ValueError(f"privacy.accountant={accountant!r}: must be 'pld' or 'rdp'")
     check_counted(event)
+    large = beyond_distributions(event, delta)
+    if large is not None:
+        return large
     relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
     counting = PLDAccountant(relation, value_discretization_interval=_DISCRETIZATION)
     return float(counting.compose(event).get_epsilon(delta))
+
+
+def beyond_distributions(event: "DpEvent", delta: float) -> float | None:
+    """Renyi's epsilon of an event where it is above 100, for which distributions would take minutes; else None."""
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.rdp import RdpAccountant, compute_epsilon
+
+    few = (2.0, 8.0, 32.0)
+    if not RdpAccountant(few, NeighboringRelation.ADD_OR_REMOVE_ONE).supports(event):
+        return None
+    if not compute_epsilon(few, renyi(event, few).tolist(), delta)[0] > 100:
+        return None
+    return float(compute_epsilon(ORDERS, renyi(event, ORDERS).tolist(), delta)[0])
 
 
 def check_counted(event: "DpEvent") -> None:

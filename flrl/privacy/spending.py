@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flrl.privacy.accounting import ORDERS, calibrated, check_counted, epsilon
+from flrl.privacy.accounting import ORDERS, beyond_distributions, calibrated, check_counted, epsilon
 from flrl.privacy.mechanism import Charged, Mechanism
 from flrl.privacy.renyi import renyi
 from flrl.privacy.settings import Privacy
@@ -158,6 +158,9 @@ class Spending:
         key, rdp = repr(one), self.privacy.accountant == "rdp"
         if count == 0:
             return 0.0
+        large = None if rdp else beyond_distributions(event, self.privacy.delta)
+        if large is not None:
+            return large
         if key not in self._single:
             self._single[key] = renyi(one, ORDERS) if rdp else _pld(one)
         single, delta = self._single[key], self.privacy.delta

@@ -24,10 +24,11 @@ from flrl.sampling import Sampler, draw, reweighed
 from flrl.scheduling import Schedule, Synchronous
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.setup import Setup
+from flrl.strategies.bounding import asked_what_to_send
 from flrl.strategies.checking import belongs_to_rounds, check_cohort, check_cohorts
 from flrl.trainers import LocalProblem, Trained
 from flrl.transforms import Transform
-from flrl.transforms.apply import checked, on_broadcast, sent_with, unseen
+from flrl.transforms.apply import checked, on_broadcast
 from flrl.types import Aggregate, Broadcast, ClientTask, ClientUpdate, RoundRecord, ServerState, Tensors
 
 if TYPE_CHECKING:
@@ -218,8 +219,7 @@ class Strategy(ABC):
         self, state: ServerState, round: int, cohort: Sequence[int], sizes: np.ndarray, layout: ParameterLayout
     ) -> tuple[Broadcast, list[ClientTask]]:
         tasks = [self.task(state, round, client, int(sizes[client])) for client in cohort]
-        sent = self.broadcast(unseen(state, self.transforms), round, sum(task.weight for task in tasks))
-        sent = sent_with(self.transforms, sent, state.variables)
+        sent = asked_what_to_send(self, state, round, sum(task.weight for task in tasks), len(sizes))
         if not self.sends_model:
             sent = replace(sent, vector=sent.vector[:0])
         payload = {"vector": layout.nbytes * self.sends_model} | {n: t.nbytes for n, t in sent.variables.items()}

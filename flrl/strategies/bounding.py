@@ -1,14 +1,16 @@
 """What a mechanism of client-level differential privacy can be combined with: all else could leave its bound."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flrl.aggregation import Mean
 from flrl.privacy import mechanism_of
-from flrl.sampling import AllClients, PoissonSampler, needs, weighs
+from flrl.sampling import AllClients, PoissonSampler, expected, needs, weighs
 from flrl.scheduling import Synchronous
 from flrl.setup import Setup
 from flrl.transforms import Transform
-from flrl.transforms.apply import bounded
+from flrl.transforms.apply import bounded, sent_with, unseen
+from flrl.types import Broadcast, ServerState
 
 if TYPE_CHECKING:
     from flrl.strategies.base import Strategy
@@ -49,6 +51,26 @@ def check_bounded(setup: Setup) -> None:
         raise ValueError(f"devices.availability: must be null with {what}, who is there depends on who took part")
     _check_sampler(setup, mechanism, key)
     _check_order(setup, mechanism, key)
+
+
+def asked_what_to_send(
+    strategy: "Strategy", state: ServerState, round: int, total_weight: float, num_clients: int
+) -> Broadcast:
+    """What a strategy and its transforms send to a cohort; under a bound it is told nothing of who is in it.
+
+    Args:
+        strategy: the algorithm.
+        state: the server's state before the round.
+        round: counted from 1.
+        total_weight: the sum of the cohort's weights.
+        num_clients: number of all clients.
+    """
+    if bounded(strategy.transforms) is None:
+        sent = strategy.broadcast(state, round, total_weight)
+    else:
+        told = expected(strategy.sampler, num_clients)
+        sent = replace(strategy.broadcast(unseen(state, strategy.transforms), round, told), total_weight=total_weight)
+    return sent_with(strategy.transforms, sent, state.variables)
 
 
 def _check_strategy(strategy: "Strategy", key: str) -> None:

@@ -38,8 +38,11 @@ def on_client(
         measured: what each transform has measured at the client, by its name.
     """
     kept, metrics = dict(update.memory), dict(update.metrics)
+    alone, bound = replace(broadcast, cohort=(update.client_id,), total_weight=1.0), bounded(transforms)
     for name, transform in transforms.items():
-        context = _context(name, update.client_id, broadcast, layout, seed)
+        told = broadcast if bound is None else alone  # until the bound is kept, nothing of the others
+        context = _context(name, update.client_id, told, layout, seed)
+        bound = None if transform is bound else bound
         context = replace(context, measured=(measured or {}).get(name, {}))
         seed_here = seed_for(seed, broadcast.round, update.client_id, f"transforms/{name}/global")
         with seeded_for_client(seed_here, broadcast.vector.device):  # for those that draw from the global generators
@@ -91,8 +94,10 @@ def on_broadcast(
 def for_client(
     transforms: Transforms, broadcast: Broadcast, client_id: int, layout: ParameterLayout, seed: int
 ) -> Broadcast:
-    """What one client's strategy gets of what is sent to all; arguments as for `on_client`."""
+    """What one client's strategy gets of what is sent to all, under a bound without the cohort; as for `on_client`."""
     broadcast = without_sent(broadcast)
+    if bounded(transforms) is not None:
+        broadcast = replace(broadcast, cohort=(client_id,), total_weight=1.0)
     for name, transform in transforms.items():
         if type(transform).received is not Transform.received:
             context = _context(f"{name}/received", client_id, broadcast, layout, seed)

@@ -32,10 +32,14 @@ NOT_COVERED = (
     "what clients remember, in checkpoints and clients/",
     "a run that ends because a client's training raises",
     "the choice of settings by earlier runs on the same clients",
+    "numbers that a dataset computes of all clients' samples, as tabular ones do to standardise columns",
     "rounding: noise is drawn in float64, not on a grid",
 )
 OF_SEEDS = "the seeds in config.yaml: who has them can draw the cohorts"
-OF_NOISE = "the seed in config.yaml: who has it can draw the cohorts and the noise; privacy.secure_noise=true"
+OF_NOISE = (
+    "the seed in config.yaml: who has it can draw the cohorts and the noise, and runs of one seed share their noise, "
+    "so that models of two of them give it away: publish one run a seed, or privacy.secure_noise=true"
+)
 
 
 class Bounding(Transform):

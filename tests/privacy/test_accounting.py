@@ -85,6 +85,13 @@ def test_calibrated_noise_keeps_the_budget_and_a_little_less_does_not(accountant
     assert epsilon(event(noise - 1e-3), delta=1e-5, accountant=accountant) > 2.0
 
 
+def test_little_noise_is_counted_at_once() -> None:
+    """Distributions of so much loss would take minutes, or more memory than there is."""
+    for noise, probability in ((0.01, 0.5), (1e-9, 0.6), (1e-9, 1.0)):
+        event = sampled_gaussian(noise, probability, 1)
+        assert 1000 < epsilon(event, delta=1e-5) == epsilon(event, delta=1e-5, accountant="rdp")
+
+
 def test_invalid_settings_are_named() -> None:
     event = sampled_gaussian(1.0, 0.1, 10)
     with pytest.raises(ValueError, match=r"privacy.delta=0: must be above 0 and below 1"):

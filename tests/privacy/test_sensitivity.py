@@ -17,13 +17,14 @@ from flrl.recipe import Recipe
 from flrl.rounds import initial_state
 from flrl.sampling import AllClients, PoissonSampler
 from flrl.strategies import FedAvg, Scaffold
-from flrl.trainers import EagerTrainer
+from flrl.strategies.base import Local
+from flrl.trainers import EagerTrainer, LocalProblem
 from flrl.transforms import FTRL, AdaptiveDP, CentralDP, DistributedDP, Transform
 from flrl.transforms.apply import on_server, sizes_after
-from flrl.types import ClientUpdate, ServerState
+from flrl.types import Broadcast, ClientUpdate, ServerState
 from flrl.worker import Worker
 from tests.strategies.cells import STRATEGIES, config_of
-from tests.toys import Linear, Normed, fit, make_worker
+from tests.toys import Linear, Normed, Notes, fit, make_worker
 from tests.transforms.given import context, update
 
 SGD = partial(torch.optim.SGD, lr=1.0)
@@ -231,3 +232,37 @@ def test_an_update_keeps_its_numbers_below_the_bound() -> None:
     found, memory, numbers = CentralDP(clip=1.0, noise_multiplier=1.0).client(sent, {}, context())
     assert torch.equal(found.vectors["update"], sent.vectors["update"])
     assert (memory, numbers) == ({}, {"clipped": 0.0})
+
+
+class Asking(FedAvg):
+    """Notes what it is told of the cohort."""
+
+    def __init__(self, notes: Notes, **options: Any) -> None:
+        super().__init__(**options)
+        self.notes = notes
+
+    def broadcast(self, state: ServerState, round: int, total_weight: float) -> Broadcast:
+        self.notes.add(("server", total_weight))
+        return super().broadcast(state, round, total_weight)
+
+    def local(self, problem: LocalProblem) -> Local:
+        sent, client = problem.broadcast, problem.task.client_id
+        self.notes.add(("client", sent.total_weight, tuple(sent.cohort) == (client,)))
+        trained = yield problem
+        return trained.update(problem)
+
+
+def test_a_strategy_is_told_nothing_of_who_is_in_the_cohort() -> None:
+    """Else one client's presence could be in what all the others send."""
+    notes = Notes()
+    strategy = Asking(
+        notes,
+        rounds=3,
+        sampler=PoissonSampler(probability=0.5),
+        transforms={"dp": CentralDP(clip=1.0, noise_multiplier=1.0)},
+        server_optimizer=SGD,
+    )
+    fit(make_worker(strategy, sizes=[10, 20, 30, 40, 50, 60]))
+    told = notes.all()
+    assert {what for what in told if what[0] == "server"} == {("server", 3.0)}
+    assert {what for what in told if what[0] == "client"} == {("client", 1.0, True)}
