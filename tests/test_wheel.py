@@ -8,9 +8,12 @@ import venv
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     quiet = {"capture_output": True, "text": True, "timeout": 300}
     build = "import hatchling.build, sys; print(hatchling.build.build_wheel(sys.argv[1]))"

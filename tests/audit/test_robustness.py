@@ -55,6 +55,7 @@ def test_heat_maps_have_accuracy_success_and_cost(sweep: Path) -> None:
     assert {"85", "79", "10", "-", "70", "backdoor", "ipm"} <= set(texts)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was_stopped(cli: Any) -> None:
     short = (
         "-m", "+experiment=audit/robustness", "dataset=digits", "strategy.rounds=1", "strategy/aggregator=median",

@@ -38,12 +38,13 @@ def test_what_the_settings_of_privacy_go_with() -> None:
     assert "error" in str(found["dp", "top_k"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
         Together("dp", "secagg", "transform"),
-        pytest.param(Together("clip_norm", "int8", "transform"), marks=pytest.mark.slow),
-        pytest.param(Together("top_k", "krum", "rule"), marks=pytest.mark.slow),
+        Together("clip_norm", "int8", "transform"),
+        Together("top_k", "krum", "rule"),
     ],
 )
 def test_what_goes_together_has_one_digest(recipe: Together) -> None:
