@@ -75,13 +75,9 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     backend = make(config, "backend")
     whole = recipe.data()
     config = filled(config, whole.splits)  # a dedicated server keeps only a part of the data
+    config = _calibrated(config, whole)
     recipe = Recipe(config)
     spending = recipe.spending(whole)
-    if spending is not None and (found := spending.filled()):
-        for key, value in found.items():
-            config = with_value(config, key, value)
-        recipe = Recipe(config)
-        spending = recipe.spending(whole)
     data = backend.share(whole)
     if config["trainer"]["_target_"] == auto.TARGET:
         config = {**config, "trainer": _chosen_engine(config, data, backend)}
@@ -141,6 +137,14 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
             callbacks.close()
             store.close(kept_indexes(folder))
     return _last(config["optimized_metric"], (record.metrics for record in history))
+
+
+def _calibrated(config: dict[str, Any], data: FederatedData) -> dict[str, Any]:
+    """The configuration with the settings of null that follow from the privacy budget and the cohorts."""
+    spending = Recipe(config).spending(data)
+    for key, value in ({} if spending is None else spending.filled()).items():
+        config = with_value(config, key, value)
+    return config
 
 
 def _chosen(resumed_from: Path | None) -> dict[str, Any]:

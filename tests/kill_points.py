@@ -68,7 +68,7 @@ def arm(where: str, round: int) -> None:
         "metrics": (RunFolder, "on_round_end"),
         "checkpoint": (flrl.runs.checkpoint, "_write_synced"),  # twice a round: the tensors, then the json
         "rename": (flrl.runs.checkpoint.os, "rename"),
-        "pruning": (flrl.runs.checkpoint, "sync_folder"),
+        "pruning": (flrl.runs.checkpoint, "sync"),
         "summary": (RunFolder, "on_fit_end"),
     }[where]
     before(owner, name)

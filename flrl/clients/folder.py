@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flrl.clients.segment import Kind, Place, Segment, sync_folder, write_segment
+from flrl.clients.segment import Kind, Place, Segment, sync, write_segment
 
 
 class SegmentFolder:
@@ -79,7 +79,7 @@ class SegmentFolder:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.rename(partial, path)
-        sync_folder(self.path)
+        sync(self.path)
 
     def prune(self, kept: Collection[str]) -> None:
         """Delete this writer's segments, and those taken in, except those with the given names."""

@@ -162,7 +162,7 @@ def write_segment(
     except BaseException:
         partial.unlink(missing_ok=True)  # a full disk needs the space
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
     return places
 
 
@@ -195,8 +195,8 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def sync_folder(path: Path) -> None:
-    """Sync a folder, so that the names of its files survive a power failure."""
+def sync(path: Path) -> None:
+    """Sync a file, or a folder, so that the names of its files survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -88,7 +88,8 @@ def beyond_distributions(event: "DpEvent", delta: float) -> float | None:
         return None
     if not compute_epsilon(few, renyi(event, few).tolist(), delta)[0] > 100:
         return None
-    return float(compute_epsilon(ORDERS, renyi(event, ORDERS).tolist(), delta)[0])
+    found = float(compute_epsilon(ORDERS, renyi(event, ORDERS).tolist(), delta)[0])
+    return found if found > 100 else None
 
 
 def check_counted(event: "DpEvent") -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flrl.clients.segment import sync
 from flrl.errors import DamagedError
 from flrl.runs.rows import PRIVACY, damaged_lines, read_rows, replace_rows
 
@@ -30,8 +31,8 @@ class Ledger:
         """The ledger of a run's folder, with the rows so far."""
         ledger = cls(folder / PRIVACY)
         replace_rows(ledger.path, rows)
-        _sync(ledger.path)
-        _sync(folder)
+        sync(ledger.path)
+        sync(folder)
         return ledger
 
     def charge(self, round: int, clients: Sequence[int] | None) -> dict[str, Any]:
@@ -64,11 +65,3 @@ def charges(folder: Path | None, round: int) -> list[dict[str, Any]]:
         what = f"has nothing of round {lost[0]}" if lost else f"is damaged in line {damaged[0]}"
         raise DamagedError(f"{path} {what}: without it, it is not known what has been released")
     return rows
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

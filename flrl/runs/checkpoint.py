@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flrl.clients import ClientIndex, ClientMemory, ClientStore, VersionedMemory
-from flrl.clients.segment import sync_folder
+from flrl.clients.segment import sync
 from flrl.errors import DamagedError
 from flrl.layout import digest
 from flrl.types import ServerState
@@ -91,7 +91,7 @@ def save_checkpoint(folder: Path, state: ServerState, identity: Mapping[str, Any
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
     return path
 
 

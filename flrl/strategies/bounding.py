@@ -104,14 +104,26 @@ def _check_order(setup: Setup, mechanism: Any, key: str) -> None:
     for name in names[:place]:
         if setup.transforms[name].encodes or setup.transforms[name].hides_updates:
             raise ValueError(f"{key}: put it before {name}, whose result it must not change")
+    noise_from = getattr(mechanism, "noise_from", "server")
     for name in names[place + 1 :]:
-        after = setup.transforms[name]
-        acts = type(after).client is not Transform.client or type(after).server is not Transform.server
-        if acts and not after.keeps_norm and not getattr(mechanism, "finishes", False):
-            advice = f"put it before {names[place]}, whose bound it does not keep"
-            if getattr(after, "error_feedback", False):
-                advice = f"error_feedback=true adds to what {names[place]} has bounded; error_feedback=false"
+        advice = _unfit(setup.transforms[name], names[place], noise_from)
+        if advice is not None:
             raise ValueError(f"strategy.transforms.{name}: {advice}")
+
+
+def _unfit(after: Transform, mechanism: str, noise_from: str) -> str | None:
+    """Why a transform must not follow a mechanism; None if it may."""
+    kind = type(after)
+    if kind.measure is not Transform.measure:
+        return f"put it before {mechanism}: it looks at samples, and what {mechanism} has bounded must not follow them"
+    if noise_from == "client" or (kind.client is Transform.client and kind.server is Transform.server):
+        return None
+    if noise_from == "shares":
+        why = f"put it before {mechanism}: only sums of what clients send have all of the noise"
+        return None if after.hides_updates else why
+    if getattr(after, "error_feedback", False):
+        return f"error_feedback=true adds to what {mechanism} has bounded; error_feedback=false"
+    return None if after.keeps_norm else f"put it before {mechanism}, whose bound it does not keep"
 
 
 def _key(setup: Setup, mechanism: Any) -> str:

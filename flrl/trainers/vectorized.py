@@ -27,7 +27,8 @@ from flrl.trainers.client_batch import ClientBatch
 from flrl.trainers.eager import EagerTrainer
 from flrl.trainers.private.clients import PrivateClientBatch
 from flrl.trainers.problem import ClientHooks, LocalProblem, Trained
-from flrl.trainers.steps.record import Adjustment, NotCapturableError, Shape, Watched
+from flrl.trainers.steps.capturing import NotCapturableError
+from flrl.trainers.steps.record import Adjustment, Shape, Watched
 from flrl.trainers.steps.safety import optimizer_is_watched, refuse_hooks
 from flrl.trainers.steps.stacked import StackedStep
 

@@ -38,11 +38,10 @@ def on_client(
         measured: what each transform has measured at the client, by its name.
     """
     kept, metrics = dict(update.memory), dict(update.metrics)
-    alone, bound = replace(broadcast, cohort=(update.client_id,), total_weight=1.0), bounded(transforms)
+    alone = broadcast if bounded(transforms) is None else _alone(broadcast, update.client_id)
     for name, transform in transforms.items():
-        told = broadcast if bound is None else alone  # until the bound is kept, nothing of the others
+        told = broadcast if transform.hides_updates else alone  # masks need the others, and come out of the sum
         context = _context(name, update.client_id, told, layout, seed)
-        bound = None if transform is bound else bound
         context = replace(context, measured=(measured or {}).get(name, {}))
         seed_here = seed_for(seed, broadcast.round, update.client_id, f"transforms/{name}/global")
         with seeded_for_client(seed_here, broadcast.vector.device):  # for those that draw from the global generators
@@ -97,7 +96,7 @@ def for_client(
     """What one client's strategy gets of what is sent to all, under a bound without the cohort; as for `on_client`."""
     broadcast = without_sent(broadcast)
     if bounded(transforms) is not None:
-        broadcast = replace(broadcast, cohort=(client_id,), total_weight=1.0)
+        broadcast = _alone(broadcast, client_id)
     for name, transform in transforms.items():
         if type(transform).received is not Transform.received:
             context = _context(f"{name}/received", client_id, broadcast, layout, seed)
@@ -199,6 +198,11 @@ def unseen(state: ServerState, transforms: Transforms) -> ServerState:
     if bounded(transforms) is None:
         return state
     return ServerState(state.round, state.vector, state.optimizer, state.variables)
+
+
+def _alone(broadcast: Broadcast, client_id: int) -> Broadcast:
+    """What was sent to a client, without who else takes part."""
+    return replace(broadcast, cohort=(client_id,), total_weight=1.0)
 
 
 def _three(result: Any, name: str, method: str) -> Any:

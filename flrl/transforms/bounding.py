@@ -57,8 +57,8 @@ class Bounding(Transform):
     """
 
     bounds_sensitivity = True
-    finishes = False
-    """Whether each client's noise alone keeps the promise, so that anything may be done to what it sends."""
+    noise_from: Literal["server", "client", "shares"] = "server"
+    """Who adds the noise: the server, to the sum; each client, all that it needs; or each a share of the sum's."""
     unit: Literal["client", "sample"] = "client"
     by_client = False
     name = "dp"

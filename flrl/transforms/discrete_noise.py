@@ -81,6 +81,7 @@ class DiscreteNoise(Transform):
     unit: Literal["client"] = "client"
     cohorts: Literal["public"] = "public"
     by_client = True
+    noise_from: Literal["shares"] = "shares"
 
     def __init__(
         self,
@@ -122,12 +123,6 @@ class DiscreteNoise(Transform):
             raise ValueError(
                 f"{where}: the sensitivity of what {name} sends is not known; strategy=fedavg goes with it"
             )
-        parts = list(setup.transforms.items())
-        place = next(index for index, (_, part) in enumerate(parts) if part is self)
-        for key, part in parts[place + 1 :]:
-            changes = type(part).client is not Transform.client or type(part).server is not Transform.server
-            if changes and not part.hides_updates:
-                raise ValueError(f"{where}: {key} would change integers with noise; put {key} first")
         clients = setup.most_updates
         if self.survivors is not None and self.survivors > clients:
             raise ValueError(f"{where}.survivors={self.survivors}: a round has at most {clients} clients")

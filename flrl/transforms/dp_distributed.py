@@ -38,7 +38,7 @@ class DistributedDP(Bounding):
         ValueError: a setting is invalid.
     """
 
-    name, cohorts, by_client = "dp_distributed", "public", True
+    name, cohorts, by_client, noise_from = "dp_distributed", "public", True, "shares"
 
     def __init__(
         self,

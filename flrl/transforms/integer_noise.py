@@ -6,11 +6,12 @@ less together, are not drawn.
 """
 
 import math
-import os
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from flrl.transforms.noise import uniforms
 
 _REACH = 9.0
 _MOST_ATTEMPTS = 1000
@@ -26,7 +27,7 @@ def uniform(size: int, generator: torch.Generator | None) -> np.ndarray:
     if generator is not None:
         found: np.ndarray = torch.rand(size, generator=generator, dtype=torch.float64).numpy()
         return found
-    return (np.frombuffer(os.urandom(8 * size), np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return 1.0 - uniforms(size)
 
 
 def rounded(vector: Tensor, largest: float, generator: torch.Generator | None) -> Tensor:

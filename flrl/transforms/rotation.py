@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ def rotated(vector: Tensor, seed: int) -> Tensor:
     """
     found = vector.clone()
     for part, signs in _stages(len(vector), seed):
-        found[part] = hadamard(found[part] * signs)
+        found[part] = _turned(found[part] * signs)
     return found
 
 
@@ -23,7 +24,7 @@ def rotated_back(vector: Tensor, seed: int) -> Tensor:
     """The vector that `rotated` gives this one for."""
     found = vector.clone()
     for part, signs in reversed(_stages(len(vector), seed)):
-        found[part] = hadamard(found[part]) * signs
+        found[part] = _turned(found[part]) * signs
     return found
 
 
@@ -32,15 +33,27 @@ def width(size: int) -> int:
     return 1 << size.bit_length() - 1
 
 
-def hadamard(vector: Tensor) -> Tensor:
-    """The orthonormal Walsh-Hadamard transform of a vector whose size is a power of two; its own inverse."""
-    size = len(vector)
-    found, half = vector.reshape(1, size), 1
-    while half < size:
-        pairs = found.reshape(-1, 2, half)
-        found = torch.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
-        half *= 2
-    return found.reshape(size) / math.sqrt(size)
+def hadamard(values: np.ndarray) -> np.ndarray:
+    """The orthonormal Walsh-Hadamard transform, its own inverse; only sums and differences, so the same bits always."""
+    rows = 1 << (values.size.bit_length() - 1) // 2
+    found = _along_rows(values.reshape(rows, -1) * (1 / math.sqrt(values.size)))
+    return _along_rows(np.ascontiguousarray(found.T)).T.ravel()
+
+
+def _along_rows(values: np.ndarray) -> np.ndarray:
+    """The sums and differences of rows of `[2^m, columns]`, which is overwritten."""
+    other, half = np.empty_like(values), len(values) // 2
+    while half:
+        shape = (-1, 2, half * values.shape[1])
+        pairs, target = values.reshape(shape), other.reshape(shape)
+        np.add(pairs[:, 0], pairs[:, 1], out=target[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=target[:, 1])
+        values, other, half = other, values, half // 2
+    return values
+
+
+def _turned(vector: Tensor) -> Tensor:
+    return torch.from_numpy(hadamard(vector.numpy()))
 
 
 def _stages(size: int, seed: int) -> list[tuple[slice, Tensor]]:

@@ -35,6 +35,15 @@ def test_what_the_settings_of_privacy_go_with() -> None:
             assert found[mechanism, hiding] is None
             assert found[hiding, mechanism] is not None
     assert found["clip_norm", "top_k"] is None
+    # A sum has all of the noise; what picks numbers of one client's share of it would leave some without.
+    for mechanism in ("dp_distributed", "skellam", "distributed_discrete_gaussian"):
+        for other in ("gradient_pruning", "int8", "clip_norm"):
+            assert "only sums" in str(found[mechanism, other])
+    assert found["dp", "gradient_pruning"] is None
+    # Whoever looks at samples behind the noise says more of them than the noise allows.
+    assert found["dp_local", "int8"] is None
+    assert "it looks at samples" in str(found["dp_local", "soteria"])
+    assert found["soteria", "dp_local"] is None
     assert "error" in str(found["dp", "top_k"])
 
 

@@ -15,7 +15,7 @@ from flrl.lightning.local_step import StepModule
 from flrl.lightning.steps import loss_of, replaced
 from flrl.trainers.private.dp_sgd import DPSGD
 from flrl.trainers.private.lstm import plain_lstms
-from flrl.trainers.steps.record import NotCapturableError
+from flrl.trainers.steps.capturing import NotCapturableError
 
 _MARGIN = 1e-6
 """Added to norms before they divide, as in `torch.nn.utils.clip_grad_norm_`: a clipped norm is below the bound."""

@@ -18,7 +18,7 @@ from flrl.privacy import Charged, sampled_gaussian
 from flrl.seeding import generator_for, seed_for
 from flrl.trainers.private.checking import check_module, check_parts
 from flrl.trainers.problem import LocalProblem
-from flrl.transforms.bounding import NOT_COVERED
+from flrl.transforms.bounding import NOT_COVERED, OF_NOISE, OF_SEEDS
 from flrl.transforms.noise import normal, uniforms
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ class DPSGD:
     def not_covered(self) -> Sequence[str]:
         """What leaves clients besides."""
         sizes = "numbers of samples, by which clients are weighed and batches are drawn"
-        seed = "the seed in config.yaml: who has it can draw the batches and the noise; privacy.secure_noise=true"
-        return (*NOT_COVERED, sizes) if self.secure_noise else (*NOT_COVERED, sizes, seed)
+        return (*NOT_COVERED, sizes, OF_SEEDS if self.secure_noise else OF_NOISE)
 
     @property
     def std(self) -> float:

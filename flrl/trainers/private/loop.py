@@ -15,7 +15,7 @@ from flrl.trainers.private.clipped_sum import ClippedSum
 from flrl.trainers.private.dp_sgd import DPSGD
 from flrl.trainers.private.separable import check_separable
 from flrl.trainers.problem import LocalProblem
-from flrl.trainers.steps.record import NotCapturableError
+from flrl.trainers.steps.capturing import NotCapturableError
 
 Sum = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], tuple[Tensor, ...]]
 """`ClippedSum.__call__`, or a recording of it."""

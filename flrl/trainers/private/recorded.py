@@ -1,6 +1,5 @@
 """Private steps with their clipped sums recorded once for each size of batches and replayed, with the same bits."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,11 @@ from torch.utils import _pytree as pytree
 
 from flrl.lightning.stand_in import attached
 from flrl.seeding import isolated_randomness
-from flrl.snapshot import Snapshot
 from flrl.trainers.private.clipped_sum import ClippedSum
 from flrl.trainers.private.loop import PrivateLoop, Sum
+from flrl.trainers.steps.capturing import NotCapturableError, unchanged
 from flrl.trainers.steps.graphs import runnable, simplify
-from flrl.trainers.steps.record import NotCapturableError, Shape, Unused, Watched, python_generators
+from flrl.trainers.steps.record import Shape, Unused, Watched
 from flrl.trainers.steps.replay import WORTH_RECORDING
 
 if TYPE_CHECKING:
@@ -72,21 +71,9 @@ class RecordedPrivateLoop(PrivateLoop):
         tensors, leaves = self.tensors(), [leaf.clone() for leaf in pytree.tree_leaves(batch)]
         weights = torch.ones(len(leaves[0]), device=self.device)
         arguments = [tensors, leaves, weights]
-        before = Snapshot(self.module, "module", spared=[*self.parameters, *self.module.buffers()])
-        generators = python_generators()
-        try:
-            with warnings.catch_warnings(), attached(self.module, Watched()):  # type: ignore[arg-type]
-                warnings.simplefilter("ignore")
-                graph = make_fx(function)(*arguments)
-        except NotCapturableError:
-            raise
-        except Exception as error:
-            raise NotCapturableError(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}") from error
-        finally:
-            changed = before.changed()
-            before.restore()
-        if changed or python_generators() != generators:
-            raise NotCapturableError(f"training_step changes {', '.join(changed[:3]) or 'random numbers of Python'}")
+        spared = [*self.parameters, *self.module.buffers()]
+        with unchanged(self.module, spared), attached(self.module, Watched()):  # type: ignore[arg-type]
+            graph = make_fx(function)(*arguments)
         simplify(graph)
         replay = _flattened(runnable(graph))
         self._compare(function, replay, arguments)

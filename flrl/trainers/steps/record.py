@@ -6,14 +6,10 @@ visibly depend on anything else are refused.
 """
 
 import contextlib
-import pickle
-import random
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, fx
@@ -27,14 +23,10 @@ from flrl.layout import ParameterLayout
 from flrl.lightning.local_step import LocalStep, StepModule, observed
 from flrl.lightning.stand_in import attached
 from flrl.lightning.steps import loss_of, replaced
-from flrl.snapshot import Snapshot
 from flrl.trainers.problem import ClientHooks
+from flrl.trainers.steps.capturing import NotCapturableError, unchanged
 from flrl.trainers.steps.graphs import changes, gives_arguments, own_gradients, readers, simplify
 from flrl.types import Tensors
-
-
-class NotCapturableError(Exception):
-    """A step cannot be recorded and replayed; the message is the reason."""
 
 
 class Shape(NamedTuple):
@@ -128,31 +120,14 @@ def record(
     step = _Step(module, model.layout, batch, context, adjustment)
     values = [] if adjustment is None else [value.detach().clone() for value in adjustment.tensors]
     buffers = [buffer.detach().clone() for _, buffer in module.named_buffers()]
-    before, generators = (
-        Snapshot(module, "module", spared=[*model.trainable(), *module.buffers()]),
-        python_generators(),
-    )
-    try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            if stacked:
-                # The step of one model shows which parameters get gradients.
-                step(*parameters, *buffers, *(tensor[0] for tensor in (*tensors, *values)))
-                rows = rows_of(model, len(tensors[0]))
-                graph = make_fx(step.stacked)(*rows, *buffers, *tensors, *values)
-            else:
-                graph = make_fx(step)(*parameters, *buffers, *tensors, *values)
-    except NotCapturableError:
-        raise
-    except Exception as error:
-        raise NotCapturableError(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}") from error
-    finally:
-        changed = before.changed()
-        before.restore()
-    if changed:
-        raise NotCapturableError(f"training_step changes {', '.join(changed[:3])}")
-    if python_generators() != generators:
-        raise NotCapturableError("training_step draws random numbers from Python or NumPy")
+    with unchanged(module, [*model.trainable(), *module.buffers()]), torch.enable_grad():
+        if stacked:
+            # The step of one model shows which parameters get gradients.
+            step(*parameters, *buffers, *(tensor[0] for tensor in (*tensors, *values)))
+            rows = rows_of(model, len(tensors[0]))
+            graph = make_fx(step.stacked)(*rows, *buffers, *tensors, *values)
+        else:
+            graph = make_fx(step)(*parameters, *buffers, *tensors, *values)
     arguments = [node for node in graph.graph.nodes if node.op == "placeholder"]
     given = {"parameters": arguments[: len(parameters)], "its batch": arguments[len(parameters) + len(buffers) :]}
     for name, nodes in given.items():
@@ -289,8 +264,3 @@ for _name in (
     "str repr format"
 ).split():
     setattr(Unused, f"__{_name}__", _refuse)
-
-
-def python_generators() -> Any:
-    """The states of Python's and NumPy's generators, to be compared."""
-    return random.getstate(), pickle.dumps(np.random.get_state())

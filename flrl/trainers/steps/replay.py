@@ -14,8 +14,9 @@ from flrl.lightning.optimizers import parse_optimizers
 from flrl.lightning.stand_in import attached
 from flrl.seeding import isolated_randomness
 from flrl.snapshot import Snapshot
+from flrl.trainers.steps.capturing import NotCapturableError
 from flrl.trainers.steps.graphs import runnable, with_sgd
-from flrl.trainers.steps.record import Adjustment, NotCapturableError, Recorded, Shape, Watched
+from flrl.trainers.steps.record import Adjustment, Recorded, Shape, Watched
 from flrl.trainers.steps.safety import recorded_step, refuse_hooks
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from flrl.lightning.stand_in import TrainerStandIn, attached
 from flrl.lightning.steps import loss_of, replaced, step_caller
 from flrl.seeding import seed_generators
 from flrl.snapshot import Snapshot
-from flrl.trainers.steps.record import Adjustment, NotCapturableError, Recorded, Shape, record
+from flrl.trainers.steps.capturing import NotCapturableError
+from flrl.trainers.steps.record import Adjustment, Recorded, Shape, record
 
 if TYPE_CHECKING:
     from flrl.trainers.base import Trainer

@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from flrl.bound_model import BoundModel
 from flrl.seeding import drawing_from
+from flrl.trainers.steps.capturing import NotCapturableError
 from flrl.trainers.steps.graphs import random_nodes, root, runnable
-from flrl.trainers.steps.record import Adjustment, NotCapturableError, Recorded, Shape, record, rows_of
+from flrl.trainers.steps.record import Adjustment, Recorded, Shape, record, rows_of
 from flrl.trainers.steps.safety import OTHER_INDICES, own_step
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ import torch
 from flrl.layout import ParameterLayout
 from flrl.transforms.compression.base import TrainableCompressor, draw_seed
 from flrl.transforms.compression.codecs import Reader, Writer
+from flrl.transforms.rotation import hadamard
 from flrl.types import Context, Metrics, Tensors
 
 _SMALLEST = 256
@@ -95,7 +96,7 @@ def rotated(values: np.ndarray, seed: int) -> np.ndarray:
     found[: values.size] = values
     found *= _signs(seed, found.size)
     for block in _blocks(values.size):
-        found[block] = _hadamard(found[block])
+        found[block] = hadamard(found[block])
     return found
 
 
@@ -103,7 +104,7 @@ def rotated_back(values: np.ndarray, seed: int, size: int) -> np.ndarray:
     """The inverse of `rotated`, float64 `[size]`."""
     found = _signs(seed, padded(size))
     for block in _blocks(size):
-        found[block] *= _hadamard(values[block])
+        found[block] *= hadamard(values[block])
     return found[:size]
 
 
@@ -120,25 +121,6 @@ def _blocks(size: int) -> Iterator[slice]:
         length = 1 << left.bit_length() - 1
         yield slice(start, start + length)
         start, left = start + length, left - length
-
-
-def _hadamard(values: np.ndarray) -> np.ndarray:
-    """The orthonormal Walsh-Hadamard transform, its own inverse; only sums and differences, so the same bits always."""
-    rows = 1 << (values.size.bit_length() - 1) // 2
-    found = _along_rows(values.reshape(rows, -1) * (1 / math.sqrt(values.size)))
-    return _along_rows(np.ascontiguousarray(found.T)).T.ravel()
-
-
-def _along_rows(values: np.ndarray) -> np.ndarray:
-    """The sums and differences of rows of `[2^m, columns]`, which is overwritten."""
-    other, half = np.empty_like(values), len(values) // 2
-    while half:
-        shape = (-1, 2, half * values.shape[1])
-        pairs, target = values.reshape(shape), other.reshape(shape)
-        np.add(pairs[:, 0], pairs[:, 1], out=target[:, 0])
-        np.subtract(pairs[:, 0], pairs[:, 1], out=target[:, 1])
-        values, other, half = other, values, half // 2
-    return values
 
 
 @cache

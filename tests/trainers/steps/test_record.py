@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from flrl.bound_model import BoundModel
-from flrl.trainers.steps.record import NotCapturableError, Shape, record
+from flrl.trainers.steps.capturing import NotCapturableError
+from flrl.trainers.steps.record import Shape, record
 from tests.trainers.nets import MODULES, Net, mlp
 
 
