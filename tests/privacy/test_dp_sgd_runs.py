@@ -141,12 +141,16 @@ def test_steps_that_cannot_be_taken_sample_by_sample_are_refused(step: Any, mess
         trained(FedAvg(**AVERAGE), lambda: Stepped(step, buffer=True), trainer, sizes=(20,))
 
 
-def test_a_sum_of_losses_and_a_step_that_draws_are_taken() -> None:
-    for step in (
-        lambda module, batch: losses(module, batch).sum(),
-        lambda module, batch: nn.functional.dropout(losses(module, batch), 0.5).mean(),
-    ):
-        trained(FedAvg(**AVERAGE), lambda step=step: Stepped(step), EagerTrainer(batch_size=8, private=DP), sizes=(20,))
+def test_a_sum_of_losses_is_taken_for_a_mean_and_a_step_may_draw() -> None:
+    def model(step: Callable[[Any, Any], Tensor]) -> Tensor:
+        trainer = EagerTrainer(batch_size=8, private=DP)
+        return trained(FedAvg(**AVERAGE), lambda: Stepped(step), trainer, sizes=(20,))[0]
+
+    mean = model(lambda module, batch: losses(module, batch).mean())
+    assert torch.equal(model(lambda module, batch: losses(module, batch).sum()), mean)
+    dropped = model(lambda module, batch: nn.functional.dropout(losses(module, batch), 0.5).mean())
+    assert dropped.isfinite().all()
+    assert not torch.equal(dropped, mean)
 
 
 def test_only_gradient_problems_and_more_steps_than_are_charged_are_refused() -> None:
