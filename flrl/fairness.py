@@ -21,7 +21,8 @@ def gini(values: np.ndarray) -> float | None:
     if not _defined(values):
         return None
     count, ascending = len(values), np.sort(values) / values.max()
-    return float((2 * np.arange(1, count + 1) - count - 1) @ ascending / (count * ascending.sum()))
+    ranked = (2 * np.arange(1, count + 1) - count - 1) * ascending
+    return float(ranked.sum() / (count * ascending.sum()))
 
 
 def jain(values: np.ndarray) -> float | None:

@@ -28,13 +28,12 @@ def difference(a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
-def rounded_difference(a: np.ndarray, b: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """`a - b` of two float64 vectors `[n]`, rounded to a dtype; shape `[n]`."""
-    if dtype != torch.float32 or not _compiled_pays(torch.from_numpy(a)):
-        return torch.from_numpy(a - b).to(dtype)
-    result = torch.empty(a.shape, dtype=dtype)
-    _subtract_and_round()(a, b, result.numpy())
-    return result
+def rounded_difference(a: np.ndarray, b: np.ndarray, result: Tensor) -> None:
+    """Write `a - b` of two float64 vectors `[n]`, rounded, into a vector `[n]` of a floating dtype."""
+    if result.dtype != torch.float32 or not _compiled_pays(result):
+        result.copy_(torch.from_numpy(a - b))
+    else:
+        _subtract_and_round()(a, b, result.numpy())
 
 
 def places_at_least(values: np.ndarray, bound: float) -> np.ndarray:
@@ -132,6 +131,23 @@ def inner_product(a: Tensor, b: Tensor) -> float:
         _add_products()(left.numpy(), right.numpy(), sums)
         return _total(sums)
     return _sum_by_lanes(left * right)
+
+
+def hadamard(values: np.ndarray) -> np.ndarray:
+    """The orthonormal Walsh-Hadamard transform of float64 values `[2^m]`, its own inverse.
+
+    It is made of sums and differences, of numbers that are far apart first.
+    """
+    found: np.ndarray = values * (1 / math.sqrt(values.size))
+    if _compiled_pays(torch.from_numpy(found)):
+        _sums_and_differences()(found)
+        return found
+    half = values.size // 2
+    while half:
+        pairs = found.reshape(-1, 2, half)
+        found = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1).reshape(-1)
+        half //= 2
+    return found
 
 
 def _sum_by_lanes(products: Tensor) -> float:
@@ -237,6 +253,36 @@ def _add_products() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
                 sums[lane] += left[lane] * right[lane]
 
     return _compiled("void(float64[::1], float64[::1], float64[::1])", add_products)
+
+
+@cache
+def _sums_and_differences() -> Callable[[np.ndarray], None]:
+    in_cache, few = 2**12, 8
+
+    def sums_and_differences(values: Any) -> None:
+        half = values.size // 2
+        while half >= in_cache:
+            for start in range(0, values.size, 2 * half):
+                low, high = values[start : start + half], values[start + half : start + 2 * half]
+                for place in range(half):
+                    low[place], high[place] = low[place] + high[place], low[place] - high[place]
+            half //= 2
+        for first in range(0, values.size, max(1, 2 * half)):  # all else of a part while it is in a cache
+            part, near = values[first : first + 2 * half], half
+            while near >= few:
+                for start in range(0, part.size, 2 * near):
+                    low, high = part[start : start + near], part[start + near : start + 2 * near]
+                    for place in range(near):
+                        low[place], high[place] = low[place] + high[place], low[place] - high[place]
+                near //= 2
+            while near:
+                for start in range(0, part.size, 2 * near):
+                    for place in range(start, start + near):
+                        a, b = part[place], part[place + near]
+                        part[place], part[place + near] = a + b, a - b
+                near //= 2
+
+    return _compiled("void(float64[::1])", sums_and_differences)
 
 
 def _compiled(signature: str, function: Callable[..., Any]) -> Callable[..., Any]:

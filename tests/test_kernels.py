@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from flrl.aggregation import exact_sum
 from flrl.kernels import (
     VectorStats,
     difference,
+    hadamard,
     inner_product,
     places_at_least,
     rounded_difference,
@@ -202,8 +204,28 @@ def test_places_of_large_numbers() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_differences_are_rounded_once(dtype: torch.dtype) -> None:
     a, b = np.array([1.0 + 2.0**-24 + 2.0**-50, 1e39, -0.0]), np.array([0.0, 0.0, 0.0])
-    found = rounded_difference(a, b, dtype)
-    assert found.dtype == dtype
+    found = torch.empty(3, dtype=dtype)
+    rounded_difference(a, b, found)
     assert found.tolist() == torch.from_numpy(a - b).to(dtype).tolist()
     if dtype == torch.float32:
         assert found[0] == 1.0 + 2.0**-23
+
+
+@pytest.mark.usefixtures("either_way")
+def test_hadamard_is_by_hand() -> None:
+    assert hadamard(np.array([1.0, 0, 0, 0])).tolist() == [0.5] * 4
+    assert hadamard(np.array([1.0, 2.0])).tolist() == pytest.approx([3 / math.sqrt(2), -1 / math.sqrt(2)])
+    assert hadamard(np.array([1.0, 2.0, 3.0, 4.0])).tolist() == [5, -1, -2, 0]
+    assert hadamard(np.array([3.0])).tolist() == [3.0]
+
+
+@pytest.mark.parametrize("size", [8, 16, 1024, 2**15])
+def test_hadamard_is_the_same_bits_either_way(size: int) -> None:
+    values = np.random.default_rng(0).standard_normal(size)
+    with way("torch"):
+        expected = hadamard(values)
+    with way("compiled"):
+        assert hadamard(values).tobytes() == expected.tobytes()
+    if size <= 1024:
+        matrix = scipy.linalg.hadamard(size) / math.sqrt(size)
+        assert expected.tolist() == pytest.approx((matrix @ values).tolist(), abs=1e-12)

@@ -8,6 +8,7 @@ the released model too. Knows: nothing. A client whose coin says "out" sends zer
 neighbour of DP with a fixed denominator.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,5 +70,5 @@ def is_in(seed: int, client_id: int) -> bool:
 def direction(seed: int, client_id: int, size: int) -> np.ndarray:
     """A client's direction: float64 `[size]` of norm 1, uniform on the sphere."""
     drawn = generator_for(seed, 0, client_id, "canaries/direction").standard_normal(size)
-    found: np.ndarray = drawn / np.linalg.norm(drawn)
+    found: np.ndarray = drawn / math.sqrt((drawn * drawn).sum())  # BLAS has other bits on other numbers of cores
     return found

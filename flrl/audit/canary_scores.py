@@ -128,7 +128,7 @@ def _losses(module: nn.Module, layout: ParameterLayout, vector: Tensor, samples:
 def _of_clients(clients: Sequence[int], seed: int, layout: ParameterLayout, moved: Tensor) -> Scored:
     size = layout.num_trainable
     change = moved[:size].double().numpy()
-    scores = np.array([direction(seed, client, size) @ change for client in clients])
+    scores = np.array([(direction(seed, client, size) * change).sum() for client in clients])
     included = np.array([is_in(seed, client) for client in clients])
     return Scored("client", np.array(clients, np.int64), included, scores)
 

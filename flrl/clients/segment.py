@@ -5,7 +5,6 @@ read gets all of them; it is a plain read, because pages of a mapped file count 
 """
 
 import json
-import mmap
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from flrl.clients.pages import LARGE, has_own, room
 from flrl.errors import DamagedError
 
 Kind = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -42,8 +42,6 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_OWN_PAGES = 2**16
-"""Tensors of at least this many bytes get pages of their own: those that live for rounds would fragment the heap."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -96,23 +94,15 @@ def ordered(tensors: Mapping[str, Tensor], client_id: int) -> dict[str, Tensor]:
             raise ValueError(f"client {client_id}: {name!r} has dtype {tensor.dtype}; allowed are {allowed}")
         if tensor.requires_grad or tensor.device.type != "cpu" or not tensor.is_contiguous():
             tensor = tensor.detach().cpu().contiguous()
-        if tensor.nbytes >= _OWN_PAGES:
-            kept = _room(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
+        if has_own(tensor):
+            found[name] = tensor
+        elif tensor.nbytes >= LARGE:
+            kept = room(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
             found[name] = kept.copy_(tensor.detach())
         else:
             part_of_more = tensor.untyped_storage().nbytes() != tensor.nbytes
             found[name] = tensor.clone() if part_of_more else tensor
     return found
-
-
-def _room(size: int) -> Tensor:
-    """Uninitialised memory as uint8 `[size]`; large pieces go back to the system as soon as they are not used."""
-    if size >= _OWN_PAGES:
-        try:
-            return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
-        except OSError:  # a process may have too many mappings
-            pass
-    return torch.empty(size, dtype=torch.uint8)
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
@@ -173,7 +163,7 @@ def read(place: Place, kind: Kind, client_id: int) -> dict[str, Tensor]:
         DamagedError: the file is missing, too short or damaged.
     """
     path, size = place.segment.path, nbytes_of(kind)
-    whole = _room(size)
+    whole = room(size)
     data = whole.numpy().data
     try:
         with path.open("rb", buffering=0) as file:

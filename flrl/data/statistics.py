@@ -58,5 +58,5 @@ def gini(values: np.ndarray) -> float:
         0.75
     """
     ascending, number = np.sort(values).astype(np.float64), len(values)
-    ranks = np.arange(1, number + 1)
-    return float((2 * ranks - number - 1) @ ascending / (number * ascending.sum()))
+    ranked = (2 * np.arange(1, number + 1) - number - 1) * ascending
+    return float(ranked.sum() / (number * ascending.sum()))

@@ -1,10 +1,9 @@
 """A random rotation that spreads a vector's norm evenly over its numbers: Hadamard matrices and random signs."""
 
-import math
-
-import numpy as np
 import torch
 from torch import Tensor
+
+from flrl.kernels import hadamard
 
 
 def rotated(vector: Tensor, seed: int) -> Tensor:
@@ -31,25 +30,6 @@ def rotated_back(vector: Tensor, seed: int) -> Tensor:
 def width(size: int) -> int:
     """The largest power of two up to a vector's size."""
     return 1 << size.bit_length() - 1
-
-
-def hadamard(values: np.ndarray) -> np.ndarray:
-    """The orthonormal Walsh-Hadamard transform, its own inverse; only sums and differences, so the same bits always."""
-    rows = 1 << (values.size.bit_length() - 1) // 2
-    found = _along_rows(values.reshape(rows, -1) * (1 / math.sqrt(values.size)))
-    return _along_rows(np.ascontiguousarray(found.T)).T.ravel()
-
-
-def _along_rows(values: np.ndarray) -> np.ndarray:
-    """The sums and differences of rows of `[2^m, columns]`, which is overwritten."""
-    other, half = np.empty_like(values), len(values) // 2
-    while half:
-        shape = (-1, 2, half * values.shape[1])
-        pairs, target = values.reshape(shape), other.reshape(shape)
-        np.add(pairs[:, 0], pairs[:, 1], out=target[:, 0])
-        np.subtract(pairs[:, 0], pairs[:, 1], out=target[:, 1])
-        values, other, half = other, values, half // 2
-    return values
 
 
 def _turned(vector: Tensor) -> Tensor:

@@ -44,8 +44,9 @@ class TopK(Compressor):
         places = largest(vector, count)
         writer = Writer()
         writer.places(places)
-        write_kept(writer, vector[places], vector, context.layout.dtype, shorter=self.keeps_norm)
-        return Encoded(writer.buffer(), numbers={"sent": float(count)})
+        decoded = np.zeros(vector.size)
+        decoded[places] = write_kept(writer, vector[places], vector, context.layout.dtype, shorter=self.keeps_norm)
+        return Encoded(writer.buffer(), numbers={"sent": float(count)}, decoded=decoded)
 
     def decode(self, buffer: Bytes, layout: ParameterLayout) -> np.ndarray:
         """The numbers at their places, 0 elsewhere."""

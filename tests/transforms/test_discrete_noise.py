@@ -20,7 +20,7 @@ from flrl.sampling import AllClients, WeightedSampler
 from flrl.strategies import FedAvg, Scaffold
 from flrl.transforms import Ckks, DistributedDiscreteGaussian, Paillier, SecAgg, Skellam
 from flrl.transforms.integer_noise import discrete_gaussian, rounded, skellam
-from flrl.transforms.rotation import hadamard, rotated, rotated_back, width
+from flrl.transforms.rotation import rotated, rotated_back, width
 from tests.toys import fit, make_worker, setup_of
 from tests.transforms.given import context, update
 
@@ -80,12 +80,6 @@ def test_few_roundings_pass_the_likely_bound() -> None:
 
 
 # The rotation.
-
-
-def test_hadamard_is_by_hand() -> None:
-    assert hadamard(np.array([1.0, 0, 0, 0])).tolist() == [0.5] * 4
-    assert hadamard(np.array([1.0, 2.0])).tolist() == pytest.approx([3 / math.sqrt(2), -1 / math.sqrt(2)])
-    assert hadamard(np.array([1.0, 2.0, 3.0, 4.0])).tolist() == [5, -1, -2, 0]
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.integers(0, 9))

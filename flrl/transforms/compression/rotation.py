@@ -16,10 +16,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from flrl.kernels import hadamard
 from flrl.layout import ParameterLayout
-from flrl.transforms.compression.base import TrainableCompressor, draw_seed
+from flrl.transforms.compression.base import TrainableCompressor, draw_seed, inner
 from flrl.transforms.compression.codecs import Reader, Writer
-from flrl.transforms.rotation import hadamard
 from flrl.types import Context, Metrics, Tensors
 
 _SMALLEST = 256
@@ -60,13 +60,13 @@ class Eden(TrainableCompressor):
             part = turned[block]
             highest = float(np.abs(part).max())
             scaled = part / highest if highest else part
-            norm = math.sqrt(float(scaled @ scaled))
+            norm = math.sqrt(inner(scaled, scaled))
             normal = scaled * (math.sqrt(part.size) / norm if norm else 0.0)
             level = np.zeros(part.size, np.uint8)
             for bound in _bounds(self.bits):
                 level += normal > bound
             centres = _centroids(self.bits)[level]
-            along, own = float(scaled @ centres), float(centres @ centres)
+            along, own = inner(scaled, centres), inner(centres, centres)
             factors.append(highest * ((norm * norm / along if along else 0.0) if self.unbiased else along / own))
             chosen[block] = level
         writer.whole([seed], "<i8")

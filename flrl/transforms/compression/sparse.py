@@ -15,7 +15,7 @@ import torch
 
 from flrl.kernels import places_at_least
 from flrl.layout import ParameterLayout
-from flrl.transforms.compression.base import TrainableCompressor, draw_seed
+from flrl.transforms.compression.base import TrainableCompressor, draw_seed, inner
 from flrl.transforms.compression.codecs import Reader, Writer
 from flrl.types import Context, Metrics, Tensors
 
@@ -101,15 +101,19 @@ class Threshold(TrainableCompressor):
         return found
 
 
-def write_kept(writer: Writer, chosen: np.ndarray, of: np.ndarray, dtype: torch.dtype, *, shorter: bool) -> None:
-    """Write numbers chosen of a vector; if `shorter` and rounding makes them longer than it, rounded towards 0."""
+def write_kept(writer: Writer, chosen: np.ndarray, of: np.ndarray, dtype: torch.dtype, *, shorter: bool) -> np.ndarray:
+    """Write numbers chosen of a vector; if `shorter` and rounding makes them longer than it, rounded towards 0.
+
+    Returns:
+        What is read: float64 of the same length.
+    """
     if shorter:
         rounded = torch.from_numpy(chosen).to(dtype)
         found = rounded.double().numpy()
-        if not found @ found <= of @ of:
+        if not inner(found, found) <= inner(of, of):
             nearer = torch.nextafter(rounded, torch.zeros_like(rounded)).double().numpy()
             chosen = np.where(np.abs(found) > np.abs(chosen), nearer, found)
-    writer.floats(chosen, dtype)
+    return writer.floats(chosen, dtype)
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -123,15 +127,18 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
         likely = np.arange(values.size)
     among = np.abs(values[likely])
     bound = np.partition(among, among.size - count)[among.size - count]
-    above = likely[among > bound]
-    equal = likely[among == bound][: count - len(above)]
-    return np.sort(np.concatenate([above, equal]))
+    chosen = among >= bound
+    if (surplus := int(chosen.sum()) - count) > 0:
+        chosen[np.flatnonzero(among == bound)[-surplus:]] = False
+    places: np.ndarray = likely[chosen]
+    return places
 
 
 def _likely(values: np.ndarray, count: int) -> np.ndarray:
-    """Places of somewhat more than the `count` largest, by every 25th of them; of fewer where these mislead."""
-    sample = np.abs(values[::25])
-    rank = count // 20 + 30
+    """Places of somewhat more than the `count` largest, by every 100th of them; of fewer where these mislead."""
+    sample = np.abs(values[::100])
+    expected = count / 100
+    rank = int(expected + 4 * math.sqrt(expected)) + 10  # four standard deviations more
     if rank >= len(sample):
         return np.zeros(0, np.int64)
     bound = np.partition(sample, len(sample) - rank)[len(sample) - rank]
