@@ -45,6 +45,8 @@ class Transform:
     """Whether it is a `flrl.privacy.Mechanism`: it bounds what a client contributes, and noise is added to that."""
     keeps_norm = False
     """Whether an update's Euclidean norm never becomes larger, and nothing is added that was kept from earlier ones."""
+    fills_zeros = False
+    """Whether numbers of an update that are 0 become others at the client, as with noise."""
     encodes = False
     """Whether it makes a buffer of the update, which is what is sent: `flrl.transforms.compression`."""
     needs_addends = False

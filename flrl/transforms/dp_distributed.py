@@ -38,6 +38,7 @@ class DistributedDP(Bounding):
         ValueError: a setting is invalid.
     """
 
+    fills_zeros = True
     name, cohorts, by_client, noise_from = "dp_distributed", "public", True, "shares"
 
     def __init__(

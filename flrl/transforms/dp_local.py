@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class LocalDP(Bounding):
     """Each client adds Gaussian noise of standard deviation `noise_multiplier * clip`; arguments as for `Bounding`."""
 
+    fills_zeros = True
     name, cohorts, by_client, noise_from = "dp_local", "public", True, "client"
 
     def events(self, setup: "Setup", charged: Charged, noise_multiplier: float) -> "Sequence[DpEvent]":

@@ -27,6 +27,8 @@ class GradientNoise(Transform):
         ValueError: a setting is invalid.
     """
 
+    fills_zeros = True
+
     def __init__(
         self, *, std: float, kind: Literal["gaussian", "laplace"] = "gaussian", covers: str = "trainable"
     ) -> None:

@@ -32,7 +32,6 @@ from tests.toys import Linear
 
 PAGE = Path(__file__).parents[2] / "docs" / "composition.md"
 CLIENTS = 8
-"""No transform; and one that needs two layers, which the test's module does not have: its own tests."""
 TRANSFORMS = sorted(p.stem for p in (CONF_DIR / "strategy/transforms").glob("*.yaml") if p.stem != "none")
 RULES = sorted(p.stem for p in (CONF_DIR / "strategy" / "aggregator").glob("*.yaml"))
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -40,8 +39,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dp_distributed": {"survivors": CLIENTS},
     "paillier": {"key_bits": 512},
     "dp_ftrl": {"sensitivity": 2.0},
+    "federated_dropout": {"layers": {"net.0": "net.2"}},
 }
-"""What differs from a transform's yaml: the layer of the test's module, small keys, what a run computes."""
+"""What differs from a transform's yaml: layers of the test's module, small keys, what a run computes."""
 
 
 class Deep(Linear):
@@ -65,8 +65,8 @@ def composed(name: str, *overrides: str) -> DictConfig:
 def transform(name: str) -> Transform:
     """A transform as its yaml has it, but for `SETTINGS`."""
     everything = composed("train", f"strategy/transforms=[{','.join(TRANSFORMS)}]", "paths.output_dir=.")
-    settings = everything.strategy.transforms[name]
-    made: Transform = instantiate(settings, **SETTINGS.get(name, {}), _convert_="all")
+    settings = {**everything.strategy.transforms[name], **SETTINGS.get(name, {})}
+    made: Transform = instantiate(settings, _convert_="all")
     return made
 
 

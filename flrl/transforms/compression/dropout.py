@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flrl.aggregation import Mean
 from flrl.layout import ParameterLayout
 from flrl.seeding import seed_for
 from flrl.transforms.base import Transform
@@ -48,7 +49,9 @@ class FederatedDropout(Transform):
         self.layers, self.share = dict(layers), share
 
     def check(self, setup: "Setup") -> None:
-        """Refuse layers that the model does not have, and what encodes updates or the model.
+        """Refuse layers that the model does not have, what encodes updates or the model, noise after it, and rules.
+
+        A rule other than the mean would take the zeros of what was left out for updates.
 
         Raises:
             ValueError: there is such a thing.
@@ -61,7 +64,19 @@ class FederatedDropout(Transform):
                     f"strategy.transforms.federated_dropout.layers={{{layer}: {then}}}: must be two layers with "
                     "weights that are sent, the second of which takes the units of the first"
                 )
+        if not isinstance(setup.aggregator, Mean):
+            raise ValueError(
+                f"strategy.aggregator={type(setup.aggregator).__name__}: takes what federated_dropout has left out for "
+                "zeros; federated_dropout needs aggregator=mean"
+            )
+        left_out = False
         for name, part in setup.transforms.items():
+            left_out = left_out or part is self
+            if part.fills_zeros and left_out:
+                raise ValueError(
+                    f"strategy.transforms.{name}: fills the numbers that federated_dropout has left out: it cannot "
+                    "come after it"
+                )
             if part.encodes or isinstance(part, Downlink):
                 raise ValueError(
                     f"strategy.transforms.{name}: encodes all numbers, of which federated_dropout leaves some out: "

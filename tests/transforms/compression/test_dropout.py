@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flrl.aggregation import Aggregator, Mean, Median
 from flrl.layout import ParameterLayout
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
-from flrl.transforms import Cast, Downlink, FederatedDropout, Sign, Transform
+from flrl.transforms import Cast, Downlink, FederatedDropout, GradientNoise, LocalDP, Sign, Transform
 from flrl.types import ClientUpdate
 from tests.toys import Linear, fit, make_worker, setup_of
 from tests.transforms.given import context
@@ -26,8 +27,11 @@ class Deep(Linear):
         self.net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def averaging(rounds: int = 1, **transforms: Transform) -> FedAvg:
-    return FedAvg(rounds=rounds, sampler=AllClients(), server_optimizer=SGD, transforms=transforms)
+def averaging(rounds: int = 1, aggregator: Aggregator | None = None, **transforms: Transform) -> FedAvg:
+    everybody = AllClients()
+    return FedAvg(
+        rounds=rounds, sampler=everybody, server_optimizer=SGD, aggregator=aggregator or Mean(), transforms=transforms
+    )
 
 
 def test_rows_biases_and_columns_are_left_out_together() -> None:
@@ -110,6 +114,11 @@ def test_what_does_not_go_together_is_refused() -> None:
         )
     for other in (Sign(), Downlink(codec=Cast())):
         refused(r"^strategy\.transforms\.other: encodes all", d=FederatedDropout(layers=LAYERS), other=other)
+    for noise in (GradientNoise(std=1.0), LocalDP(clip=1.0, noise_multiplier=1.0)):
+        refused(r"^strategy\.transforms\.other: fills the numbers", d=FederatedDropout(layers=LAYERS), other=noise)
+        setup_of(Deep(), strategy=averaging(other=noise, d=FederatedDropout(layers=LAYERS))).check()
+    with pytest.raises(ValueError, match=r"^strategy\.aggregator=Median: takes what federated_dropout has left out"):
+        setup_of(Deep(), strategy=averaging(aggregator=Median(), d=FederatedDropout(layers=LAYERS))).check()
     with pytest.raises(ValueError, match=r"federated_dropout\.share=1\.0: must be above 0 and below 1$"):
         FederatedDropout(layers=LAYERS, share=1.0)
     with pytest.raises(ValueError, match=r"federated_dropout\.layers=\{\}: must name a layer at least$"):
