@@ -31,8 +31,8 @@ LAWS: dict[str, Any] = {
     "quantity_skew, alpha=1": partial(partitions.quantity_skew, alpha=1.0),
     "quantity_lognormal, sigma=1": partial(partitions.quantity_lognormal, sigma=1.0),
     "quantity_power_law, exponent=1": partial(partitions.quantity_power_law, exponent=1.0),
-    "dirichlet, alpha=0.1": partial(partitions.dirichlet, alpha=0.1),
     "blocks, share=0.5": partial(partitions.blocks, share=0.5),
+    "consecutive": partitions.consecutive,
 }
 SHIFTS: dict[str, shifts.FeatureShift] = {
     "rotation": shifts.Rotation(low=-45, high=45),

@@ -156,12 +156,15 @@ def test_commands_find_the_modules_that_a_page_shows_and_no_two_pages_show_one_f
 
 
 def test_own_things_run_as_they_are_shown(cli: Callable[..., Any], shown: Path) -> None:
-    """A model, data, a partition, a strategy, a callback and an experiment; a transform, a rule and a sampler."""
+    """A model, data, a partition, a strategy, a callback and an experiment; a transform, a rule, a sampler, clients."""
     page = (ROOT / "docs" / "own.md").read_text()
-    *_, parts, experiment = (
-        shlex.split(line) for line in re.findall(r"^PYTHONPATH=. flrl-train (.*)$", page, flags=re.M)
-    )
+    lines = [shlex.split(line) for line in re.findall(r"^PYTHONPATH=. flrl-train (.*)$", page, flags=re.M)]
+    *_, parts, experiment = lines
     fast = ("strategy.rounds=2", "logger=none")
+    population = next(line for line in lines if "dataset=population" in line)
+    assert cli(*population, *fast, "callbacks=none", "hydra.run.dir=population").code == 0
+    assert last_row("population")["clients/num"] == 10
+    assert np.load("population/partition.npz")["starts"][-1] == 8 * 99_999
     for data in ("mine", "mine_too"):
         early = (f"dataset={data}", "dataset.size=100", "callbacks.mine.value=0", f"hydra.run.dir={data}")
         done = cli(*experiment, *fast, *early)

@@ -80,8 +80,8 @@ TRAIN = {
     ),
     "partition=dirichelet": (
         "In 'train': Could not find 'partition/dirichelet'; Available options in 'partition': "
-        "blocks; classes; concept_shift; dirichlet; dirichlet_equal; feature_shift; iid; inner_dirichlet; label_noise; "
-        "mixture; natural; quantity_lognormal; quantity_power_law; quantity_skew; shards; temporal_drift; "
+        "blocks; classes; concept_shift; consecutive; dirichlet; dirichlet_equal; feature_shift; iid; inner_dirichlet; "
+        "label_noise; mixture; natural; quantity_lognormal; quantity_power_law; quantity_skew; shards; temporal_drift; "
         "did you mean 'dirichlet'?"
     ),
     "partition=natural": (

@@ -3,27 +3,30 @@
 import hashlib
 import inspect
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flrl.data.apart import drawn, held_out, taken, without_canaries
 from flrl.data.grouping import by_owner, spans
+from flrl.data.ranges import Consecutive, Ranges
 from flrl.data.shifts import NOBODY, Shift, shifted
 from flrl.data.sources import Splits
 from flrl.seeding import EVERYBODY, SERVER, generator_for
 
-Partition = Callable[..., np.ndarray]
+Partition = Callable[..., np.ndarray | Consecutive]
 """Called as `partition(num_samples, labels, rng)`; with `splits` too, by name, if it has an argument of that name."""
 
 
 class FederatedData:
     """Training samples by client, and the central test samples.
 
-    Each client's samples are in a random order fixed by the seed; its last ones may be held out for evaluation.
+    Each client's samples are in a random order fixed by the seed, or in the dataset's order if they are `Consecutive`;
+    its last ones may be held out for evaluation.
 
     Args:
         splits: the dataset.
@@ -79,25 +82,22 @@ class FederatedData:
             raise ValueError("the dataset has no training samples")
         rng = generator_for(seed, 0, SERVER, "partition")
         more = {"splits": splits} if _asks_for_splits(partition) else {}
-        owner = np.asarray(partition(num_samples, splits.train.labels, rng, **more))
-        if owner.shape != (num_samples,):
-            raise ValueError(
-                f"the partition returned shape {owner.shape}, expected one owner for {num_samples} samples"
-            )
-        if not np.issubdtype(owner.dtype, np.integer) or owner.min() < 0:
-            raise ValueError("the partition must return client ids: whole numbers from 0 on")
-        counts = np.bincount(owner)
-        if not counts.all():
-            raise ValueError(f"the partition left client {int(np.argmin(counts))} without samples")
+        owner = partition(num_samples, splits.train.labels, rng, **more)
+        counts = _counted(owner, num_samples)
         self.num_dataset_samples = num_samples
         self._place: np.ndarray | None = None
         never = held_out(held_out_clients, len(counts), holdout, generator_for(seed, 0, SERVER, "held-out clients"))
         self.num_clients = len(counts) - len(never)
         self.held_out_clients = range(self.num_clients, len(counts))
-        if len(never):
-            order = np.concatenate([np.delete(np.arange(len(counts)), never), never])
-            owner, counts = _inverse(order)[owner], counts[order]
-        indices = by_owner(owner, _inverse(rng.permutation(num_samples)))
+        order = np.concatenate([np.delete(np.arange(len(counts)), never), never]) if len(never) else None
+        counts = counts if order is None else counts[order]
+        indices: Any
+        if isinstance(owner, Consecutive):
+            taken_apart = splits.canaries is not None or root_samples or public_samples or shift is not None
+            indices = owner.indices(order)[:] if taken_apart else owner.indices(order)
+        else:
+            owners = np.asarray(owner) if order is None else _inverse(order)[owner]
+            indices = by_owner(owners, _inverse(rng.permutation(num_samples)))
         if splits.canaries is not None:
             apart = {"holdout": holdout, "root_samples": root_samples, "public_samples": public_samples}
             indices, counts = without_canaries(splits.canaries, indices, counts, apart)
@@ -113,9 +113,9 @@ class FederatedData:
         self._ends = np.cumsum(counts)
         self._shift, self._turns = shift, np.empty(0)
         if shift is not None:
-            owner = np.full(num_samples, NOBODY)
-            owner[indices] = np.repeat(np.arange(len(counts)), counts)
-            self.splits = replace(self.splits, train=shifted(splits.train, shift, owner, len(counts), seed))
+            owners = np.full(num_samples, NOBODY)
+            owners[indices] = np.repeat(np.arange(len(counts)), counts)
+            self.splits = replace(self.splits, train=shifted(splits.train, shift, owners, len(counts), seed))
             if shift.follows_rounds:
                 self._turns = generator_for(seed, 0, SERVER, "shift/turns").random(num_samples)
         held = np.where(counts > 1, np.minimum(np.maximum(np.rint(holdout * counts), holdout > 0), counts - 1), 0)
@@ -160,7 +160,8 @@ class FederatedData:
         if client_id == SERVER:
             return self._root
         start = self._ends[client_id - 1] if client_id else 0
-        return self._indices[start : self._ends[client_id]]
+        owned: np.ndarray = self._indices[start : self._ends[client_id]]
+        return owned
 
     def _placed(self, client_id: int, round: int) -> np.ndarray:
         """The client's samples in a round as indices into this object's `splits.train`, which may be a subset."""
@@ -224,10 +225,13 @@ class FederatedData:
         """Write `partition.npz`: `indices` of all clients in a row, `ends` of each client's part, `sizes`, `hash`.
 
         Client c owns `indices[ends[c-1]:ends[c]]`, the first `sizes[c]` of them for training; held-out clients come
-        last. `root` has the server's samples and `public` those that were taken for everybody, if there are any;
-        `canaries` has the samples that an audit looks for, and `included` which of them a client has.
+        last. Where clients have consecutive samples, `starts` has the first one of each instead of `indices`, which
+        `saved_indices` gives. `root` has the server's samples and `public` those that were taken for everybody, if
+        there are any; `canaries` has the samples that an audit looks for, and `included` which of them a client has.
         """
-        arrays = {"indices": self._indices, "ends": self._ends, "sizes": self._kept, "hash": np.array(self.hash)}
+        ranges = isinstance(self._indices, Ranges)
+        of_clients = {"starts": self._indices.starts} if ranges else {"indices": self._indices}
+        arrays = {**of_clients, "ends": self._ends, "sizes": self._kept, "hash": np.array(self.hash)}
         taken = {"root": self._root, "public": self._public}
         arrays |= {name: indices for name, indices in taken.items() if indices is not None and len(indices)}
         if self.splits.canaries is not None:
@@ -239,12 +243,41 @@ class FederatedData:
                     np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def partition_hash(*, ends: np.ndarray, sizes: np.ndarray, indices: np.ndarray) -> str:
+def partition_hash(*, ends: np.ndarray, sizes: np.ndarray, indices: np.ndarray | Ranges) -> str:
     """SHA-256 of the arrays of these names in `partition.npz`, as 64 hexadecimal digits."""
     parts = hashlib.sha256()
     for numbers in (ends, sizes, indices):
-        parts.update(np.ascontiguousarray(numbers, "<i8").data)
+        for start in range(0, len(numbers), _HASHED):
+            parts.update(np.ascontiguousarray(numbers[start : start + _HASHED], "<i8").data)
     return parts.hexdigest()
+
+
+def saved_indices(saved: Mapping[str, np.ndarray]) -> np.ndarray | Ranges:
+    """The indices of all clients in a row, from the arrays of `partition.npz`."""
+    if "starts" in saved:
+        return Ranges(saved["starts"], np.diff(saved["ends"], prepend=0))
+    return saved["indices"]
+
+
+_HASHED = 2**20
+"""Numbers that are hashed at once."""
+
+
+def _counted(owner: np.ndarray | Consecutive, num_samples: int) -> np.ndarray:
+    """Samples of each client, int64 `[clients]`; ValueError unless each sample has an owner, and each client one."""
+    if isinstance(owner, Consecutive):
+        counts, shape = owner.sizes, (int(owner.sizes.sum()),)
+    else:
+        found = np.asarray(owner)
+        shape = found.shape
+        if not np.issubdtype(found.dtype, np.integer) or (found.size and found.min() < 0):
+            raise ValueError("the partition must return client ids: whole numbers from 0 on")
+        counts = np.bincount(found) if len(shape) == 1 else np.ones(1)
+    if shape != (num_samples,):
+        raise ValueError(f"the partition returned shape {shape}, expected one owner for {num_samples} samples")
+    if not counts.all():
+        raise ValueError(f"the partition left client {int(np.argmin(counts))} without samples")
+    return counts
 
 
 def _asks_for_splits(partition: Partition) -> bool:

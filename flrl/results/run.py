@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from flrl.cli.arguments import merged
+from flrl.data.federated import saved_indices
 from flrl.errors import DamagedError
 from flrl.runs.rows import CLIENTS, DIGESTS, ENVIRONMENTS, METRICS, read_rows
 from flrl.runs.saved import read_config
@@ -92,7 +93,7 @@ class Run:
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: a run writes it before its first round")
         with np.load(path) as saved:
-            return np.split(saved["indices"], saved["ends"][:-1])
+            return np.split(saved_indices(saved)[:], saved["ends"][:-1])
 
     @cached_property
     def digests(self) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flrl.data.federated import partition_hash
+from flrl.data.federated import partition_hash, saved_indices
 from flrl.errors import DamagedError
 from flrl.layout import ParameterLayout, digest
 from flrl.runs.checkpoint import list_checkpoints, load_checkpoint
@@ -140,7 +140,7 @@ def _check_partition(path: Path, named: Mapping[str, str]) -> None:
     try:
         with path.open("rb") as file, np.load(file) as saved:  # NumPy would not close a file that is no archive
             own = str(saved["hash"])
-            found = partition_hash(**{name: saved[name] for name in ("ends", "sizes", "indices")})
+            found = partition_hash(ends=saved["ends"], sizes=saved["sizes"], indices=saved_indices(saved))
     except FileNotFoundError:
         raise
     except _TORN as error:

@@ -34,6 +34,7 @@ NOT_COVERED = (
     "the choice of settings by earlier runs on the same clients",
     "numbers that a dataset computes of all clients' samples, as tabular ones do to standardise columns",
     "rounding: noise is drawn in float64, not on a grid",
+    "rounds repeated after a kill on samples that have changed meanwhile, which get the noise they had",
 )
 OF_SEEDS = "the seeds in config.yaml: who has them can draw the cohorts"
 OF_NOISE = (

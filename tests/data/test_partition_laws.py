@@ -47,6 +47,7 @@ class Row:
 
 ROWS = (
     Row("iid", {}, equal, needs_labels=False),
+    Row("consecutive", {}, equal, needs_labels=False),
     Row("blocks", {"share": 0.5}, needs_labels=False),
     Row("dirichlet", {"alpha": 0.3}),
     Row("dirichlet_equal", {"alpha": 0.3}, equal),
@@ -79,8 +80,8 @@ def test_every_sample_has_one_owner_and_the_law_holds(
     def drawn() -> np.ndarray:
         partition = getattr(partitions, row.name)
         rng, options = np.random.default_rng(seed), {"num_clients": num_clients, "min_samples": least}
-        found: np.ndarray = partition(len(labels), labels if row.needs_labels else None, rng, **options, **row.settings)
-        return found
+        found = partition(len(labels), labels if row.needs_labels else None, rng, **options, **row.settings)
+        return np.asarray(found)
 
     refused = None
     try:

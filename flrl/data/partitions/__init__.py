@@ -2,10 +2,10 @@
 
 A partition is called as `partition(num_samples, labels, rng)` and returns each sample's owner, int64 `[num_samples]`
 with values in `[0, num_clients)`. The same generator state gives the same partition. One with an argument `splits` is
-given the dataset besides.
+given the dataset besides. Where clients have consecutive samples, `flrl.data.ranges.Consecutive` stands for the owners.
 """
 
-from flrl.data.partitions.even import blocks, iid
+from flrl.data.partitions.even import blocks, consecutive, iid
 from flrl.data.partitions.few_classes import classes, shards
 from flrl.data.partitions.label_skew import dirichlet, dirichlet_equal, inner_dirichlet, mixture
 from flrl.data.partitions.natural import natural
@@ -14,6 +14,7 @@ from flrl.data.partitions.quantity import quantity_lognormal, quantity_power_law
 __all__ = [
     "blocks",
     "classes",
+    "consecutive",
     "dirichlet",
     "dirichlet_equal",
     "iid",

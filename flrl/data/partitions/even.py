@@ -1,8 +1,9 @@
-"""Partitions whose clients have equal numbers of random samples."""
+"""Partitions whose clients have equal numbers of samples: random ones, or consecutive ones."""
 
 import numpy as np
 
 from flrl.data.partitions.sharing import check_sizes
+from flrl.data.ranges import Consecutive
 
 
 def iid(
@@ -55,3 +56,25 @@ def blocks(
     parts = ((samples, clients), (num_samples - samples, num_clients - clients))
     first, second = (iid(n, None, rng, num_clients=c, min_samples=min_samples) for n, c in parts)
     return np.concatenate([first, second + clients])
+
+
+def consecutive(
+    num_samples: int, labels: np.ndarray | None, rng: np.random.Generator, *, num_clients: int, min_samples: int = 1
+) -> Consecutive:
+    """Equal parts of the samples in the dataset's order, the first client the first ones; sizes differ by at most one.
+
+    Nothing is held but a client's place, whatever the number of samples, and a client's samples stay in their order.
+
+    Args:
+        num_samples: number of training samples.
+        labels: not used.
+        rng: not used.
+        num_clients: number of clients.
+        min_samples: smallest number of samples of a client.
+
+    Raises:
+        ValueError: there are fewer samples than `num_clients * min_samples`.
+    """
+    check_sizes(num_samples, num_clients, min_samples)
+    each, more = divmod(num_samples, num_clients)
+    return Consecutive(each + (np.arange(num_clients) < more).astype(np.int64))
