@@ -175,6 +175,10 @@ TRAIN = {
         "adversary: ALIE sees each honest client's update, and strategy.aggregator=Mean keeps none: choose a rule on "
         "rows, as strategy/aggregator=median; strategy/aggregator=row_mean is their mean"
     ),
+    "adversary=alie strategy/transforms=dp strategy/sampler=all": (
+        "adversary: ALIE sees each honest client's update, which needs a rule on rows, and strategy.transforms.dp "
+        "needs the mean: leave one of them out"
+    ),
     "adversary=mimic adversary.clients=10 strategy/aggregator=median": (
         "adversary: Mimic sees each honest client's update, and adversary.clients=10 leaves no honest client"
     ),

@@ -62,6 +62,12 @@ class Colluder(Adversary):
         """
         super().check(setup)
         name = f"adversary: {type(self).__name__} sees each honest client's update"
+        needs_mean = [key for key, part in setup.transforms.items() if part.bounds_sensitivity or part.hides_updates]
+        if needs_mean:
+            raise ValueError(
+                f"{name}, which needs a rule on rows, and strategy.transforms.{needs_mean[0]} needs the mean: leave "
+                "one of them out"
+            )
         if not isinstance(setup.aggregator, RowRule):
             raise ValueError(
                 f"{name}, and strategy.aggregator={type(setup.aggregator).__name__} keeps none: choose a rule on rows, "

@@ -39,13 +39,13 @@ class EagerTrainer(Trainer):
         Raises:
             ValueError: the module has one of them.
         """
-        module = setup.module
+        module, name = setup.module, self.engine
+        instead = "use trainer=lightning" if self.private is None else "no engine that does has trainer.private"
         check_automatic(module)
         refused = [hook for hook in REFUSED_HOOKS if overridden(module, hook)]
         if refused:
             raise ValueError(
-                f"trainer=eager does not call {', '.join(refused)}, which {type(module).__name__} overrides: "
-                "use trainer=lightning"
+                f"{name} does not call {', '.join(refused)}, which {type(module).__name__} overrides: {instead}"
             )
         with attached(module, TrainerStandIn(self.local_epochs, 1, engine=self.engine)) as stand_in:
             try:
@@ -54,7 +54,7 @@ class EagerTrainer(Trainer):
                 raise ValueError(f"model: {type(module).__name__}.configure_optimizers: {error}") from error
         check_stepped(module, optimizer)
         if isinstance(optimizer, LBFGS):
-            raise ValueError("trainer=eager does not pass closures, which LBFGS needs: use trainer=lightning")
+            raise ValueError(f"{name} does not pass closures, which LBFGS needs: {instead}")
         if self.private is not None:
             self.private.check(setup)
 

@@ -9,7 +9,8 @@ import torch
 from flrl.lightning.hooks import overridden
 from flrl.lightning.optimizers import parse_optimizers, scale_learning_rates
 from flrl.lightning.stand_in import TrainerStandIn
-from flrl.trainers import EagerTrainer, LightningTrainer
+from flrl.trainers import EagerTrainer, LightningTrainer, TracedTrainer
+from flrl.trainers.private import DPSGD
 from tests.toys import Linear, setup_of
 
 
@@ -76,6 +77,14 @@ class Idle(pl.LightningModule):
 def test_eager_refuses(module: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EagerTrainer().check(setup_of(module()))
+
+
+def test_private_engines_are_refused_by_their_own_names_without_advice_that_is_refused_next() -> None:
+    private = DPSGD(max_norm=1.0, noise_multiplier=1.0)
+    with pytest.raises(ValueError, match=r"^trainer=traced does not call backward, .*: no engine that does"):
+        TracedTrainer(private=private).check(setup_of(OwnBackward()))
+    with pytest.raises(ValueError, match=r"^trainer=eager does not pass closures, .*: no engine that does"):
+        EagerTrainer(private=private).check(setup_of(Newton()))
 
 
 def test_lightning_honours_what_eager_cannot() -> None:
