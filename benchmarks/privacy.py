@@ -2,10 +2,14 @@
 
     python -m benchmarks.privacy
     python -m benchmarks.privacy --only dp dp_adaptive --repetitions 5
+    python -m benchmarks.privacy --only dp --peers pfl    # installed by `python -m benchmarks.peers.run pfl`
 
 Job C of `benchmarks.run`: the 2NN, 1,000 clients of 60 images of MNIST, about 100 a round by Poisson sampling, batches
 of 10, `trainer=traced`, one thread. The two take turns; a repetition's ratio is that of their medians over rounds, of
-processor time, with the ledger's fsync and the epsilon of the round (PLD) in it. Both have the same cohorts.
+processor time, with the ledger's fsync and the epsilon of the round (PLD) in it. Both have the same cohorts. A row's
+epsilon is computed anew for every one of the first 16 rounds, later for every eighth more of them: so the median over
+the default's rounds is without it, as in a long run, and the mean, the second ratio, has all of them and the exact last
+one. A peer's ratio is that of its processor time a round, with the same clip and noise, to flrl's.
 """
 
 import argparse
@@ -22,6 +26,8 @@ from typing import Any
 import torch
 
 from benchmarks.overhead import ROOT, processor
+from benchmarks.peers.common import CLIP
+from benchmarks.peers.run import Run, measured
 from benchmarks.run import JOBS, composed
 from benchmarks.strategies import Laps
 from flrl.backends import SerialBackend
@@ -37,8 +43,6 @@ SIDES: dict[str, list[str]] = {
     "dp_ftrl": ["strategy/transforms=dp_ftrl", "strategy.transforms.dp_ftrl.sensitivity=4"],
     "dp_local": ["strategy/transforms=dp_local"],
 }
-CLIP = 0.05
-"""Below every client's norm, so that all are clipped, and with so little noise that the models stay alike."""
 NONE = "none"
 
 
@@ -69,8 +73,8 @@ class Side:
         self.backend.start(self.worker, recipe)
         self()  # records, compiles, prepares samples, and the accountant its first distributions
 
-    def __call__(self) -> float:
-        """Train; the median of processor seconds a round."""
+    def __call__(self) -> tuple[float, float]:
+        """Train; the median and the mean of processor seconds a round."""
         gc.collect()
         strategy, layout, laps = self.worker.strategy, self.worker.model.layout, Laps()
         callbacks: list[Callback] = [laps]
@@ -79,7 +83,8 @@ class Side:
             callbacks.append(Charging(self.spending, self.folder))
         state = strategy.initialize(self.initial, layout)
         strategy.fit(state, backend=self.backend, layout=layout, seed=self.worker.seed, callbacks=Callbacks(callbacks))
-        return statistics.median(own for own, _ in laps.seconds)
+        seconds = [own for own, _ in laps.seconds]
+        return statistics.median(seconds), statistics.fmean(seconds)
 
 
 def _clip(name: str) -> list[str]:
@@ -91,25 +96,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SIDES, metavar="name", default=list(SIDES), help="mechanisms")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5, help="of each side in a repetition")
+    parser.add_argument("--rounds", type=int, default=40, help="of each side in a repetition")
+    parser.add_argument("--peers", nargs="*", choices=("pfl",), default=[], help="beside dp")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".peers", help="of the peers")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where MNIST is, or is put")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds after which a peer is given up")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     machine = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}, one thread"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}; {options.rounds} rounds, {options.repetitions} repetitions")
-    print("| mechanism | s a round | / none | min to max |\n|---|---:|---:|---:|")
+    peers = "".join(f" {peer} / flrl |" for peer in options.peers)
+    print(f"| mechanism | s a round | / none | min to max | mean / none |{peers}")
+    print("|---|---:|---:|---:|---:|" + "---:|" * len(options.peers))
     with tempfile.TemporaryDirectory() as folder:
         reference = Side(NONE, options, Path(folder))
         for name in options.only:
-            side, ratios, seconds = Side(name, options, Path(folder)), [], []
+            side = Side(name, options, Path(folder))
+            seconds, ratios, means = [], [], []
+            beside: dict[str, list[float]] = {peer: [] for peer in options.peers if name == "dp"}
             for repetition in range(options.repetitions):
                 turns = [reference, side][:: 1 if repetition % 2 else -1]
                 found = {each is side: each() for each in turns}
-                seconds.append(found[True])
-                ratios.append(found[True] / found[False])
+                seconds.append(found[True][0])
+                ratios.append(found[True][0] / found[False][0])
+                means.append(found[True][1] / found[False][1])
+                for peer, of_peer in beside.items():
+                    theirs = measured(Run(peer, "C", 1, name), options)
+                    of_peer.append(statistics.median(theirs["processor_seconds"]) / found[True][0])
             middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
-            row = f"{statistics.median(seconds):.3f} | {middle:.3f} | {least:.3f} to {most:.3f}"
-            print(f"| `{name}` | {row} |", flush=True)
+            cells = [f"{statistics.median(seconds):.3f}", f"{middle:.3f}", f"{least:.3f} to {most:.3f}"]
+            cells += [f"{statistics.median(means):.3f}", *(f"{statistics.median(r):.2f}" for r in beside.values())]
+            print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

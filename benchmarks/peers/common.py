@@ -18,6 +18,8 @@ from torch import Tensor, nn
 SEED = 0
 MU = 0.01
 """Of proximal terms: FedProx's mu, Ditto's lambda."""
+CLIP = 0.05
+"""The bound of an update's norm under differential privacy: below every client's, so that all are clipped."""
 MEAN, STD = 0.1307, 0.3081
 TEST_BATCH_SIZE = 1000
 Samples = tuple[Tensor, Tensor]

@@ -1,4 +1,4 @@
-"""pfl-research: `FederatedAveraging`, `FedProx` and `SCAFFOLD` on its `SimulatedBackend`.
+"""pfl-research: `FederatedAveraging`, `FedProx`, `SCAFFOLD` and the Gaussian mechanism on its `SimulatedBackend`.
 
 Users' datasets are made once and kept, so that pfl keeps their batches; users come in turn (its "minimize_reuse"). Its
 own central evaluation runs after every round; without the change in `Algorithm`, pfl would also evaluate every user
@@ -13,14 +13,14 @@ import sys
 from dataclasses import replace
 
 import torch
-from common import MU, SEED, TEST_BATCH_SIZE, Arguments, Clock, initial_model, load, parse_arguments, write
+from common import CLIP, MU, SEED, TEST_BATCH_SIZE, Arguments, Clock, initial_model, load, parse_arguments, write
 from torch import nn
 
 ADDRESSES, RANK = "PFL_WORKER_ADDRESSES", "PFL_WORKER_RANK"
 
 
 def main() -> None:
-    arguments = parse_arguments(max_workers=2, strategies=("fedavg", "fedprox", "scaffold"))
+    arguments = parse_arguments(max_workers=2, strategies=("fedavg", "fedprox", "scaffold", "dp"))
     if arguments.workers > 1 and RANK not in os.environ:
         sys.exit(start_workers(arguments.workers))
     clock, accuracy = train(arguments)
@@ -60,6 +60,8 @@ def train(arguments: Arguments) -> tuple[Clock, float]:
     from pfl.hyperparam.base import NNEvalHyperParams, NNTrainHyperParams
     from pfl.metrics import Metrics, Weighted
     from pfl.model.pytorch import PyTorchModel
+    from pfl.privacy.gaussian_mechanism import GaussianMechanism
+    from pfl.privacy.privacy_mechanism import CentrallyAppliedPrivacyMechanism
 
     class Net(nn.Module):
         """The job's model with the two methods pfl asks for; no layer cares whether it is being trained."""
@@ -76,7 +78,7 @@ def train(arguments: Arguments) -> tuple[Clock, float]:
             right = (self.layers(images).argmax(1) == labels).sum().item()
             return {"accuracy": Weighted(right, len(labels))}
 
-    kinds = {"fedavg": FederatedAveraging, "fedprox": FedProx, "scaffold": SCAFFOLD}
+    kinds = {"fedavg": FederatedAveraging, "fedprox": FedProx, "scaffold": SCAFFOLD, "dp": FederatedAveraging}
 
     class Algorithm(kinds[arguments.strategy]):
         """The algorithm without an evaluation on the users' data."""
@@ -115,6 +117,8 @@ def train(arguments: Arguments) -> tuple[Clock, float]:
         options = {"population": job.clients, "use_gradient_as_control_variate": False}
         options["user_state_storage"] = InMemoryUserStateStorage()
     weighting = [] if arguments.strategy == "scaffold" else [WeightByDatapoints()]  # SCAFFOLD's statistics have none
+    if arguments.strategy == "dp":
+        weighting = [CentrallyAppliedPrivacyMechanism(GaussianMechanism(CLIP, relative_noise_stddev=1.0))]
     Algorithm().run(
         algorithm_params=make_params(
             central_num_iterations=job.rounds,
