@@ -67,7 +67,7 @@ def draw(path: Path, clients: int = 12) -> None:
         first = _SHOWN * (number % 2)
         for place, (picture, amount) in enumerate(zip(shown, amounts, strict=True)):
             axes = rows[number // 2, first + place]
-            axes.imshow(picture[0], cmap="gray_r", vmin=0, vmax=1)
+            axes.imshow(picture[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
             axes.set_title(f"{name} {amount:.2g}" if place == 0 else f"{amount:.2g}", fontsize=8)
             axes.set_axis_off()
     figure.savefig(path, dpi=100)
