@@ -94,7 +94,7 @@ class Rounds:
         started = time.perf_counter()
         sizes = self.backend.sizes
         plan = planned(self.strategy, self.threat, state, sizes, self.sampling_seed, self.layout, self.fleet)
-        if plan.absent and len(plan.tasks) < self.strategy.min_clients:
+        if plan.tasks and self._too_few(plan):
             plan = plan.abandoned()
         self.callbacks.on_round_start(plan.whole.round, plan.whole.cohort)
         reducer, reports = self._received(plan)
@@ -120,6 +120,11 @@ class Rounds:
         numbers |= {**plan.numbers, **self.callbacks.numbers(after.round)}
         record = round_record(after.round, evaluated | numbers | seconds, digest(after.vector), result)
         return after, record
+
+    def _too_few(self, plan: Plan) -> bool:
+        """Whether the server cannot step on a plan's updates, since devices, or chance, have made them too few."""
+        number, left_out = len(plan.tasks), bool(plan.absent) or self.fleet is not None
+        return (left_out and number < self.strategy.min_clients) or not self.strategy.aggregator.enough(number)
 
     @property
     def _expected(self) -> float:
@@ -228,7 +233,7 @@ def planned(
         layout: the model's layout.
         fleet: the clients' devices; None if there is no virtual clock.
     """
-    addends = strategy.schedule.largest(strategy.sampler.largest(len(sizes)))
+    addends = strategy.schedule.largest(strategy.sampler.largest(len(sizes)), len(sizes))
     holders, public = key_holders(strategy.transforms, addends)
     planning = Planning(strategy, threat, state, sizes, sampling_seed, layout, fleet, public)
     return replace(strategy.schedule.plan(planning), key_holders=holders)

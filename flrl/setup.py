@@ -104,7 +104,7 @@ class Setup:
     @property
     def most_updates(self) -> int:
         """The largest number of updates that the server steps on."""
-        return self.strategy.schedule.largest(self.sampler.largest(self.num_clients))
+        return self.strategy.schedule.largest(self.sampler.largest(self.num_clients), self.num_clients)
 
     def check(self) -> None:
         """Let every part check the others, before the first round.

@@ -122,6 +122,10 @@ class Aggregator(ABC):
     def check(self, setup: "Setup") -> None:  # noqa: B027
         """Raise ValueError for parts of a setup that the rule cannot be combined with; called before any round."""
 
+    def enough(self, updates: int) -> bool:
+        """Whether so many updates are enough for what is proved of the rule; a round with fewer is abandoned."""
+        return True
+
     def combine(self, reducer: Reducer, state: Tensors, context: Context) -> Combined:
         """The aggregate of a round's updates, on the controller, once the reducers of all workers have been merged.
 

@@ -36,10 +36,22 @@ class BearingRule(RowRule):
         check_cohort(setup, part, times * self.num_malicious + more, source, self.before)
 
 
+    def enough(self, updates: int) -> bool:
+        """Whether it gets the rows that its bound asks for; any will do if nobody is malicious."""
+        times, more, _ = self.bound
+        least = times * self.num_malicious + more if self.num_malicious else 1
+        return super().enough(updates) and rows_of(updates, self.before) >= least
+
+
+def rows_of(updates: int, before: Before | None) -> int:
+    """How many rows a rule gets of so many updates."""
+    return updates if before is None else before.count(updates)
+
+
 def check_cohort(setup: "Setup", part: str, least: int, source: str, before: Before | None = None) -> None:
     """Raise ValueError, naming the part, unless a rule gets at least so many rows of the largest cohort."""
     cohort = setup.most_updates
-    rows = cohort if before is None else before.count(cohort)
+    rows = rows_of(cohort, before)
     if rows < least:
         left = "take part" if rows == cohort else f"take part, of which {type(before).__name__} makes {rows} rows"
         raise ValueError(

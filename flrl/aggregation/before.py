@@ -37,6 +37,10 @@ class Bearing(Before):
         part = f"before.num_malicious={self.num_malicious}: {type(self).__name__}"
         check_cohort(setup, part, 2 * self.num_malicious + 1, "an honest majority")
 
+    def enough(self, updates: int) -> bool:
+        """Whether honest clients are the majority."""
+        return updates >= 2 * self.num_malicious + 1
+
 
 class Bucketing(Before):
     """Means of buckets of rows that are drawn by seed (Karimireddy, He, Jaggi, ICLR 2022, arXiv 2006.09365).

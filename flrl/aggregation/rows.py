@@ -70,6 +70,10 @@ class Before(ABC):
     def check(self, setup: "Setup") -> None:  # noqa: B027
         """Raise ValueError for what it cannot go with; before any round."""
 
+    def enough(self, updates: int) -> bool:
+        """As for `Aggregator`."""
+        return True
+
     @abstractmethod
     def __call__(self, rows: Rows) -> Rows:
         """The rows that the rule is given."""
@@ -99,6 +103,10 @@ class RowRule(Aggregator):
         """Check what comes before the rule."""
         if self.before is not None:
             self.before.check(setup)
+
+    def enough(self, updates: int) -> bool:
+        """What comes before the rule says; a rule of its own bound too."""
+        return self.before is None or self.before.enough(updates)
 
     @abstractmethod
     def rule(self, rows: Rows) -> Ruled | Tensor:

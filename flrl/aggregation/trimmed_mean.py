@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from flrl.aggregation.bearing import check_cohort
+from flrl.aggregation.bearing import check_cohort, rows_of
 from flrl.aggregation.columns import sorted_columns
 from flrl.aggregation.rows import RowRule, Rows
 
@@ -46,6 +46,10 @@ class TrimmedMean(RowRule):
         if self.num_malicious is not None:
             part = f"num_malicious={self.num_malicious}: TrimmedMean"
             check_cohort(setup, part, 2 * self.num_malicious + 1, "Yin et al., 2018", self.before)
+
+    def enough(self, updates: int) -> bool:
+        """Whether something is left, where it is told how many clients may be malicious."""
+        return super().enough(updates) and rows_of(updates, self.before) >= 2 * (self.num_malicious or 0) + 1
 
     def rule(self, rows: Rows) -> Tensor:
         """The mean of each column without its extremes, `[d]`."""

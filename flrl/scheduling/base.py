@@ -156,7 +156,7 @@ class Plan:
 
     def abandoned(self) -> "Plan":
         """The plan without training: too many clients are lost or late for the server to step."""
-        absent = [*self.absent, *(missing(task, "too few others in time") for task in self.tasks)]
+        absent = [*self.absent, *(missing(task, "too few others") for task in self.tasks)]
         return replace(self, whole=for_those(self.whole, []), parts=[], absent=absent)
 
     def clock(self, reports: Sequence[ClientReport]) -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ class Schedule(ABC):
         if self.needs_devices and setup.devices is None:
             raise ValueError(f"strategy.schedule: {type(self).__name__} needs a clock: choose devices=equal or another")
 
-    def largest(self, cohort: int) -> int:
+    def largest(self, cohort: int, num_clients: int) -> int:
         """The largest number of updates that the server steps on, of a sampler whose largest cohort is given."""
         return cohort
 

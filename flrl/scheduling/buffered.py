@@ -64,7 +64,7 @@ class Buffered(Schedule):
             if transform.hides_updates:
                 raise ValueError(f"strategy.transforms.{key}: needs all clients of a round to send at once, not {name}")
 
-    def largest(self, cohort: int) -> int:
+    def largest(self, cohort: int, num_clients: int) -> int:
         """The buffer."""
         return min(cohort, self.buffer)
 

@@ -60,7 +60,7 @@ class Deadline(Schedule):
         if self.first is not None and self.first > most:
             raise ValueError(f"strategy.schedule.first={self.first}: only {most} clients take part in a round")
 
-    def largest(self, cohort: int) -> int:
+    def largest(self, cohort: int, num_clients: int) -> int:
         """Those of the cohort whose updates the server waits for."""
         return cohort if self.first is None else min(cohort, self.first)
 

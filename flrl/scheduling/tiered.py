@@ -41,6 +41,10 @@ class Tiered(Schedule):
         if self.tiers > setup.num_clients:
             raise ValueError(f"strategy.schedule.tiers={self.tiers}: there are only {setup.num_clients} clients")
 
+    def largest(self, cohort: int, num_clients: int) -> int:
+        """The cohort, or a tier where that is smaller."""
+        return min(cohort, -(-num_clients // self.tiers))
+
     def plan(self, planning: Planning) -> Plan:
         """The cohort of the round, from one tier."""
         tier = int(

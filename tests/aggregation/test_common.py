@@ -23,9 +23,8 @@ OF_ONE = (
     "trimmed mean, share",
     "geometric median",
     "buckets, median",
-    "arc, geometric median",
 )
-"""Rules that make of one update that update."""
+"""Rules that make of one update that update, and that need no more than one."""
 every = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 SIZES = {"update": 7, "control": 2}
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flrl.aggregation import Krum, Median
+from flrl.aggregation import Krum, Median, TrimmedMean
 from flrl.callbacks import Callback
 from flrl.data import TensorSource
 from flrl.devices import Devices, Fleet, Intervals, LogNormal, Work
@@ -162,7 +162,26 @@ def test_a_round_with_too_few_in_time_is_abandoned() -> None:
     devices = Paced([1.0, 2.0, 4.0])
     found = run(on_points(Deadline(deadline_s=1.5), devices, rounds=1, clients=3, min_clients=2))
     assert (found.points, found.times) == ([0.0], [1.5])
-    assert found.absent == [{0: "too few others in time", 1: "late", 2: "late"}]
+    assert found.absent == [{0: "too few others", 1: "late", 2: "late"}]
+
+
+def test_a_round_with_fewer_than_its_rule_needs_is_abandoned() -> None:
+    """The trimmed mean of three rows is 1, the median; of two there is none."""
+    options: dict[str, Any] = {"rounds": 2, "clients": 3, "aggregator": TrimmedMean(num_malicious=1)}
+    found = run(on_points(Deadline(deadline_s=3.0), Paced([1.0, 2.0, 4.0]), **options))
+    assert (found.points, found.times) == ([0.0, 0.0], [3.0, 6.0])
+    assert found.absent == [{0: "too few others", 1: "too few others", 2: "late"}] * 2
+    found = run(on_points(Synchronous(), Paced([1.0, 2.0, 4.0], drops=[(1, 0)]), **options))
+    assert (found.points, found.cohorts) == ([0.0, 0.5], [[], [0, 1, 2]])
+
+
+def test_a_round_in_which_too_few_are_there_is_abandoned() -> None:
+    always = np.array([0.0]), np.array([60.0])
+    away = Intervals([np.array([5.0]), always[0], always[0]], [always[1]] * 3, np.full(3, 60.0))
+    devices = Paced([1.0, 2.0, 4.0], availability=away)
+    found = run(on_points(Synchronous(), devices, rounds=3, clients=3, min_clients=3))
+    assert found.points[0] == 0.0
+    assert found.absent[0] == {1: "too few others", 2: "too few others"}
 
 
 def test_a_round_may_end_with_the_first_updates() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flrl.aggregation import Aggregator, Mean, Median
+from flrl.aggregation import Aggregator, Mean, Median, TrimmedMean
 from flrl.callbacks import Callback, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import Checkpoint
 from flrl.errors import TooFewUpdatesError
@@ -193,6 +193,16 @@ def test_the_fewest_updates_are_asked_of_rounds_with_clients() -> None:
     strategy = FedAvg(rounds=3, sampler=sampler, server_optimizer=SGD, min_clients=2)
     with pytest.raises(TooFewUpdatesError, match=r"1 usable updates, strategy\.min_clients=2; only 1 took part"):
         fit(make_worker(strategy, sizes=(10, 12), seed=seed))
+
+
+def test_a_cohort_that_is_too_small_for_the_rule_leaves_the_model() -> None:
+    sampler, rule = PoissonSampler(probability=0.6), TrimmedMean(num_malicious=1)
+    seed = next(s for s in range(1000) if [len(sampler(4, seed=s, round=r)) for r in (1, 2, 3)] == [4, 2, 3])
+    options: dict[str, Any] = {"sampler": sampler, "server_optimizer": SGD, "aggregator": rule}
+    _, (first, second, third) = fit(make_worker(FedAvg(rounds=3, **options), sizes=(4, 4, 4, 4), seed=seed))
+    assert [record.metrics["clients/num"] for record in (first, second, third)] == [4.0, 2.0, 3.0]
+    assert second.digest == first.digest != third.digest
+    assert second.metrics["clients/rejected"] == 2.0
 
 
 def test_a_client_forgets_what_its_update_does_not_bring_again() -> None:
