@@ -21,6 +21,7 @@ from flrl.models import Kinds
 from flrl.privacy import Privacy, Spending, mechanism_of
 from flrl.process_setup import prepare
 from flrl.sampling import draw, needs
+from flrl.scheduling import Deadline, Synchronous
 from flrl.seeding import Seeds
 from flrl.setup import Setup
 from flrl.strategies import Strategy
@@ -234,8 +235,9 @@ class Recipe:
 
 
 def _cohort(setup: Setup, seed: int, round: int) -> np.ndarray:
-    """Who takes part in a round, as far as is known before it: everybody where that depends on earlier rounds."""
+    """Who takes part in a round, as far as is known before it: everybody where devices or earlier rounds decide."""
     away = setup.devices is not None and setup.devices.availability is not None
-    if away or {*needs(setup.sampler)} - {"sizes"}:
+    chosen_by_clock = not isinstance(setup.strategy.schedule, Synchronous | Deadline)
+    if away or chosen_by_clock or {*needs(setup.sampler)} - {"sizes"}:
         return np.arange(setup.num_clients)
     return draw(setup.sampler, {}, setup.sizes, seed=seed, round=round)

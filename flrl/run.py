@@ -35,7 +35,7 @@ from flrl.recipe import Recipe
 from flrl.rounds import initial_state, planned
 from flrl.runs.checkpoint import kept_indexes
 from flrl.runs.environment import differences, environment
-from flrl.runs.resuming import Resumption, is_finished, last_good, run_to_resume
+from flrl.runs.resuming import Resumption, is_finished, last_good, run_to_resume, source_of
 from flrl.runs.rows import ENVIRONMENTS, METRICS, read_rows
 from flrl.runs.saved import BEFORE
 from flrl.runs.settings import continued, earlier_config, with_value
@@ -65,6 +65,7 @@ def run(cfg: DictConfig) -> float | None:
 def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swept: bool) -> float | None:
     check_groups(config)
     resumed_from = run_to_resume(config["resume"], folder)
+    released = source_of(config["resume"], folder)  # also by a run that was killed before its first checkpoint
     earlier = None if resumed_from is None else earlier_config(resumed_from)
     if earlier is not None and resumed_from is not None:
         config = continued(config, earlier, resumed_from)
@@ -99,7 +100,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     )
     store = recipe.client_store()
     start = _start(worker, info, store)
-    ledger = None if spending is None else PrivacyLedger(spending, charges(resumed_from, start.state.round))
+    ledger = None if spending is None else PrivacyLedger(spending, charges(released, start.state.round))
     callbacks = _callbacks(config, ledger)
     shown = any(isinstance(callback, Progress) for callback in callbacks.callbacks)
     worker.examiner.try_out()

@@ -35,7 +35,6 @@ class BearingRule(RowRule):
         part = f"num_malicious={self.num_malicious}: {type(self).__name__}"
         check_cohort(setup, part, times * self.num_malicious + more, source, self.before)
 
-
     def enough(self, updates: int) -> bool:
         """Whether it gets the rows that its bound asks for; any will do if nobody is malicious."""
         times, more, _ = self.bound

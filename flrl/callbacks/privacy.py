@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from flrl.callbacks.base import Callback, RunInfo
+from flrl.errors import DamagedError
 from flrl.privacy.ledger import Ledger
 from flrl.privacy.mechanism import Charged
 from flrl.privacy.spending import Spending
+from flrl.runs.rows import PRIVACY
 from flrl.types import Metrics, RoundRecord, ServerState
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ class PrivacyLedger(Callback):
 
     Raises:
         ValueError: a new run's first round passes the budget.
+        DamagedError: a row of the ledger does not say who took part, and has to.
     """
 
     def __init__(self, spending: Spending, rows: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -39,6 +42,9 @@ class PrivacyLedger(Callback):
         self._released: dict[int, set[int]] = {}
         self._stopped = False
         for row in rows:
+            known = range(spending.setup.num_clients)
+            if spending.mechanism.by_client and not ("clients" in row and all(c in known for c in row["clients"])):
+                raise DamagedError(f"{PRIVACY}: round {row['round']} must have its clients' ids, below {len(known)}")
             self._count(row)
         first, privacy = spending.after(spending.none(), spending.cohort(1)), spending.privacy
         if not rows and not spending.within(first):

@@ -51,17 +51,27 @@ class Ledger:
 
 
 def charges(folder: Path | None, round: int) -> list[dict[str, Any]]:
-    """The rows of the ledger in a run's folder, after a complete round; none if there is no such run.
+    """The rows of the ledger in a run's folder, after so many complete rounds; none if there is no such run.
 
     Raises:
         DamagedError: a line in the middle is damaged, or there is none of a complete round.
     """
-    if folder is None:
+    if folder is None or (round == 0 and not (folder / PRIVACY).exists()):
         return []
     path = folder / PRIVACY
     rows, damaged = list(read_rows(path)), damaged_lines(path)
+    wrong = [number for number, row in enumerate(rows, 1) if not _is_row(row)]
+    if wrong:
+        raise DamagedError(f"{path} is damaged in row {wrong[0]}: round and clients must be whole numbers from 0 on")
     lost = sorted({*range(1, round + 1)} - {row["round"] for row in rows})
     if lost or (damaged and damaged[0] <= len(rows)):
         what = f"has nothing of round {lost[0]}" if lost else f"is damaged in line {damaged[0]}"
         raise DamagedError(f"{path} {what}: without it, it is not known what has been released")
     return rows
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row has what a ledger's row has."""
+    clients = row.get("clients", [])
+    numbers = [row.get("round"), *clients] if isinstance(clients, list) else [None]
+    return all(type(number) is int and number >= 0 for number in numbers)

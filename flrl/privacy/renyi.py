@@ -27,6 +27,7 @@ def renyi(event: "DpEvent", orders: Sequence[float]) -> np.ndarray:
         orders: each above 1.
 
     Raises:
+        ValueError: Poisson samples have other noise than Gaussian.
         dp_accounting.UnsupportedEventError: a part of the event is not known.
     """
     import dp_accounting
@@ -38,6 +39,13 @@ def renyi(event: "DpEvent", orders: Sequence[float]) -> np.ndarray:
         return sum((renyi(each, orders) for each in event.events), np.zeros(len(orders)))
     if isinstance(event, RenyiEvent):
         return divergences(event, orders)
+    sampled = isinstance(event, dp_accounting.PoissonSampledDpEvent)
+    if sampled and not isinstance(event.event, dp_accounting.GaussianDpEvent):
+        kind = type(event.event).__name__.removesuffix("DpEvent")
+        raise ValueError(
+            f"privacy.accountant=rdp: the Renyi divergences of {kind} noise are not known for Poisson samples: "
+            "privacy.accountant=pld"
+        )
     accountant = RdpAccountant(list(orders), dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     with _without_warnings():
         accountant.compose(event)

@@ -60,6 +60,11 @@ def is_finished(folder: Path, rounds: int) -> bool:
     return path.exists() and not (folder / ERROR).exists() and json.loads(path.read_text()).get("rounds") == rounds
 
 
+def source_of(resume: str | None, folder: Path) -> Path | None:
+    """The folder that `resume` names, whether or not there is something to go on from; None for none."""
+    return folder if resume == "auto" else Path(resume) if resume else None
+
+
 def run_to_resume(resume: str | None, folder: Path) -> Path | None:
     """The run's folder to resume from; None to start from the beginning.
 
@@ -70,7 +75,7 @@ def run_to_resume(resume: str | None, folder: Path) -> Path | None:
     Raises:
         ValueError: the run in it is finished, and has no checkpoints.
     """
-    source = folder if resume == "auto" else Path(resume) if resume else None
+    source = source_of(resume, folder)
     if source is not None and (source / "summary.json").exists() and not list_checkpoints(source):
         raise ValueError(f"{source} holds a finished run without checkpoints: there is nothing to resume from")
     return source if source is not None and list_checkpoints(source) else None

@@ -34,7 +34,7 @@ def check_bounded(setup: Setup) -> None:
     mechanism_of(setup)
     key, what = _key(setup, mechanism), "differential privacy"
     _check_strategy(strategy, key)
-    if not isinstance(setup.aggregator, Mean):
+    if type(setup.aggregator) is not Mean:  # what a subclass computes is not known
         found = type(setup.aggregator).__name__
         raise ValueError(f"strategy.aggregator={found}: its sensitivity is not known, {key} needs aggregator=mean")
     if setup.aggregator.cosines:
@@ -104,6 +104,10 @@ def _check_order(setup: Setup, mechanism: Any, key: str) -> None:
     for name in names[:place]:
         if setup.transforms[name].encodes or setup.transforms[name].hides_updates:
             raise ValueError(f"{key}: put it before {name}, whose result it must not change")
+    for name in names[:place] + names[place + 1 :]:
+        other = setup.transforms[name]
+        if type(other).reducer is not Transform.reducer and not other.hides_updates:
+            raise ValueError(f"strategy.transforms.{name}: reduces updates its own way, which {key} does not bound")
     noise_from = getattr(mechanism, "noise_from", "server")
     for name in names[place + 1 :]:
         advice = _unfit(setup.transforms[name], names[place], noise_from)

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from flrl.seeding import seed_for, seeded_for_client
@@ -124,8 +125,9 @@ class _Part:
         """
         assert self.asked is not None
         name = f"trainer.private: {type(self.strategy).__name__}"
-        if len(self.asked.indices) != len(self.problem.indices):
-            raise ValueError(f"{name} trains on a part of a client's samples, which is not counted")
+        asked, own = self.asked.indices, self.problem.indices
+        if asked is not own and not np.array_equal(np.sort(asked), np.sort(own)):
+            raise ValueError(f"{name} trains on other samples than each of a client's once, which is not counted")
         self.asked = replace(self.asked, training=self.trainings)
         self.trainings += 1
         self.steps += trainer.num_epochs(self.asked) * trainer.num_batches(self.asked)

@@ -75,6 +75,8 @@ def sampled(kind: str, noise_multiplier: float, probability: float, count: int) 
     """So many releases of a sum with noise, over clients that Poisson sampling has chosen."""
     import dp_accounting
 
+    if not noise_multiplier:
+        return dp_accounting.SelfComposedDpEvent(dp_accounting.NonPrivateDpEvent(), count)
     kinds = {"gaussian": dp_accounting.GaussianDpEvent, "laplace": dp_accounting.LaplaceDpEvent}
     one = kinds[kind](noise_multiplier)
     if probability < 1:

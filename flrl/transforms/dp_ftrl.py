@@ -80,7 +80,7 @@ class FTRL(Bounding):
         if found > self.sensitivity * (1 + 1e-9):
             raise ValueError(
                 f"strategy.transforms.dp_ftrl.sensitivity={self.sensitivity:g}: the cohorts of strategy.rounds="
-                f"{setup.strategy.rounds} have {found:g}; null computes it from them"
+                f"{setup.strategy.rounds} have {found:g}; a new run with null computes it"
             )
 
     def filled(self, setup: "Setup") -> Mapping[str, float]:

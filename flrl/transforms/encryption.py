@@ -41,7 +41,7 @@ class Encryption(Transform):
     def check(self, setup: "Setup") -> None:
         """Raise ValueError for rules that are no sums, for other encodings, and for models that are too large."""
         where = f"strategy.transforms.{self.name}"
-        if not isinstance(setup.aggregator, Mean):
+        if type(setup.aggregator) is not Mean:
             rule = type(setup.aggregator).__name__
             raise ValueError(f"{where}: {rule} needs each update, and {self.name} hides them: strategy/aggregator=mean")
         if setup.strategy.schedule.overlaps:

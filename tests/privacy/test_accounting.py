@@ -10,6 +10,7 @@ from mpmath import mp, mpf, quad
 
 from flrl.privacy.accounting import calibrated, epsilon, sampled_gaussian
 from flrl.privacy.renyi import renyi, sampled_gaussian_divergence
+from flrl.transforms.dp import sampled
 
 PUBLISHED_RDP = [
     (1.5, 0.04, 2250, 1e-5, 7.32911117143),
@@ -73,6 +74,9 @@ def test_edges(accountant: str) -> None:
     assert epsilon(sampled_gaussian(1.0, 0.1, 0), **kwargs) == 0.0
     assert epsilon(sampled_gaussian(0.0, 0.1, 10), **kwargs) == math.inf
     assert epsilon(dp_accounting.NonPrivateDpEvent(), **kwargs) == math.inf
+    for probability in (0.1, 1.0):
+        assert epsilon(sampled("laplace", 0.0, probability, 10), **kwargs) == math.inf
+    assert epsilon(sampled("laplace", 2.0, 1.0, 10), **kwargs) <= 5.0 * (1.05 if accountant == "rdp" else 1.0)
 
 
 @pytest.mark.parametrize("accountant", [pytest.param("pld", marks=pytest.mark.slow), "rdp"])
@@ -93,6 +97,10 @@ def test_little_noise_is_counted_at_once() -> None:
 
 
 def test_invalid_settings_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"privacy.accountant=rdp: the Renyi divergences of Laplace noise are not known"
+    ):
+        epsilon(sampled("laplace", 1.0, 0.5, 3), delta=1e-5, accountant="rdp")
     event = sampled_gaussian(1.0, 0.1, 10)
     with pytest.raises(ValueError, match=r"privacy.delta=0: must be above 0 and below 1"):
         epsilon(event, delta=0)

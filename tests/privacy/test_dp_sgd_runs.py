@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flrl.data import TensorSource
 from flrl.errors import ClientError
 from flrl.privacy import Charged, epsilon, mechanism_of, sampled_gaussian
 from flrl.sampling import PowerOfChoice
@@ -169,13 +172,43 @@ def test_only_gradient_problems_and_more_steps_than_are_charged_are_refused() ->
             part = yield replace(problem, indices=problem.indices[:3])
             return part.update(problem)
 
+    class Doubling(FedAvg):
+        def local(self, problem: Any) -> Any:
+            twice = yield replace(problem, indices=np.full_like(problem.indices, problem.indices[0]))
+            return twice.update(problem)
+
+    class Turning(FedAvg):
+        def local(self, problem: Any) -> Any:
+            turned = yield replace(problem, indices=problem.indices[::-1].copy())
+            return turned.update(problem)
+
     for kind, message in (
         (Sneaking, "Sneaking needs whole gradients or losses"),
         (Longer, "Longer takes 6 steps of a round, and 3 are counted by its `passes`"),
-        (Partial, "Partial trains on a part of a client's samples"),
+        (Partial, "Partial trains on other samples than each of a client's once"),
+        (Doubling, "Doubling trains on other samples than each of a client's once"),
     ):
         with pytest.raises(ClientError, match=message):
             trained(kind(**AVERAGE), Linear, EagerTrainer(batch_size=8, private=DP), sizes=(20,))
+    trained(Turning(**AVERAGE), Linear, EagerTrainer(batch_size=8, private=DP), sizes=(20,))
+
+
+def test_a_loss_that_weighs_classes_is_refused_once_they_are_seen() -> None:
+    """Of one sample the weights cancel; the weight of class 2 alone is another one, and its first sample comes late."""
+
+    def weighing(module: Any, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(module.net(batch[0]), batch[1], weight=torch.tensor([1.0, 1.0, 50.0]))
+
+    inputs = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    late = torch.tensor([0, 1] * 19 + [2, 0])
+    for targets, refused in ((late.clamp(max=1), False), (late, True)):
+        for kind in (EagerTrainer, VectorizedTrainer):
+            trainer = kind(batch_size=40, private=DPSGD(max_norm=1.0, noise_multiplier=0.0))
+            with pytest.raises(ClientError, match="neither the mean nor the sum") if refused else nullcontext():
+                trained(
+                    FedAvg(**AVERAGE), partial(Stepped, weighing), trainer, sizes=(40,),
+                    source=TensorSource(inputs, targets),
+                )  # fmt: skip
 
 
 def test_the_clients_of_which_no_other_spends_more_are_charged() -> None:

@@ -77,6 +77,9 @@ def test_a_budget_that_no_round_keeps_is_refused() -> None:
     [
         ('{"round": 1}\n', "has nothing of round 2"),
         ('{"round": 1}\n{"ro\n{"round": 2}\n', "is damaged in line 2"),
+        ('{"round": 1}\n{"round": 2, "clients": null}\n', "is damaged in row 2: round and clients must be whole"),
+        ('{"round": 1, "clients": ["a"]}\n{"round": 2}\n', "is damaged in row 1"),
+        ('{"round": true}\n{"round": 2}\n', "is damaged in row 1"),
         (None, "has nothing of round 1"),
     ],
 )
@@ -92,3 +95,19 @@ def test_a_charge_that_was_cut_off_was_never_released(tmp_path: Path) -> None:
     rows = charges(tmp_path, 1)
     assert Ledger.begun(tmp_path, rows).charge(2, None) == {"round": 2}
     assert (tmp_path / "privacy.jsonl").read_text() == '{"round": 1}\n{"round": 2}\n'
+
+
+@pytest.mark.parametrize("row", [{"round": 1}, {"round": 1, "clients": [99]}])
+def test_a_row_that_does_not_say_who_took_part_is_refused_where_that_counts(tmp_path: Path, row: Any) -> None:
+    with pytest.raises(DamagedError, match=r"^privacy\.jsonl: round 1 must have its clients' ids, below 3$"):
+        started(tmp_path, [row], by_client=True)
+    started(tmp_path, [row])
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_has_released_what_it_has(tmp_path: Path) -> None:
+    assert charges(tmp_path, 0) == []
+    assert charges(None, 0) == []
+    started(tmp_path, secure=True).on_round_start(1, [0])
+    again = started(tmp_path, charges(tmp_path, 0), secure=True)
+    again.on_round_start(1, [0])
+    assert again.summary()["privacy"]["releases"] == 2

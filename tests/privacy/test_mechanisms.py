@@ -18,9 +18,21 @@ from flrl.layout import ParameterLayout
 from flrl.privacy import Charged, epsilon
 from flrl.sampling import AllClients, PoissonSampler, PowerOfChoice, RoundRobin, UniformSampler
 from flrl.strategies import FedAvg, FedNova
-from flrl.transforms import FTRL, AdaptiveDP, CentralDP, ClipNorm, DistributedDP, GaussianNoise, LocalDP, TopK
+from flrl.transforms import (
+    FTRL,
+    AdaptiveDP,
+    CentralDP,
+    ClipNorm,
+    DistributedDP,
+    GaussianNoise,
+    LocalDP,
+    TopK,
+    Transform,
+)
+from flrl.transforms.apply import on_server
 from flrl.transforms.dp_ftrl import root_of_sums, sensitivity
 from flrl.transforms.noise import laplace, normal
+from flrl.types import Broadcast
 from tests.toys import fit, make_worker, setup_of
 from tests.transforms.given import context, update
 
@@ -226,6 +238,21 @@ def private(mechanism: Any, *, before: Any = None, after: Any = None, **given: A
     return setup_of(strategy=kind(transforms=transforms, **given), devices=given.pop("devices", None))
 
 
+class Louder(Mean):
+    """A mean that is none."""
+
+    def combine(self, reducer: Any, state: Any, context: Any) -> Any:
+        found = super().combine(reducer, state, context)
+        return replace(found, vectors={name: 100 * vector for name, vector in found.vectors.items()})
+
+
+class Reducing(Transform):
+    """Has a reducer of its own."""
+
+    def reducer(self, inner: Any, context: Any) -> Any:
+        return inner
+
+
 CENTRAL = CentralDP(clip=1.0, noise_multiplier=1.0)
 
 
@@ -233,6 +260,12 @@ CENTRAL = CentralDP(clip=1.0, noise_multiplier=1.0)
     ("given", "message"),
     [
         ({"aggregator": Median()}, "aggregator=Median: its sensitivity is not known"),
+        ({"aggregator": Louder()}, "aggregator=Louder: its sensitivity is not known"),
+        (
+            {"before": Reducing()},
+            r"strategy\.transforms\.first: reduces updates its own way, which",
+        ),
+        ({"after": Reducing()}, r"strategy\.transforms\.last: reduces updates its own way"),
         ({"aggregator": Mean(cosines=True)}, r"aggregator\.cosines=true: compares single updates"),
         ({"sampler": UniformSampler(num=2)}, "UniformSampler draws cohorts whose privacy is not counted here"),
         ({"sampler": PowerOfChoice(num=1, candidates=2)}, "PowerOfChoice draws or weighs by what clients report"),
@@ -302,3 +335,22 @@ def test_an_empty_cohort_is_a_round_of_noise() -> None:
     state, history = fit(worker)
     assert history[-1].metrics["clients/num"] == 0
     assert float((state.vector - before).std()) == pytest.approx(1 / 3e-9, rel=0.5)
+
+
+def test_what_follows_the_noise_is_not_told_how_many_have_sent() -> None:
+    told: dict[str, float] = {}
+
+    class Listening(Transform):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def server(self, vectors: Any, state: Any, context: Any) -> Any:
+            told[self.name] = context.received
+            return vectors, state, {}
+
+    layout = ParameterLayout(torch.nn.Linear(2, 1))
+    zeros = {"update": torch.zeros(3, dtype=torch.float64)}
+    transforms = {"first": Listening("first"), "dp": CENTRAL, "last": Listening("last")}
+    sent = Broadcast(1, torch.zeros(3), 2.0, cohort=(0, 1))
+    on_server(transforms, zeros, {}, sent, layout, 0, received=2.0, expected=5.0)
+    assert told == {"last": 2.0, "first": 5.0}

@@ -118,6 +118,28 @@ def test_with_secure_noise_a_repeated_round_counts_again_and_nothing_can_be_veri
 
 
 @pytest.mark.slow
+def test_without_a_checkpoint_too_releases_with_secure_noise_count(cli: Any) -> None:
+    common = (*DP, "strategy.rounds=4", "privacy.secure_noise=true", RDP, "callbacks.checkpoint.every=9")
+    killed_in_round_3(*common)
+    assert cli(*common, "resume=auto", "hydra.run.dir=run").code == 0
+    assert [row["round"] for row in rows("run", "privacy.jsonl")] == [1, 2, 3, 1, 2, 3, 4]
+    assert spent("run")[-1] == epsilon(sampled_gaussian(1.0, 0.5, 7), delta=1e-5, accountant="rdp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["buffered", "tiered", "asynchronous"])
+def test_a_budget_is_kept_whoever_the_clock_chooses(cli: Any, schedule: str) -> None:
+    """Whom devices choose is not known before a round, so that everybody is counted on."""
+    private = ("trainer/private=dp_sgd", "privacy.epsilon=6", "strategy.sampler.num=4", "devices=heavy_tailed", RDP)
+    buffer = ("strategy.schedule.buffer=2",) if schedule == "buffered" else ()
+    common = (*private, f"strategy/schedule={schedule}", *buffer, "logger=none", "strategy.rounds=10")
+    for seed in range(3):
+        done = cli(*common, f"seed={seed}", f"hydra.run.dir=run{seed}")
+        assert done.code == 0, done.err
+        assert max(spent(f"run{seed}")) <= 6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["dp", "dp_adaptive", "dp_local", "dp_distributed", "dp_ftrl"])
 def test_what_is_shown_is_what_the_accountant_says_and_a_resume_has_the_same_bits(cli: Any, mechanism: str) -> None:
     common = (*DP[1:], f"strategy/transforms={mechanism}")

@@ -15,7 +15,7 @@ from flrl.trainers.client_batch import ClientBatch
 from flrl.trainers.private.clipped_sum import ClippedSum
 from flrl.trainers.private.dp_sgd import DPSGD
 from flrl.trainers.private.loop import Logs, padded, vmapped
-from flrl.trainers.private.separable import check_separable
+from flrl.trainers.private.separable import check_separable, labels_at
 from flrl.trainers.problem import LocalProblem
 from flrl.trainers.steps.record import Watched
 
@@ -65,7 +65,7 @@ class PrivateClientBatch(ClientBatch):
         for index, part in zip(present, indices, strict=True):
             (batch,) = self.rows[index].problem.source.batches(part, len(part))
             batch = to_device(self.module, padded(batch, len(part), rows), self.device)
-            check_separable(self.model, batch, len(part))
+            check_separable(self.model, batch, len(part), labels_at(self.rows[index].problem, part))
             batches.append(batch)
         leaves = pytree.tree_leaves(pytree.tree_map(lambda *parts: torch.stack(parts), *batches))
         places = torch.arange(rows, device=self.device)

@@ -13,7 +13,7 @@ from flrl.trainers.base import Trainer
 from flrl.trainers.loop import Loop
 from flrl.trainers.private.clipped_sum import ClippedSum
 from flrl.trainers.private.dp_sgd import DPSGD
-from flrl.trainers.private.separable import check_separable
+from flrl.trainers.private.separable import check_separable, labels_at
 from flrl.trainers.problem import LocalProblem
 from flrl.trainers.steps.capturing import NotCapturableError
 
@@ -73,7 +73,7 @@ class PrivateLoop(Loop):
         assert not more
         rows = self.private.rows(count, self.trainer.batch_size)
         batch = to_device(self.module, padded(batch, count, rows), self.device)
-        check_separable(self.problem.model, batch, count)
+        check_separable(self.problem.model, batch, count, labels_at(self.problem, indices))
         function, call = self.function(batch, batch_idx)
         weights = (torch.arange(rows, device=self.device) < count).to(torch.float32)
         tensors = self.tensors()
