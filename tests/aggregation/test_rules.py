@@ -437,3 +437,15 @@ def test_plain_rows_and_weights_that_are_none(rows: list[Any], weights: Any, mes
 def test_a_number_of_malicious_clients_is_whole() -> None:
     with pytest.raises(ValueError, match=r"num_malicious=1.5: must be a whole number, at least 0"):
         Krum(num_malicious=1.5)  # type: ignore[arg-type]
+
+
+def test_how_many_updates_are_enough() -> None:
+    def least(rule: RowRule) -> int:
+        return next(number for number in range(1, 99) if rule.enough(number))
+
+    assert [least(Krum(num_malicious=f)) for f in (0, 1, 2)] == [1, 5, 7]
+    assert [least(Bulyan(num_malicious=f)) for f in (1, 2)] == [7, 11]
+    assert [least(TrimmedMean(num_malicious=2)), least(TrimmedMean(share=0.2)), least(Median())] == [5, 1, 1]
+    # Buckets of two make five rows of nine updates; nearest-neighbour mixing needs an honest majority itself.
+    assert least(Krum(num_malicious=1, before=Bucketing(size=2))) == 9
+    assert least(Median(before=NNM(num_malicious=3))) == 7

@@ -203,7 +203,7 @@ def test_a_loss_that_weighs_classes_is_refused_once_they_are_seen() -> None:
     late = torch.tensor([0, 1] * 19 + [2, 0])
     for targets, refused in ((late.clamp(max=1), False), (late, True)):
         for kind in (EagerTrainer, VectorizedTrainer):
-            trainer = kind(batch_size=40, private=DPSGD(max_norm=1.0, noise_multiplier=0.0))
+            trainer = kind(batch_size=8, local_epochs=4, private=DPSGD(max_norm=1.0, noise_multiplier=0.0))
             with pytest.raises(ClientError, match="neither the mean nor the sum") if refused else nullcontext():
                 trained(
                     FedAvg(**AVERAGE), partial(Stepped, weighing), trainer, sizes=(40,),
