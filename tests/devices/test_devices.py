@@ -1,6 +1,7 @@
 """Devices: laws, tables, durations by hand, luck, availability, traces."""
 
 import json
+import math
 import pickle
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flrl.devices import (
     Constant,
@@ -168,6 +171,53 @@ def test_intervals_repeat() -> None:
     assert [row[0] for row in seen] == [False, True, False, True, False, True]
     assert all(row[1] is False and row[2] == row[0] for row in seen)
     assert [trace.next_change(time) for time in (0.0, 1.0, 6.0, 15.0)] == [1.0, 5.0, 11.0, 21.0]
+
+
+@st.composite
+def traces(draw: Any) -> Intervals:
+    """Up to three traces with fractional seconds, of which the first is active and not always."""
+    found: list[list[np.ndarray]] = [[], []]
+    periods = [draw(st.floats(0.3, 9000.0)) for _ in range(draw(st.integers(1, 3)))]
+    for period in periods:
+        places = sorted(draw(st.lists(st.integers(1, 999), min_size=2, max_size=6, unique=True)))
+        for kind, times in zip(found, (places[0::2], places[1::2]), strict=True):
+            kind.append(np.array(times[: len(places) // 2]) / 1000 * period)
+    return Intervals(*found, np.array(periods))
+
+
+@given(traces(), st.floats(0.0, 1e7))
+@settings(max_examples=200, deadline=None)
+def test_a_traces_next_change_is_one(trace: Intervals, start: float) -> None:
+    """Each is the first representable time at which a trace has become active, and none is left out."""
+    now, num = start, len(trace.active)
+    for _ in range(8):
+        later = trace.next_change(now)
+        assert later > now
+        just_before = math.nextafter(later, 0)
+        assert (trace.at(later, num, 0) & ~trace.at(just_before, num, 0)).any()
+        waits = [
+            rise - now % period if rise > now % period else rise + (period - now % period)
+            for rises, period in zip(trace.active, trace.periods.tolist(), strict=True)
+            for rise in rises.tolist()
+        ]
+        assert later == pytest.approx(now + min(waits), rel=1e-15, abs=1e-12)
+        now = later
+
+
+@pytest.mark.parametrize("slot_s", [0.1, 0.3, 0.7, 1.1, 3.3, 33.3, 1 / 3, 86400 / 7])
+def test_every_slot_is_reached(slot_s: float) -> None:
+    days, now = SineDays(slot_s=slot_s), 0.0
+    for slot in range(3000):
+        assert math.floor(now / slot_s) == slot
+        now = days.next_change(now)
+    assert days.next_change(8.1) > 8.1
+
+
+def test_intervals_that_touch_are_one() -> None:
+    trace = Intervals([np.array([0.0, 2.0, 5.0, 5.0])], [np.array([2.0, 3.0, 5.0, 10.0])], np.array([10.0]))
+    assert [trace.next_change(time) for time in (0.0, 4.0, 5.0)] == [5.0, 5.0, 15.0]
+    always = Intervals([np.array([0.0])], [np.array([10.0])], np.array([10.0]))
+    assert always.next_change(3.0) == math.nextafter(3.0, 4.0)
 
 
 @pytest.mark.parametrize("suffix", ["json", "pickle"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flrl.aggregation import Krum, Median, TrimmedMean
 from flrl.callbacks import Callback
 from flrl.data import TensorSource
-from flrl.devices import Devices, Fleet, Intervals, LogNormal, Work
+from flrl.devices import Devices, Fleet, Intervals, LogNormal, SineDays, Work
 from flrl.sampling import AllClients, UniformSampler
 from flrl.scheduling import (
     NOW,
@@ -235,6 +235,23 @@ def test_nobody_available_waits_for_somebody() -> None:
         found = run(on_points(schedule, Paced([2.0, 2.0], availability=windows), rounds=4))
         assert found.times == [5.0, 7.0, 8.0, 10.0]
         assert found.cohorts == [[], [0], [], [1]]
+
+
+@pytest.mark.parametrize("schedule", [Synchronous(), Buffered(buffer=2)])
+def test_the_clock_goes_on(schedule: Any) -> None:
+    """Clients that are there from 100.1 s to 160.1 s of each hour begin three rounds of 25 s in that minute."""
+    hourly = Intervals([np.array([100.1])], [np.array([160.1])], np.array([3600.0]))
+    found = run(on_points(schedule, Paced([25.0, 25.0], availability=hourly), rounds=24))
+    assert [len(cohort) for cohort in found.cohorts] == [0, 2, 2, 2] * 6
+    hours = [[3600 * hour + 100.1 + 25 * round for round in range(4)] for hour in range(6)]
+    assert found.times == pytest.approx([time for hour in hours for time in hour], rel=1e-12)
+
+
+def test_the_clock_goes_on_through_short_slots() -> None:
+    days = SineDays(slot_s=0.1, mean=0.05, amplitude=0.0)
+    found = run(on_points(Synchronous(), Paced([0.3, 0.3], availability=days), rounds=60))
+    assert (np.diff([0.0, *found.times]) > 0).all()
+    assert any(found.cohorts[30:])
 
 
 WAYS: dict[str, Any] = {
