@@ -1,12 +1,12 @@
 """A run's devices: durations of what its clients do, by client."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from flrl.devices.base import Devices, Luck, Table
-from flrl.seeding import SERVER, generator_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Fleet:
     def table(self, sizes: np.ndarray) -> Table:
         """The numbers of every client's device; drawn once."""
         if not self._tables:
-            self._tables.append(self.devices.table(sizes, generator_for(self.seed, 0, SERVER, "devices")))
+            self._tables.append(self.devices.drawn(sizes, self.seed))
         return self._tables[0]
 
     def dispatch(self, round: int, clients: Sequence[int], sizes: np.ndarray, down_bytes: int) -> Dispatch:
@@ -123,5 +123,17 @@ class Fleet:
         return self.devices.available(time_s, num_clients, self.seed)
 
     def next_change(self, time_s: float) -> float:
-        """When other clients may be available; the same time where all always are."""
-        return time_s if self.devices.availability is None else self.devices.availability.next_change(time_s)
+        """When other clients may be available; the same time where all always are.
+
+        Raises:
+            ValueError: an availability of one's own gives no later time, and the clock would stand still.
+        """
+        if self.devices.availability is None:
+            return time_s
+        later = self.devices.availability.next_change(time_s)
+        if not time_s < later < math.inf:
+            name = type(self.devices.availability).__name__
+            raise ValueError(
+                f"devices.availability: {name}.next_change({time_s}) is {later}: must be later, and finite"
+            )
+        return later

@@ -53,7 +53,8 @@ class LogNormal(Law):
 
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """Draw so many."""
-        return self.median * np.exp(self.sigma * rng.standard_normal(size))
+        with np.errstate(over="ignore"):
+            return self.median * np.exp(self.sigma * rng.standard_normal(size))
 
 
 class Pareto(Law):

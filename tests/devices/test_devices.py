@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from flrl.devices import (
     Pareto,
     Profiles,
     SineDays,
+    Table,
     Uniform,
     Work,
 )
@@ -249,6 +251,82 @@ def test_a_pickle_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == ""
 
 
+NUMBERS = r"must be a list of finite numbers"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"active": [math.nan]}, rf"has active=\[NaN\]: {NUMBERS}"),
+        ({"inactive": [math.inf]}, rf"has inactive=\[Infinity\]: {NUMBERS}"),
+        ({"active": ["x"]}, rf'has active=\["x"\]: {NUMBERS}'),
+        ({"active": "x"}, rf'has active="x": {NUMBERS}'),
+        ({"active": 3}, rf"has active=3: {NUMBERS}"),
+        ({"active": [[1], [2, 3]]}, rf"has active=\[\[1\], \[2, 3\]\]: {NUMBERS}"),
+        ({"active": None}, rf"has active=null: {NUMBERS}"),
+        ({"active": [10**400]}, rf"has active=\[10+\.\.\.: {NUMBERS}"),
+        ({"finish_time": math.nan}, r"has finish_time=NaN: must be a positive, finite number"),
+        ({"finish_time": 0}, r"has finish_time=0: must be a positive"),
+        ({"finish_time": "x"}, r'has finish_time="x": must be a positive'),
+        ({"finish_time": 15}, r"active and inactive times must be from 0 to 15, after which it repeats"),
+        ({"inactive": [12, 20]}, r"active and inactive times must alternate in order"),
+    ],
+)
+def test_a_wrong_trace_is_refused_with_its_device(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    right = {"active": [10], "inactive": [20], "finish_time": 60}
+    (tmp_path / "trace.json").write_text(json.dumps({"7": right, "b": {**right, **wrong}}))
+    devices = Devices(availability=FedScaleAvailability(path=str(tmp_path / "trace.json")))
+    with pytest.raises(ValueError, match=rf"devices\.availability\.path=.*trace\.json: device b:? ?{message}"):
+        devices.check(SIZES, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            {"a": {"computation": math.nan, "communication": 1}},
+            "device a has computation=NaN: must be a positive, finite",
+        ),
+        ({"a": {"computation": 1}}, "device a has communication=null: must be a positive, finite number"),
+        ({"a": "fast"}, 'device a is "fast": must be a mapping'),
+        ([1], "is no trace: it must have a mapping for each device"),
+    ],
+)
+def test_wrong_capacities_are_refused_with_their_device(tmp_path: Path, rows: Any, message: str) -> None:
+    (tmp_path / "trace.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=rf"devices\.path=.*trace\.json: {message}"):
+        FedScaleDevices(path=str(tmp_path / "trace.json")).check(SIZES, 0)
+
+
+def test_a_trace_in_which_nobody_is_active_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "trace.json").write_text('{"a": {"active": [], "inactive": [], "finish_time": 0}}')
+    with pytest.raises(ValueError, match=r"trace\.json: no device is ever active"):
+        FedScaleAvailability(path=str(tmp_path / "trace.json")).at(0.0, 1, 0)
+
+
+class Own(Devices):
+    """Devices with a wrong table."""
+
+    def __init__(self, **numbers: Any) -> None:
+        super().__init__()
+        self.numbers = numbers
+
+    def table(self, sizes: np.ndarray, rng: np.random.Generator) -> Table:
+        return replace(super().table(sizes, rng), **self.numbers)
+
+    class Stands(SineDays):
+        """An availability that the clock would stand still with, of one client."""
+
+        def at(self, time_s: float, num_clients: int, seed: int) -> np.ndarray:
+            return super().at(time_s, 1, seed)
+
+        def next_change(self, time_s: float) -> float:
+            return time_s
+
+
+WILD = LogNormal(median=1.0, sigma=1000.0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -256,10 +334,22 @@ def test_a_pickle_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str
             lambda: Devices(samples_per_s=-1.0),
             r"devices\.samples_per_s=-1\.0: must be a number, at least 0, null, or a",
         ),
-        (lambda: Devices(samples_per_s=0.0).table(SIZES, np.random.default_rng(0)), "must be positive, client 0 has 0"),
+        (lambda: Devices(samples_per_s=0.0).drawn(SIZES, 0), r"must be positive, at least 1e-30, client 0 has 0 \(Dev"),
+        (lambda: Devices(latency_s=None).check(SIZES, 0), r"latency_s: must be at least 0 and .*, client 0 has inf"),
         (
-            lambda: Devices(latency_s=None).table(SIZES, np.random.default_rng(0)),
-            "latency_s: must be at least 0 and fin",
+            lambda: Devices(samples_per_s=WILD).drawn(SIZES, 0),
+            r"devices\.samples_per_s: must be positive, .* has .* \(D",
+        ),
+        (lambda: Own(samples_per_s=[1, -2, 3]).drawn(SIZES, 0), r"client 1 has -2 \(Own\)"),
+        (lambda: Own(up_bytes_per_s=[1, 2, math.nan]).drawn(SIZES, 0), r"up_bytes_per_s: .*, client 2 has nan \(Own\)"),
+        (
+            lambda: Own(latency_s=[1, 2]).drawn(SIZES, 0),
+            r"Own\.table returns latency_s of the shape \(2,\): must be one",
+        ),
+        (lambda: Devices(availability=Own.Stands()).check(SIZES, 0), r"Stands\.at returns the shape \(1,\): must be"),
+        (
+            lambda: fleet(Devices(availability=Own.Stands())).next_change(3.0),
+            r"Stands\.next_change\(3\.0\) is 3\.0: must",
         ),
         (lambda: Devices(samples_per_s=1.0, epoch_s=1.0), "exclude each other"),
         (lambda: Devices(dropout=1.0), r"devices\.dropout=1\.0: must be at least 0 and below 1"),
