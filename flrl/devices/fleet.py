@@ -19,6 +19,8 @@ class Work:
         steps: steps instead of epochs; None for epochs.
         passes: how many trainings of this kind the strategy has a client do.
         gradients: how many gradients of all its samples besides.
+
+    A strategy whose clients do something else says so in `Strategy.client_samples`.
     """
 
     batch_size: int
@@ -33,9 +35,14 @@ class Work:
             return np.full(len(sizes), self.steps)
         return np.asarray(self.epochs * -(-sizes // self.batch_size))
 
+    def samples_of_steps(self, sizes: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Samples of each client's first steps, `[clients]`: an epoch's last batch has what the others have left."""
+        epochs, rest = np.divmod(steps, np.maximum(1, -(-sizes // self.batch_size)))
+        return np.asarray(epochs * sizes + np.minimum(rest * self.batch_size, sizes))
+
     def samples(self, sizes: np.ndarray) -> np.ndarray:
         """Samples that each goes through, those of several epochs several times."""
-        trained = self.epochs * sizes if self.steps is None else self.steps * np.minimum(self.batch_size, sizes)
+        trained = self.epochs * sizes if self.steps is None else self.samples_of_steps(sizes, self.num_steps(sizes))
         return np.asarray(self.passes * trained + self.gradients * sizes)
 
 
@@ -91,7 +98,14 @@ class Fleet:
             self._tables.append(self.devices.drawn(sizes, self.seed))
         return self._tables[0]
 
-    def dispatch(self, round: int, clients: Sequence[int], sizes: np.ndarray, down_bytes: int) -> Dispatch:
+    def dispatch(
+        self,
+        round: int,
+        clients: Sequence[int],
+        sizes: np.ndarray,
+        down_bytes: int,
+        samples: np.ndarray | None = None,
+    ) -> Dispatch:
         """What clients that are dispatched in a round take.
 
         Args:
@@ -99,23 +113,32 @@ class Fleet:
             clients: their ids.
             sizes: training samples of every client, int64 `[num_clients]`.
             down_bytes: bytes that each is sent.
+            samples: how many samples each goes through, `[clients]`; None: those of `work`.
         """
         ids, table = np.asarray(clients, np.int64), self.table(sizes)
         luck = self.devices.luck(round, ids, self.seed)
-        compute = self.work.samples(sizes[ids]) / table.samples_per_s[ids] * luck.slowdown
+        worked = self.work.samples(sizes[ids]) if samples is None else samples
+        compute = worked / table.samples_per_s[ids] * luck.slowdown
         other = table.latency_s[ids] + down_bytes / table.down_bytes_per_s[ids]
         return Dispatch(ids, compute, other, 1.0 / table.up_bytes_per_s[ids], luck)
 
-    def expected(self, sizes: np.ndarray, nbytes: int) -> np.ndarray:
-        """Seconds that each client takes without bad luck, with so many bytes both ways; float64 `[num_clients]`."""
+    def expected(self, sizes: np.ndarray, nbytes: int, samples: np.ndarray | None = None) -> np.ndarray:
+        """Seconds that each client takes without bad luck, float64 `[num_clients]`.
+
+        Args:
+            sizes: training samples of every client, int64 `[num_clients]`.
+            nbytes: sent both ways.
+            samples: how many samples each goes through, `[num_clients]`; None: those of `work`.
+        """
         table = self.table(sizes)
         links = nbytes / table.up_bytes_per_s + nbytes / table.down_bytes_per_s
-        return np.asarray(self.work.samples(sizes) / table.samples_per_s + table.latency_s + links, np.float64)
+        worked = self.work.samples(sizes) if samples is None else samples
+        return np.asarray(worked / table.samples_per_s + table.latency_s + links, np.float64)
 
-    def fastest_first(self, sizes: np.ndarray, nbytes: int) -> np.ndarray:
+    def fastest_first(self, sizes: np.ndarray, nbytes: int, samples: np.ndarray | None = None) -> np.ndarray:
         """The clients by their expected seconds, of equal ones those with lower ids first; ordered once."""
         if not self._order:
-            self._order.append(np.argsort(self.expected(sizes, nbytes), kind="stable"))
+            self._order.append(np.argsort(self.expected(sizes, nbytes, samples), kind="stable"))
         return self._order[0]
 
     def available(self, time_s: float, num_clients: int) -> np.ndarray | None:

@@ -6,7 +6,7 @@ A schedule holds settings. What is under way between two rounds is in the server
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flrl.devices import Dispatch, Fleet
+from flrl.devices import Dispatch, Fleet, Work
 from flrl.layout import ParameterLayout
 from flrl.setup import Setup
 from flrl.types import Broadcast, ClientReport, ClientTask, ServerState, Tensors
@@ -101,7 +101,23 @@ class Planning:
     def dispatched(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> Dispatch:
         """What the clients that the tasks are sent to take."""
         clients = [task.client_id for task in tasks]
-        return self.devices.dispatch(broadcast.round, clients, self.sizes, sum(broadcast.payload.values()))
+        samples = self.samples(self.devices.work, self.sizes[np.asarray(clients, np.int64)], broadcast.variables)
+        return self.devices.dispatch(broadcast.round, clients, self.sizes, sum(broadcast.payload.values()), samples)
+
+    def samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """The samples that clients go through, float64 `[clients]`: `Strategy.client_samples`, checked.
+
+        Raises:
+            ValueError: a strategy of one's own returns something else.
+        """
+        found = np.asarray(self.strategy.client_samples(work, sizes, sent), np.float64)
+        if found.shape != sizes.shape or not (np.isfinite(found) & (found >= 0)).all():
+            name = type(self.strategy).__name__
+            raise ValueError(
+                f"strategy: {name}.client_samples must return a finite number, at least 0, for each of {len(sizes)} "
+                f"clients, not {found}"
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True)

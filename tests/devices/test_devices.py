@@ -63,7 +63,7 @@ def test_seconds_by_hand() -> None:
     assert sent.seconds(5.0).tolist() == [3.25, 1.65]
     assert sent.seconds(np.array([5.0, 0.0])).tolist() == [3.25, 1.15]
     steps = fleet(Devices(**EQUAL), Work(batch_size=32, steps=5, passes=2.0)).dispatch(1, [0, 2], SIZES, 0)
-    assert steps.compute_s.tolist() == [3.2, 2.0]  # twice five batches of 32, and of 20, which is all there are
+    assert steps.compute_s.tolist() == [2.64, 2.0]  # twice 32, 32, 32, 4 and 32; twice five batches of all 20
     for kind, seconds in WORK.items():
         work = Work(batch_size=8, epochs=2, passes=kind.passes, gradients=kind.gradients)
         assert fleet(Devices(**EQUAL), work).dispatch(1, [0], SIZES, 0).compute_s.tolist() == [seconds]
@@ -78,6 +78,14 @@ def test_no_limit_takes_no_time() -> None:
 def test_an_epoch_may_take_the_same_for_all() -> None:
     sent = fleet(Devices(epoch_s=1.5)).dispatch(1, [0, 1, 2], SIZES, down_bytes=0)
     assert sent.compute_s.tolist() == [3.0, 3.0, 3.0]
+
+
+def test_an_epochs_last_batch_is_short() -> None:
+    work, sizes = Work(batch_size=32), np.array([36, 64, 5, 0])
+    charged = [replace(work, steps=steps).samples(sizes).tolist() for steps in (1, 2, 3, 6)]
+    assert charged == [[32, 32, 5, 0], [36, 64, 10, 0], [68, 96, 15, 0], [108, 192, 30, 0]]
+    every = replace(work, steps=2, epochs=9, passes=2.0, gradients=1.0)
+    assert every.samples(sizes).tolist() == [108.0, 192.0, 25.0, 0.0]
 
 
 @pytest.mark.parametrize(
