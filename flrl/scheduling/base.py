@@ -145,6 +145,7 @@ class Plan:
         began_s: virtual time when the round began; None if there is no clock.
         ends_s: when it ends; None: when the last of `dispatch` has sent its update, or is lost.
         dispatch: who is under way, where `ends_s` is None.
+        up_bytes: what a client is expected to send whose update the server does not get.
         variables: the schedule's variables after the round, by name.
         numbers: to report.
         key_holders: who can decrypt what the round's clients send, by transform.
@@ -157,6 +158,7 @@ class Plan:
     began_s: float | None = None
     ends_s: float | None = None
     dispatch: Dispatch | None = None
+    up_bytes: float = 0.0
     variables: Tensors = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     key_holders: "Mapping[str, KeyHolder]" = field(default_factory=dict)
@@ -180,11 +182,12 @@ class Plan:
         if self.began_s is None:
             return {}
         ends = self.ends_s
-        sent = {report.client_id: report.up_bytes for report in reports}
         if ends is None:
             ends = self.began_s
             if self.dispatch is not None and len(self.dispatch.clients):
-                up = np.array([sent.get(int(client), 0) for client in self.dispatch.clients], np.float64)
+                sent = {report.client_id: float(report.up_bytes) for report in reports}
+                sent |= {report.client_id: self.up_bytes for report in self.absent}
+                up = np.array([sent[int(client)] for client in self.dispatch.clients])
                 ends += float(self.dispatch.seconds(up).max())
         found: dict[str, Tensor] = {NOW: torch.tensor(ends, dtype=torch.float64)}
         accepted = [report.up_bytes for report in reports if report.rejected is None]
@@ -244,6 +247,7 @@ def together(planning: Planning, broadcast: Broadcast, tasks: Sequence[ClientTas
         began_s=planning.now,
         ends_s=ends,
         dispatch=dispatch,
+        up_bytes=planning.up_bytes,
         numbers={"devices/dropped": float(len(lost))},
     )
 

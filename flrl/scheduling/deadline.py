@@ -68,7 +68,7 @@ class Deadline(Schedule):
         """Those of the cohort whose updates arrive in time."""
         broadcast, tasks = planning.drawn()
         plan = together(planning, broadcast, tasks)
-        if not plan.tasks or plan.dispatch is None:
+        if not tasks or plan.dispatch is None:
             return plan
         kept = plan.dispatch.only(~plan.dispatch.luck.dropped)
         seconds, own = kept.seconds(planning.up_bytes), list(plan.tasks)

@@ -147,6 +147,34 @@ def test_synchronous_rounds_take_as_long_as_their_slowest_client() -> None:
     assert found.cohorts == [[0, 1, 2], [0, 1], [0, 1, 2]]
 
 
+ALL_LOST = [(2, client) for client in range(3)]
+
+
+@pytest.mark.parametrize("schedule", [Synchronous(), Deadline(deadline_s=9.0), Buffered(buffer=3)])
+def test_who_is_lost_would_have_sent_too(schedule: Any) -> None:
+    """Four bytes take 4 s to send: in round 2 all three are lost, the last of them after half of 4 + 4 s."""
+    devices = Paced([1.0, 2.0, 4.0], drops=ALL_LOST, up_bytes_per_s=1.0)
+    found = run(on_points(schedule, devices, rounds=2, clients=3))
+    assert (found.times, found.cohorts) == ([8.0, 12.0], [[0, 1, 2], []])
+
+
+def test_all_lost_are_waited_for_until_the_deadline() -> None:
+    devices = Paced([1.0, 2.0, 8.0], drops=ALL_LOST, up_bytes_per_s=1.0)
+    found = run(on_points(Deadline(deadline_s=5.5), devices, rounds=2, clients=3))
+    assert found.times == [5.5, 11.0]  # client 2 would be lost after 6 s
+
+
+def test_an_abandoned_round_takes_as_long_as_what_was_sent_in_vain() -> None:
+    devices = Paced([1.0, 2.0, 4.0], drops=[(2, 2)], up_bytes_per_s=1.0)
+    found = run(on_points(Synchronous(), devices, rounds=3, clients=3, min_clients=3))
+    assert found.times == [
+        8.0,
+        14.0,
+        22.0,
+    ]  # in round 2 clients 0 and 1 have sent after 5 and 6 s, client 2 is lost at 4
+    assert found.cohorts == [[0, 1, 2], [], [0, 1, 2]]
+
+
 def test_the_last_updates_are_late() -> None:
     found = run(on_points(Deadline(deadline_s=3.0), Paced([1.0, 2.0, 4.0]), rounds=2, clients=3))
     assert (found.points, found.times, found.cohorts) == ([0.0, 0.0], [3.0, 6.0], [[0, 1]] * 2)
