@@ -55,6 +55,7 @@ class Dispatch:
         compute_s: seconds of computation.
         other_s: seconds of latency and of the download.
         up_s_per_byte: seconds of the upload for a byte.
+        down_s_per_byte: those of a download.
         luck: which of them drop out, and when.
     """
 
@@ -62,17 +63,23 @@ class Dispatch:
     compute_s: np.ndarray
     other_s: np.ndarray
     up_s_per_byte: np.ndarray
+    down_s_per_byte: np.ndarray
     luck: Luck
 
-    def seconds(self, up_bytes: "np.ndarray | float") -> np.ndarray:
-        """Seconds until the server has each update, of so many bytes; until it has lost a client that drops out."""
-        whole = self.other_s + self.compute_s + self.up_s_per_byte * up_bytes
+    def seconds(self, up_bytes: "np.ndarray | float", more_down_bytes: "np.ndarray | float" = 0.0) -> np.ndarray:
+        """Seconds until the server has each update, or until it has lost a client that drops out.
+
+        Args:
+            up_bytes: of each update, `[clients]` or of all.
+            more_down_bytes: that each is sent after the model, likewise.
+        """
+        whole = self.other_s + self.compute_s + self.up_s_per_byte * up_bytes + self.down_s_per_byte * more_down_bytes
         return np.asarray(np.where(self.luck.dropped, self.luck.lost_at * whole, whole))
 
     def only(self, kept: np.ndarray) -> "Dispatch":
         """Those clients alone: bool or int64 `[n]`."""
         luck = Luck(*(getattr(self.luck, name)[kept] for name in ("slowdown", "dropped", "lost_at")))
-        names = ("clients", "compute_s", "other_s", "up_s_per_byte")
+        names = ("clients", "compute_s", "other_s", "up_s_per_byte", "down_s_per_byte")
         return replace(self, **{name: getattr(self, name)[kept] for name in names}, luck=luck)
 
 
@@ -120,7 +127,7 @@ class Fleet:
         worked = self.work.samples(sizes[ids]) if samples is None else samples
         compute = worked / table.samples_per_s[ids] * luck.slowdown
         other = table.latency_s[ids] + down_bytes / table.down_bytes_per_s[ids]
-        return Dispatch(ids, compute, other, 1.0 / table.up_bytes_per_s[ids], luck)
+        return Dispatch(ids, compute, other, 1.0 / table.up_bytes_per_s[ids], 1.0 / table.down_bytes_per_s[ids], luck)
 
     def expected(self, sizes: np.ndarray, nbytes: int, samples: np.ndarray | None = None) -> np.ndarray:
         """Seconds that each client takes without bad luck, float64 `[num_clients]`.

@@ -28,6 +28,8 @@ NOW = "clock/now"
 """The name among a state's variables of the virtual time in seconds, float64 `[]`."""
 UP_BYTES = "clock/up_bytes"
 """That of the mean number of bytes that a client has sent in the last round, float64 `[]`."""
+MORE_DOWN_BYTES = "clock/more_down_bytes"
+"""That of the mean number of bytes that a client was sent besides the broadcast, where there were some; likewise."""
 UNDER_WAY = "schedule/"
 """What the names of a schedule's own variables begin with."""
 
@@ -79,6 +81,11 @@ class Planning:
         if known is not None:
             return float(known)
         return float(sum(self.strategy.vector_sizes(self.layout).values()) * self.layout.dtype.itemsize)
+
+    def seconds(self, dispatch: Dispatch) -> np.ndarray:
+        """`Dispatch.seconds` as far as they are known before the round: bytes after the model are the last round's."""
+        more = self.state.variables.get(MORE_DOWN_BYTES)
+        return dispatch.seconds(self.up_bytes, 0.0 if more is None else float(more))
 
     def drawn(self, among: np.ndarray | None = None) -> tuple[Broadcast, list[ClientTask]]:
         """What the strategy sends in this round, and the tasks of a cohort that its sampler draws.
@@ -177,22 +184,30 @@ class Plan:
         absent = [*self.absent, *(missing(task, "too few others") for task in self.tasks)]
         return replace(self, whole=for_those(self.whole, []), parts=[], absent=absent)
 
-    def clock(self, reports: Sequence[ClientReport]) -> dict[str, Tensor]:
-        """The variables of the clock after the round, from the reports of its clients."""
+    def clock(self, reports: Sequence[ClientReport], more_down_bytes: float = 0.0) -> dict[str, Tensor]:
+        """The variables of the clock after the round.
+
+        Args:
+            reports: of its clients.
+            more_down_bytes: that those which were trained were sent together, besides the broadcast.
+        """
         if self.began_s is None:
             return {}
-        ends = self.ends_s
+        ends, more = self.ends_s, more_down_bytes / max(1, len(self.tasks))
         if ends is None:
             ends = self.began_s
             if self.dispatch is not None and len(self.dispatch.clients):
                 sent = {report.client_id: float(report.up_bytes) for report in reports}
                 sent |= {report.client_id: self.up_bytes for report in self.absent}
                 up = np.array([sent[int(client)] for client in self.dispatch.clients])
-                ends += float(self.dispatch.seconds(up).max())
+                trained = np.isin(self.dispatch.clients, [task.client_id for task in self.tasks])
+                ends += float(self.dispatch.seconds(up, more * trained).max())
         found: dict[str, Tensor] = {NOW: torch.tensor(ends, dtype=torch.float64)}
         accepted = [report.up_bytes for report in reports if report.rejected is None]
         if accepted:
             found[UP_BYTES] = torch.tensor(math.fsum(accepted) / len(accepted), dtype=torch.float64)
+        if more:
+            found[MORE_DOWN_BYTES] = torch.tensor(more, dtype=torch.float64)
         return found
 
 

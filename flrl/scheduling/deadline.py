@@ -71,7 +71,7 @@ class Deadline(Schedule):
         if not tasks or plan.dispatch is None:
             return plan
         kept = plan.dispatch.only(~plan.dispatch.luck.dropped)
-        seconds, own = kept.seconds(planning.up_bytes), list(plan.tasks)
+        seconds, own = planning.seconds(kept), list(plan.tasks)
         limit = np.inf if self.deadline_s is None else self.deadline_s
         if self.stragglers == "partial":
             all_steps = planning.devices.work.num_steps(planning.sizes[kept.clients])
@@ -88,7 +88,7 @@ class Deadline(Schedule):
         waited = [seconds[in_time[-1]]] if in_time else []
         complete = len(in_time) == (self.first or -1)
         if not complete:  # the server waits for those that are lost, and for those that are late until the deadline
-            lost = plan.dispatch.only(plan.dispatch.luck.dropped).seconds(planning.up_bytes)
+            lost = planning.seconds(plan.dispatch.only(plan.dispatch.luck.dropped))
             waited += [min(float(value), limit) for value in lost] + [limit] * bool(late)
         sent = for_those(broadcast, chosen)
         return replace(

@@ -33,7 +33,7 @@ from flrl.scheduling import (
 from flrl.strategies import Ditto, FedAvg, FedDyn, FedSGD, Moon, Scaffold
 from flrl.strategies.base import Local
 from flrl.trainers import EagerTrainer, LocalProblem, VectorizedTrainer
-from flrl.transforms import Transform
+from flrl.transforms import SecAgg, Transform
 from flrl.types import RoundRecord, ServerState
 from flrl.worker import Worker
 from tests.toys import fit, make_worker, setup_of
@@ -173,6 +173,19 @@ def test_an_abandoned_round_takes_as_long_as_what_was_sent_in_vain() -> None:
         22.0,
     ]  # in round 2 clients 0 and 1 have sent after 5 and 6 s, client 2 is lost at 4
     assert found.cohorts == [[0, 1, 2], [], [0, 1, 2]]
+
+
+def test_messages_after_the_model_take_time_too() -> None:
+    """Three clients of secure aggregation are sent as many bytes each; a deadline knows them from the round before."""
+    devices = Devices(down_bytes_per_s=1.0)
+    for schedule, known in ((Synchronous(), True), (Deadline(deadline_s=1e6), False)):
+        worker = on_points(schedule, devices, rounds=2, clients=3, transforms={"secagg": SecAgg()})
+        _, history = fit(worker)
+        rows = [record.metrics for record in history if record.round]
+        each = [row["comm/down_bytes"] / 3 for row in rows]
+        assert min(each) > 4.0  # the bytes of the model alone
+        ends = np.diff([0.0] + [row["time/virtual_s"] for row in rows])
+        assert ends.tolist() == pytest.approx([each[0] if known else 4.0, each[1] if known else each[0]])
 
 
 def test_the_last_updates_are_late() -> None:
