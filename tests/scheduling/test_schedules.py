@@ -30,7 +30,7 @@ from flrl.scheduling import (
     Tiered,
     is_under_way,
 )
-from flrl.strategies import Ditto, FedAvg, FedDyn, FedSGD, Moon, Scaffold
+from flrl.strategies import Ditto, FedAvg, FedDyn, FedRep, FedSGD, Moon, Scaffold
 from flrl.strategies.base import Local
 from flrl.trainers import EagerTrainer, LocalProblem, VectorizedTrainer
 from flrl.transforms import SecAgg, Transform
@@ -256,6 +256,35 @@ def test_stragglers_take_the_steps_that_fit() -> None:
     assert models.times == [4.5]
     assert history[-1].metrics["devices/partial"] == 1
     assert models.points == pytest.approx([((1 - 0.5**3) + (1 - 0.5**10)) / 2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "epochs", "deadline_s", "steps"),
+    [
+        (partial(Scaffold, option=1), 719, 1, 7.19, 0),  # the full gradient takes all of it
+        (partial(Scaffold, option=1), 719, 1, 7.5, 0),
+        (partial(Scaffold, option=1), 719, 1, 8.2, 3),  # 1.01 s are left for batches of 0.32 s
+        (partial(Scaffold, option=1), 719, 1, 99.0, 23),
+        (FedAvg, 36, 3, 0.68, 3),  # batches of 32, 4 and 32
+        (FedAvg, 36, 3, 0.99, 4),
+        (partial(Ditto, lam=0.1), 36, 3, 0.72, 2),  # both trainings
+        (partial(FedRep, head_epochs=2, personal=["net*bias"]), 36, 3, 1.1, 2),  # the head takes 0.72 s
+    ],
+)
+def test_steps_that_fit_are_those_beside_all_other_work(
+    kind: Any, size: int, epochs: int, deadline_s: float, steps: int
+) -> None:
+    strategy = kind(
+        rounds=1,
+        sampler=AllClients(),
+        server_optimizer=SGD,
+        schedule=Deadline(deadline_s=deadline_s, stragglers="partial"),
+    )
+    worker = make_worker(strategy, sizes=[size, 1], trainer=EagerTrainer(batch_size=32, local_epochs=epochs))
+    work = Work(32, epochs, passes=strategy.passes, gradients=strategy.gradients)
+    _, history = fit(replace(worker, fleet=Fleet(Devices(samples_per_s=100.0), work, 0)))
+    report = history[-1].reports[0]
+    assert (report.num_steps, report.rejected) == (steps, None if steps else "late")
 
 
 def test_a_tier_is_of_equally_fast_clients() -> None:
