@@ -82,7 +82,9 @@ class Devices:
         if availability is not None and not isinstance(availability, Availability):
             raise ValueError(f"devices.availability={availability}: must be an Availability, such as SineDays, or null")
         if epoch_s is not None and samples_per_s is not None:
-            raise ValueError(f"devices: samples_per_s={samples_per_s} and epoch_s={epoch_s} exclude each other")
+            raise ValueError(
+                f"devices: samples_per_s={samples_per_s} and epoch_s={epoch_s} exclude each other: samples_per_s=null"
+            )
         self.samples_per_s = law_of(samples_per_s, "samples_per_s")
         self.epoch_s = None if epoch_s is None else law_of(epoch_s, "epoch_s")
         self.up_bytes_per_s = law_of(up_bytes_per_s, "up_bytes_per_s")

@@ -9,6 +9,9 @@ import numpy as np
 class Law(ABC):
     """A distribution of positive numbers."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
     @abstractmethod
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """So many numbers, float64 `[size]`."""

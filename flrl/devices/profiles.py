@@ -1,5 +1,6 @@
 """Devices of a few kinds: each client has one of them, drawn by its share."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,13 +29,16 @@ class Profiles(Devices):
         if not kinds:
             raise ValueError("devices.kinds: there must be at least one")
         for name, kind in kinds.items():
+            if not isinstance(kind, Mapping):
+                raise ValueError(f"devices.kinds.{name}={kind}: must be a mapping of {', '.join(_NUMBERS)}")
             unknown = sorted(set(kind) - {"share", *_NUMBERS})
             if unknown:
                 raise ValueError(
                     f"devices.kinds.{name}.{unknown[0]}: there is no such number; {', '.join(_NUMBERS)} are"
                 )
-            if not kind.get("share", 1.0) > 0:
-                raise ValueError(f"devices.kinds.{name}.share={kind['share']}: must be positive")
+            share = kind.get("share", 1.0)
+            if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < math.inf:
+                raise ValueError(f"devices.kinds.{name}.share={share}: must be a positive, finite number")
         self.shares = np.array([float(kind.get("share", 1.0)) for kind in kinds.values()])
         self.laws = [
             [

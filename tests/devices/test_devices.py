@@ -359,7 +359,12 @@ WILD = LogNormal(median=1.0, sigma=1000.0)
             lambda: fleet(Devices(availability=Own.Stands())).next_change(3.0),
             r"Stands\.next_change\(3\.0\) is 3\.0: must",
         ),
-        (lambda: Devices(samples_per_s=1.0, epoch_s=1.0), "exclude each other"),
+        (
+            lambda: Devices(samples_per_s=Pareto(best=2.0, alpha=1.5), epoch_s=1.0),
+            r"samples_per_s=Pareto\(best=2\.0, alpha=1\.5\) and epoch_s=1\.0 exclude each other: samples_per_s=null",
+        ),
+        (lambda: Profiles(kinds={"a": {"share": "abc"}}), r"kinds\.a\.share=abc: must be a positive, finite number"),
+        (lambda: Profiles(kinds={"a": 3}), r"devices\.kinds\.a=3: must be a mapping of samples_per_s"),  # type: ignore[dict-item]
         (lambda: Devices(dropout=1.0), r"devices\.dropout=1\.0: must be at least 0 and below 1"),
         (lambda: Devices(stragglers=1.5), r"devices\.stragglers=1\.5: must be in \[0, 1\]"),
         (lambda: Devices(availability=0.5), r"devices\.availability=0\.5: must be an Availability"),  # type: ignore[arg-type]
@@ -369,7 +374,7 @@ WILD = LogNormal(median=1.0, sigma=1000.0)
         (lambda: Uniform(low=2.0, high=1.0), "low=2.0, high=1.0"),
         (lambda: Profiles(kinds={}), "there must be at least one"),
         (lambda: Profiles(kinds={"a": {"speed": 1.0}}), r"devices\.kinds\.a\.speed: there is no such number"),
-        (lambda: Profiles(kinds={"a": {"share": 0}}), r"devices\.kinds\.a\.share=0: must be positive"),
+        (lambda: Profiles(kinds={"a": {"share": 0}}), r"devices\.kinds\.a\.share=0: must be a positive"),
         (lambda: SineDays(mean=0.9, amplitude=0.2), "mean - amplitude and mean"),
         (lambda: SineDays(mean=0.0, amplitude=0.0), "nobody would ever be available"),
         (lambda: SineDays(slot_s=0.0), "slot_s=0.0"),
