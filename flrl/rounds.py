@@ -108,7 +108,11 @@ class Rounds:
             after = self.backend.server_update(replace(after, round=plan.whole.round))
         memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})
         kept |= noted(self.strategy.sampler, state.variables, result.reports, len(sizes))
-        kept |= plan.clock(result.reports) | dict(plan.variables) | dict(plan.whole.kept)
+        kept |= (
+            plan.clock(result.reports, numbers["comm/down_bytes"] - plan.down_bytes)
+            | dict(plan.variables)
+            | dict(plan.whole.kept)
+        )
         result = replace(result, reports=tuple(map(_forgotten, result.reports)))
         own = {name: tensor for name, tensor in after.variables.items() if not is_under_way(name)}
         after = replace(after, round=plan.whole.round, variables={**own, **kept}, memory=memory)

@@ -115,6 +115,8 @@ class Setup:
         if self.devices is not None and self.strategy.pools_samples:
             name = type(self.strategy).__name__
             raise ValueError(f"devices: {name} trains on the samples of all clients at once, on no client's device")
+        if self.devices is not None:
+            self.devices.check(self.sizes, self.sampling_seed)
         self.sampler.check(self)
         self.trainer.check(self)
         self.strategy.check(self)

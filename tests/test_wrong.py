@@ -103,6 +103,15 @@ TRAIN = {
         "In 'train': Could not find 'experiment/mnist_fedsvg'; Available options in 'experiment': "
         "comparison; mnist_fedavg; scaffold_one_class; virtual_time; did you mean 'mnist_fedavg'?"
     ),
+    "devices=equal devices.availability=0.5": (
+        "devices.availability=0.5: is a group; choose devices/availability=fedscale or devices/availability=sine_days"
+    ),
+    "devices=equal +devices.availability=0.5": (
+        "devices.availability=0.5: must be the configuration of an object, with _target_ or null"
+    ),
+    "devices=lognormal devices.samples_per_s.sigma=1000": (
+        "devices.samples_per_s: must be positive, at least 1e-30, client 1 has 1.34132e-278 (Devices)"
+    ),
     "strategy/transforms=secagg strategy/aggregator=median": (
         "strategy.transforms.secagg: hides each update from the server, and Median needs them: strategy/aggregator=mean"
     ),

@@ -70,3 +70,9 @@ def options_with(group: str, name: str) -> list[str]:
         return []
     yamls = [path for path in sorted(folder.glob("*.yaml")) if name in keys_in(path)]
     return [f"{group.replace('.', '/')}={path.stem}" for path in yamls]
+
+
+def choices_of(group: str) -> list[str]:
+    """The choices of a group that come with flrl, as `group=choice`; none if there is no such group."""
+    place = group.replace(".", "/")
+    return [f"{place}={path.stem}" for path in sorted((CONF_DIR / place).glob("*.yaml"))]

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flrl.cli.arguments import config_dirs, key_of
-from flrl.cli.groups import group_names, options_with
+from flrl.cli.groups import choices_of, group_names, options_with
 from flrl.cli.installed import installed_dirs
 from flrl.cli.signatures import shown, taken_by
 from flrl.config import CONF_DIR
@@ -67,6 +67,9 @@ def unknown(key: str, override: str, known: Mapping[str, Any]) -> str:
         return f"{start}; did you mean {either([_spelled(place) for place in found])}?"
     parent, _, name = key.replace("/", ".").rpartition(".")
     node = _node(known, parent)
+    choices = choices_of(key)
+    if choices and parent:
+        return f"{override}: is a group; choose {either(choices)}"
     if isinstance(node, Mapping) and "_target_" in node:
         target = str(node["_target_"])
         takes = taken_by(target)

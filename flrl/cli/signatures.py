@@ -129,7 +129,9 @@ def expected(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(repr(choice) for choice in arguments)
     if origin in (Union, types.UnionType):
-        plain = [choice for choice in arguments if not _is_object(choice)] or arguments
+        plain = [choice for choice in arguments if not _is_object(choice)]
+        if plain in ([], [types.NoneType]):
+            plain = list(arguments)
         return " or ".join(dict.fromkeys(expected(choice) for choice in plain))
     if origin in (list, tuple, Sequence):
         return "a list of objects, each with _target_" if arguments and _is_object(arguments[0]) else "a list"

@@ -1,7 +1,9 @@
 """When clients are available, as a function of virtual time alone."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
+from fractions import Fraction
 
 import numpy as np
 
@@ -17,7 +19,7 @@ class Availability(ABC):
 
     @abstractmethod
     def next_change(self, time_s: float) -> float:
-        """A later time at which other clients may be available: the server waits until then where it has nobody."""
+        """A time after this one at which others are available: the server waits until then where it has nobody."""
 
 
 class SineDays(Availability):
@@ -69,8 +71,12 @@ class SineDays(Availability):
         return np.asarray(generator_for(seed, slot, SERVER, "availability/slot").random(num_clients) < share)
 
     def next_change(self, time_s: float) -> float:
-        """The beginning of the next slot."""
-        return (math.floor(time_s / self.slot_s) + 1) * self.slot_s
+        """The beginning of the next slot, as `at` counts them: the product may be rounded to before it."""
+        slot = math.floor(time_s / self.slot_s)
+        later = (slot + 1) * self.slot_s
+        while math.floor(later / self.slot_s) <= slot:
+            later = math.nextafter(later, math.inf)
+        return later
 
 
 class Intervals(Availability):
@@ -82,7 +88,7 @@ class Intervals(Availability):
         periods: of each trace, the seconds after which it repeats.
 
     Raises:
-        ValueError: the intervals of a trace are not in order.
+        ValueError: the times of a trace are not in order or not finite, or nobody is ever available.
     """
 
     def __init__(
@@ -92,14 +98,11 @@ class Intervals(Availability):
         periods: np.ndarray,
     ) -> None:
         for index, (start, end) in enumerate(zip(active, inactive, strict=True)):
-            times = np.stack([start, end], 1).reshape(-1) if len(start) == len(end) else np.array([1.0, 0.0])
-            if (np.diff(times) < 0).any() or (len(times) and (times[0] < 0 or times[-1] > periods[index])):
-                raise ValueError(
-                    f"devices.availability: trace {index}: active and inactive times must alternate in order"
-                )
-        if not any(len(start) for start in active):
+            check_trace(start, end, periods[index], f"devices.availability: trace {index}")
+        if not any((start < end).any() for start, end in zip(active, inactive, strict=True)):
             raise ValueError("devices.availability: nobody would ever be available")
         self.active, self.inactive, self.periods = active, inactive, np.asarray(periods, float)
+        self._rises = [_rises(*trace) for trace in zip(active, inactive, self.periods.tolist(), strict=True)]
 
     def at(self, time_s: float, num_clients: int, seed: int, owner: np.ndarray | None = None) -> np.ndarray:
         """Whether each client's trace is active at this time.
@@ -120,11 +123,50 @@ class Intervals(Availability):
         return traces[np.arange(num_clients) % len(traces) if owner is None else owner]
 
     def next_change(self, time_s: float) -> float:
-        """The next time at which a trace becomes active."""
-        found = []
-        for start, period in zip(self.active, self.periods, strict=True):
-            if len(start):
-                now = time_s % period
-                later = start[start > now]
-                found.append(time_s - now + (later[0] if len(later) else period + start[0]))
-        return float(min(found))
+        """The first representable time at which a trace has become active; the next time if none does in a period."""
+        traces = zip(self.active, self.inactive, self.periods.tolist(), self._rises, strict=True)
+        found = min(_next_rise(*trace, time_s) for trace in traces)
+        return found if found < math.inf else math.nextafter(time_s, math.inf)
+
+
+def check_trace(start: np.ndarray, end: np.ndarray, period: float, name: str) -> None:
+    """Raise ValueError for a trace whose times are not finite, not in order, or not within its period.
+
+    Args:
+        start: times at which it becomes active.
+        end: times at which it ceases to be.
+        period: seconds after which it repeats.
+        name: of the trace, for the message.
+    """
+    if not 0 < period < math.inf:
+        raise ValueError(f"{name}: repeats after {period} s: must be positive and finite")
+    if not (np.isfinite(start).all() and np.isfinite(end).all()):
+        raise ValueError(f"{name}: active and inactive times must be finite")
+    times = np.stack([start, end], 1).reshape(-1) if len(start) == len(end) else np.array([1.0, 0.0])
+    if (np.diff(times) < 0).any():
+        raise ValueError(f"{name}: active and inactive times must alternate in order")
+    if len(times) and (times[0] < 0 or times[-1] > period):
+        raise ValueError(f"{name}: active and inactive times must be from 0 to {period:g}, after which it repeats")
+
+
+def _rises(start: np.ndarray, end: np.ndarray, period: float) -> np.ndarray:
+    """The times at which a trace becomes active that was not just before."""
+    start, end = start[start < end], end[start < end]
+    return np.asarray(start[start != np.concatenate([end[-1:] - period, end[:-1]])])
+
+
+def _next_rise(start: np.ndarray, end: np.ndarray, period: float, rises: np.ndarray, time_s: float) -> float:
+    """The first representable time after this one at which a trace has become active; infinite if not in a period."""
+    now = time_s % period  # exact, as is all that follows
+    place = int(np.searchsorted(rises, now, "right"))
+    for rise in itertools.chain(
+        rises[place:].tolist(), (Fraction(period) + Fraction(first) for first in rises.tolist())
+    ):
+        exact = Fraction(time_s) - Fraction(now) + Fraction(rise)
+        later = float(exact)
+        if later < exact:
+            later = math.nextafter(later, math.inf)
+        phase = later % period
+        if np.searchsorted(start, phase, "right") > np.searchsorted(end, phase, "right"):
+            return later
+    return math.inf

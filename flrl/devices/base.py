@@ -6,7 +6,7 @@ import numpy as np
 
 from flrl.devices.availability import Availability
 from flrl.devices.laws import Law, law_of
-from flrl.seeding import generator_for
+from flrl.seeding import SERVER, generator_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,9 @@ class Devices:
         if availability is not None and not isinstance(availability, Availability):
             raise ValueError(f"devices.availability={availability}: must be an Availability, such as SineDays, or null")
         if epoch_s is not None and samples_per_s is not None:
-            raise ValueError(f"devices: samples_per_s={samples_per_s} and epoch_s={epoch_s} exclude each other")
+            raise ValueError(
+                f"devices: samples_per_s={samples_per_s} and epoch_s={epoch_s} exclude each other: samples_per_s=null"
+            )
         self.samples_per_s = law_of(samples_per_s, "samples_per_s")
         self.epoch_s = None if epoch_s is None else law_of(epoch_s, "epoch_s")
         self.up_bytes_per_s = law_of(up_bytes_per_s, "up_bytes_per_s")
@@ -96,16 +98,35 @@ class Devices:
         Args:
             sizes: training samples of every client, int64 `[num_clients]`.
             rng: generator of all random numbers.
-
-        Raises:
-            ValueError: one of them is 0 where a speed is needed, or not finite where seconds are.
         """
         speeds = self.samples_per_s.draw(len(sizes), rng)
         if self.epoch_s is not None:
             seconds = self.epoch_s.draw(len(sizes), rng)
             speeds = np.divide(sizes, seconds, out=np.full(len(sizes), np.inf), where=seconds > 0)
         laws = (self.up_bytes_per_s, self.down_bytes_per_s, self.latency_s)
-        return checked(Table(speeds, *(law.draw(len(sizes), rng) for law in laws)))
+        return Table(speeds, *(law.draw(len(sizes), rng) for law in laws))
+
+    def drawn(self, sizes: np.ndarray, seed: int) -> Table:
+        """The numbers of every client's device in a run, checked.
+
+        Args:
+            sizes: training samples of every client, int64 `[num_clients]`.
+            seed: of all that is drawn.
+
+        Raises:
+            ValueError: a speed is not positive, seconds are not finite, or there are not as many numbers as clients.
+        """
+        return _checked(self.table(sizes, generator_for(seed, 0, SERVER, "devices")), len(sizes), type(self).__name__)
+
+    def check(self, sizes: np.ndarray, seed: int) -> None:
+        """Raise ValueError for numbers or an availability that no clock can go by: arguments as for `drawn`."""
+        self.drawn(sizes, seed)
+        available = self.available(0.0, len(sizes), seed)
+        if available is not None and np.shape(available) != (len(sizes),):
+            raise ValueError(
+                f"devices.availability: {type(self.availability).__name__}.at returns the shape {np.shape(available)}: "
+                f"must be one bool for each of {len(sizes)} clients"
+            )
 
     def available(self, time_s: float, num_clients: int, seed: int) -> np.ndarray | None:
         """Whether each client is available at a virtual time, bool `[num_clients]`; None: all are."""
@@ -123,14 +144,25 @@ class Devices:
         return Luck(slowdown, dropped, lost_at)
 
 
-def checked(table: Table) -> Table:
-    """The table; ValueError for a speed that is not positive, or a latency that is not finite."""
-    for name in ("samples_per_s", "up_bytes_per_s", "down_bytes_per_s"):
-        values = getattr(table, name)
-        if not (values > 0).all():
+SLOWEST = 1e-30
+"""The least speed, and one over the longest latency: times are finite."""
+
+
+def _checked(table: Table, num_clients: int, kind: str) -> Table:
+    """The table as float64; ValueError unless it has numbers for all clients that times can be computed from."""
+    found = {}
+    for name in ("samples_per_s", "up_bytes_per_s", "down_bytes_per_s", "latency_s"):
+        values = found[name] = np.asarray(getattr(table, name), np.float64)
+        if values.shape != (num_clients,):
             raise ValueError(
-                f"devices.{name}: must be positive, client {int(np.argmin(values > 0))} has {values.min():g}"
+                f"devices: {kind}.table returns {name} of the shape {values.shape}: must be one number for each of "
+                f"{num_clients} clients"
             )
-    if not (np.isfinite(table.latency_s).all() and (table.latency_s >= 0).all()):
-        raise ValueError(f"devices.latency_s: must be at least 0 and finite, up to {table.latency_s.max():g}")
-    return table
+        if name == "latency_s":
+            right, must = (values >= 0) & (values <= 1 / SLOWEST), f"at least 0 and at most {1 / SLOWEST:g}"
+        else:
+            right, must = values >= SLOWEST, f"positive, at least {SLOWEST:g}"
+        if not right.all():
+            client = int(np.argmin(right))
+            raise ValueError(f"devices.{name}: must be {must}, client {client} has {values[client]:g} ({kind})")
+    return Table(**found)

@@ -9,6 +9,9 @@ import numpy as np
 class Law(ABC):
     """A distribution of positive numbers."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
     @abstractmethod
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """So many numbers, float64 `[size]`."""
@@ -53,7 +56,8 @@ class LogNormal(Law):
 
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """Draw so many."""
-        return self.median * np.exp(self.sigma * rng.standard_normal(size))
+        with np.errstate(over="ignore"):
+            return self.median * np.exp(self.sigma * rng.standard_normal(size))
 
 
 class Pareto(Law):

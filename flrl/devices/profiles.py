@@ -1,11 +1,12 @@
 """Devices of a few kinds: each client has one of them, drawn by its share."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from flrl.devices.base import Devices, Table, checked
+from flrl.devices.base import Devices, Table
 from flrl.devices.laws import law_of
 
 _NUMBERS = ("samples_per_s", "up_bytes_per_s", "down_bytes_per_s", "latency_s")
@@ -28,13 +29,16 @@ class Profiles(Devices):
         if not kinds:
             raise ValueError("devices.kinds: there must be at least one")
         for name, kind in kinds.items():
+            if not isinstance(kind, Mapping):
+                raise ValueError(f"devices.kinds.{name}={kind}: must be a mapping of {', '.join(_NUMBERS)}")
             unknown = sorted(set(kind) - {"share", *_NUMBERS})
             if unknown:
                 raise ValueError(
                     f"devices.kinds.{name}.{unknown[0]}: there is no such number; {', '.join(_NUMBERS)} are"
                 )
-            if not kind.get("share", 1.0) > 0:
-                raise ValueError(f"devices.kinds.{name}.share={kind['share']}: must be positive")
+            share = kind.get("share", 1.0)
+            if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < math.inf:
+                raise ValueError(f"devices.kinds.{name}.share={share}: must be a positive, finite number")
         self.shares = np.array([float(kind.get("share", 1.0)) for kind in kinds.values()])
         self.laws = [
             [
@@ -51,7 +55,7 @@ class Profiles(Devices):
     def table(self, sizes: np.ndarray, rng: np.random.Generator) -> Table:
         """The numbers of every client's device: arguments as for `Devices.table`."""
         kinds = self.kind_of(len(sizes), rng)
-        return checked(Table(*(_chosen(kinds, [laws[place] for laws in self.laws], rng) for place in range(4))))
+        return Table(*(_chosen(kinds, [laws[place] for laws in self.laws], rng) for place in range(4)))
 
 
 def _chosen(kinds: np.ndarray, laws: Sequence[Any], rng: np.random.Generator) -> np.ndarray:

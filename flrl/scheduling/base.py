@@ -6,7 +6,7 @@ A schedule holds settings. What is under way between two rounds is in the server
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flrl.devices import Dispatch, Fleet
+from flrl.devices import Dispatch, Fleet, Work
 from flrl.layout import ParameterLayout
 from flrl.setup import Setup
 from flrl.types import Broadcast, ClientReport, ClientTask, ServerState, Tensors
@@ -28,6 +28,8 @@ NOW = "clock/now"
 """The name among a state's variables of the virtual time in seconds, float64 `[]`."""
 UP_BYTES = "clock/up_bytes"
 """That of the mean number of bytes that a client has sent in the last round, float64 `[]`."""
+MORE_DOWN_BYTES = "clock/more_down_bytes"
+"""That of the mean number of bytes that a client was sent besides the broadcast, where there were some; likewise."""
 UNDER_WAY = "schedule/"
 """What the names of a schedule's own variables begin with."""
 
@@ -80,6 +82,11 @@ class Planning:
             return float(known)
         return float(sum(self.strategy.vector_sizes(self.layout).values()) * self.layout.dtype.itemsize)
 
+    def seconds(self, dispatch: Dispatch) -> np.ndarray:
+        """`Dispatch.seconds` as far as they are known before the round: bytes after the model are the last round's."""
+        more = self.state.variables.get(MORE_DOWN_BYTES)
+        return dispatch.seconds(self.up_bytes, 0.0 if more is None else float(more))
+
     def drawn(self, among: np.ndarray | None = None) -> tuple[Broadcast, list[ClientTask]]:
         """What the strategy sends in this round, and the tasks of a cohort that its sampler draws.
 
@@ -101,7 +108,23 @@ class Planning:
     def dispatched(self, broadcast: Broadcast, tasks: Sequence[ClientTask]) -> Dispatch:
         """What the clients that the tasks are sent to take."""
         clients = [task.client_id for task in tasks]
-        return self.devices.dispatch(broadcast.round, clients, self.sizes, sum(broadcast.payload.values()))
+        samples = self.samples(self.devices.work, self.sizes[np.asarray(clients, np.int64)], broadcast.variables)
+        return self.devices.dispatch(broadcast.round, clients, self.sizes, sum(broadcast.payload.values()), samples)
+
+    def samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """The samples that clients go through, float64 `[clients]`: `Strategy.client_samples`, checked.
+
+        Raises:
+            ValueError: a strategy of one's own returns something else.
+        """
+        found = np.asarray(self.strategy.client_samples(work, sizes, sent), np.float64)
+        if found.shape != sizes.shape or not (np.isfinite(found) & (found >= 0)).all():
+            name = type(self.strategy).__name__
+            raise ValueError(
+                f"strategy: {name}.client_samples must return a finite number, at least 0, for each of {len(sizes)} "
+                f"clients, not {found}"
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +152,7 @@ class Plan:
         began_s: virtual time when the round began; None if there is no clock.
         ends_s: when it ends; None: when the last of `dispatch` has sent its update, or is lost.
         dispatch: who is under way, where `ends_s` is None.
+        up_bytes: what a client is expected to send whose update the server does not get.
         variables: the schedule's variables after the round, by name.
         numbers: to report.
         key_holders: who can decrypt what the round's clients send, by transform.
@@ -141,6 +165,7 @@ class Plan:
     began_s: float | None = None
     ends_s: float | None = None
     dispatch: Dispatch | None = None
+    up_bytes: float = 0.0
     variables: Tensors = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     key_holders: "Mapping[str, KeyHolder]" = field(default_factory=dict)
@@ -159,21 +184,30 @@ class Plan:
         absent = [*self.absent, *(missing(task, "too few others") for task in self.tasks)]
         return replace(self, whole=for_those(self.whole, []), parts=[], absent=absent)
 
-    def clock(self, reports: Sequence[ClientReport]) -> dict[str, Tensor]:
-        """The variables of the clock after the round, from the reports of its clients."""
+    def clock(self, reports: Sequence[ClientReport], more_down_bytes: float = 0.0) -> dict[str, Tensor]:
+        """The variables of the clock after the round.
+
+        Args:
+            reports: of its clients.
+            more_down_bytes: that those which were trained were sent together, besides the broadcast.
+        """
         if self.began_s is None:
             return {}
-        ends = self.ends_s
-        sent = {report.client_id: report.up_bytes for report in reports}
+        ends, more = self.ends_s, more_down_bytes / max(1, len(self.tasks))
         if ends is None:
             ends = self.began_s
             if self.dispatch is not None and len(self.dispatch.clients):
-                up = np.array([sent.get(int(client), 0) for client in self.dispatch.clients], np.float64)
-                ends += float(self.dispatch.seconds(up).max())
+                sent = {report.client_id: float(report.up_bytes) for report in reports}
+                sent |= {report.client_id: self.up_bytes for report in self.absent}
+                up = np.array([sent[int(client)] for client in self.dispatch.clients])
+                trained = np.isin(self.dispatch.clients, [task.client_id for task in self.tasks])
+                ends += float(self.dispatch.seconds(up, more * trained).max())
         found: dict[str, Tensor] = {NOW: torch.tensor(ends, dtype=torch.float64)}
         accepted = [report.up_bytes for report in reports if report.rejected is None]
         if accepted:
             found[UP_BYTES] = torch.tensor(math.fsum(accepted) / len(accepted), dtype=torch.float64)
+        if more:
+            found[MORE_DOWN_BYTES] = torch.tensor(more, dtype=torch.float64)
         return found
 
 
@@ -228,6 +262,7 @@ def together(planning: Planning, broadcast: Broadcast, tasks: Sequence[ClientTas
         began_s=planning.now,
         ends_s=ends,
         dispatch=dispatch,
+        up_bytes=planning.up_bytes,
         numbers={"devices/dropped": float(len(lost))},
     )
 

@@ -128,7 +128,7 @@ class Buffered(Schedule):
             rng = generator_for(planning.seed, planning.round, SERVER, "refill")
             tasks = [tasks[place] for place in np.sort(rng.choice(len(tasks), free, replace=False))]
         dispatch = planning.dispatched(broadcast, tasks)
-        arrivals = planning.now + dispatch.seconds(planning.up_bytes)
+        arrivals = planning.now + planning.seconds(dispatch)
         flights = _Flights(
             clients=[*before.clients, *dispatch.clients.tolist()],
             rounds=[*before.rounds, *[planning.round] * len(tasks)],

@@ -5,13 +5,16 @@ Over-selection and deadlines: Bonawitz et al., "Towards Federated Learning at Sc
 Heterogeneous Networks", MLSys 2020, arXiv 1812.06127.
 """
 
+from bisect import bisect_left
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from flrl.devices import Dispatch
 from flrl.scheduling.base import Part, Plan, Planning, Schedule, for_those, missing, together
 from flrl.setup import Setup
+from flrl.types import Broadcast
 
 
 class Deadline(Schedule):
@@ -68,19 +71,17 @@ class Deadline(Schedule):
         """Those of the cohort whose updates arrive in time."""
         broadcast, tasks = planning.drawn()
         plan = together(planning, broadcast, tasks)
-        if not plan.tasks or plan.dispatch is None:
+        if not tasks or plan.dispatch is None:
             return plan
         kept = plan.dispatch.only(~plan.dispatch.luck.dropped)
-        seconds, own = kept.seconds(planning.up_bytes), list(plan.tasks)
+        seconds, own = planning.seconds(kept), list(plan.tasks)
         limit = np.inf if self.deadline_s is None else self.deadline_s
         if self.stragglers == "partial":
-            all_steps = planning.devices.work.num_steps(planning.sizes[kept.clients])
-            left = limit - (seconds - kept.compute_s)
-            share = np.divide(left, kept.compute_s, out=np.ones(len(own)), where=kept.compute_s > 0)
-            steps = np.floor(np.clip(share, 0.0, 1.0) * all_steps).astype(np.int64)
-            for place in np.flatnonzero((seconds > limit) & (steps > 0)):
-                own[place] = replace(own[place], steps=int(steps[place]))
-                seconds[place] = limit
+            for place in np.flatnonzero(seconds > limit):
+                steps = _steps_in_time(planning, broadcast, kept.only(np.array([place])), limit)
+                if steps:
+                    own[place] = replace(own[place], steps=steps)
+                    seconds[place] = limit
         order = np.lexsort((kept.clients, seconds))
         in_time = [int(place) for place in order if seconds[place] <= limit][: self.first]
         late = sorted(set(range(len(own))) - set(in_time))
@@ -88,7 +89,7 @@ class Deadline(Schedule):
         waited = [seconds[in_time[-1]]] if in_time else []
         complete = len(in_time) == (self.first or -1)
         if not complete:  # the server waits for those that are lost, and for those that are late until the deadline
-            lost = plan.dispatch.only(plan.dispatch.luck.dropped).seconds(planning.up_bytes)
+            lost = planning.seconds(plan.dispatch.only(plan.dispatch.luck.dropped))
             waited += [min(float(value), limit) for value in lost] + [limit] * bool(late)
         sent = for_those(broadcast, chosen)
         return replace(
@@ -104,3 +105,15 @@ class Deadline(Schedule):
                 "devices/partial": float(sum(task.steps is not None for task in chosen)),
             },
         )
+
+
+def _steps_in_time(planning: Planning, broadcast: Broadcast, late: Dispatch, limit: float) -> int:
+    """The most steps with which one client that is late with all of them is in time; 0 if it is with none."""
+    sizes, work = planning.sizes[late.clients], planning.devices.work
+    speed = planning.devices.table(planning.sizes).samples_per_s[late.clients]
+
+    def is_late(steps: int) -> bool:
+        samples = planning.samples(replace(work, steps=steps), sizes, broadcast.variables)
+        return bool(planning.seconds(replace(late, compute_s=samples / speed * late.luck.slowdown))[0] > limit)
+
+    return bisect_left(range(1, int(work.num_steps(sizes)[0])), True, key=is_late)

@@ -57,7 +57,8 @@ class Tiered(Schedule):
 
     def of_clients(self, planning: Planning) -> np.ndarray:
         """The tier of every client, 0 the fastest, int64 `[num_clients]`."""
-        order = planning.devices.fastest_first(planning.sizes, planning.layout.nbytes)
+        samples = planning.samples(planning.devices.work, planning.sizes, None)
+        order = planning.devices.fastest_first(planning.sizes, planning.layout.nbytes, samples)
         tiers = np.empty(len(order), np.int64)
         tiers[order] = np.arange(len(order)) * self.tiers // len(order)
         return tiers

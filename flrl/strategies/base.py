@@ -26,6 +26,7 @@ from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.setup import Setup
 from flrl.strategies.bounding import asked_what_to_send
 from flrl.strategies.checking import belongs_to_rounds, check_cohort, check_cohorts
+from flrl.strategies.workload import Workload
 from flrl.trainers import LocalProblem, Trained
 from flrl.transforms import Transform
 from flrl.transforms.apply import checked, on_broadcast
@@ -40,7 +41,7 @@ OnServer = Generator[LocalProblem, Trained, ServerState]
 """What the server trains itself at the end of a round: likewise a generator, which returns the next state."""
 
 
-class Strategy(ABC):
+class Strategy(Workload, ABC):
     """An algorithm for federated learning.
 
     Args:
@@ -69,8 +70,6 @@ class Strategy(ABC):
     """Whether one client trains on the samples of others too, which a dedicated server cannot have it do."""
     beyond_means = ""
     """Why the server needs more of clients than means, so that differential privacy is refused; empty if not."""
-    passes, gradients = 1.0, 0.0
-    """How many trainings, and full gradients besides, a client does in a round: for the virtual clock alone."""
     reads_samples = False  # whether `local` uses losses, gradients or outputs of samples besides the steps
     sends_model = True
     """Whether clients are sent the global model, and send updates of it. Where they are not, each has a model of its
@@ -289,7 +288,7 @@ class Strategy(ABC):
         """
         return loss
 
-    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:  # noqa: B027
+    def adjust_gradient(self, gradient: Tensor, parameters: Tensor, values: Tensors) -> None:
         """Change a batch's gradient in place, elementwise.
 
         Args:

@@ -8,14 +8,18 @@ samples for each round, here all are exchanged; a client distils at the beginnin
 sequence. The paper weighs clients equally, here samples do.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from flrl.devices import Work
 from flrl.layout import ParameterLayout
 from flrl.strategies.base import Local, OnServer
 from flrl.strategies.distilling import PublicExchange, check_numbers, in_turn, on_public
+from flrl.strategies.workload import has
 from flrl.trainers import LocalProblem
 from flrl.trainers.predicting import predictions
 from flrl.types import Aggregate, ServerState
@@ -49,6 +53,10 @@ class DSFL(PublicExchange):
         if temperature is not None and not 0 < temperature < float("inf"):
             raise ValueError(f"strategy.temperature={temperature}: must be positive and finite, or null")
         self.temperature, self.distill_epochs = temperature, distill_epochs
+
+    def client_samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """The public ones too, once there is something to distil."""
+        return work.samples(sizes) + self.distill_epochs * self.public_samples * has(sent, self.shared)
 
     def local(self, problem: LocalProblem) -> Local:
         """Learn the public samples with the average, then the client's own, and send predictions."""

@@ -9,15 +9,19 @@ scores likewise. Here samples are selected once a round, before the server train
 weights can be summed exactly; clients' numbers of samples weigh in the fusion too.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flrl.devices import Work
 from flrl.layout import ParameterLayout
 from flrl.strategies.base import Local, OnServer
 from flrl.strategies.distilling import PublicExchange, check_numbers, in_turn, on_public, one_hot
+from flrl.strategies.workload import has
 from flrl.trainers import LocalProblem
 from flrl.trainers.predicting import predictions
 from flrl.types import Aggregate, ServerState
@@ -68,6 +72,10 @@ class FedGEMS(PublicExchange):
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
         """Number of elements of the weighted scores, and of their weights."""
         return {**super().vector_sizes(layout), "certainty": self.public_samples}
+
+    def client_samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """The public ones too, once there is something to distil."""
+        return work.samples(sizes) + self.distill_epochs * self.public_samples * has(sent, self.shared)
 
     def local(self, problem: LocalProblem) -> Local:
         """Learn the public samples from the server, then the client's own, and send weighted scores."""

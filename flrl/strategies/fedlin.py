@@ -8,16 +8,20 @@ samples, not equally; their learning rate is the module's, and not divided by th
 sent in both exchanges, as a client keeps nothing but its gradient.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor
 
+from flrl.devices import Work
 from flrl.layout import ParameterLayout
 from flrl.setup import Setup
 from flrl.strategies.base import Local
 from flrl.strategies.checking import check_everybody
 from flrl.strategies.exchange import gradient_update
 from flrl.strategies.fedavg import FedAvg
+from flrl.strategies.workload import has
 from flrl.trainers import LocalProblem
 from flrl.types import Aggregate, Broadcast, ServerState, Tensors
 
@@ -44,6 +48,11 @@ class FedLin(FedAvg):
         mean = state.variables.get("mean_gradient")
         sent = {} if mean is None else {"mean_gradient": mean.to(state.vector.dtype)}
         return replace(super().broadcast(state, round, total_weight), variables=sent)
+
+    def client_samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """A full gradient; or a training, once there is the mean one."""
+        training = work if has(sent, "mean_gradient") else replace(work, passes=0.0, gradients=1.0)
+        return training.samples(sizes)
 
     def local(self, problem: LocalProblem) -> Local:
         """Compute the full gradient; or train with corrected gradients, once there is the mean one."""

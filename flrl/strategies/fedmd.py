@@ -12,16 +12,19 @@ IJCAI 2021, arXiv 2009.05537.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from flrl.devices import Work
 from flrl.layout import ParameterLayout
 from flrl.seeding import generator_for
 from flrl.setup import Setup
 from flrl.strategies.base import Local
 from flrl.strategies.distilling import PublicExchange, check_numbers, in_turn, on_public, one_hot
+from flrl.strategies.workload import has
 from flrl.trainers import LocalProblem
 from flrl.trainers.predicting import predictions
 from flrl.trainers.problem import PERSONAL
@@ -79,6 +82,12 @@ class FedMD(PublicExchange):
     def needs_classes(self) -> bool:
         """For transfer learning."""
         return self.transfer_epochs > 0
+
+    def client_samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """The public ones too: in transfer learning as long as there is no average, as if all began then; in digest."""
+        epochs = self.digest_epochs if has(sent, "consensus") else self.transfer_epochs
+        own = sizes if self.private_samples is None else np.minimum(sizes, self.private_samples)
+        return work.samples(own) + epochs * self.public_samples
 
     def local(self, problem: LocalProblem) -> Local:
         """Transfer learning at first, then digest, revisit, and send scores."""

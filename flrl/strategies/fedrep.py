@@ -4,9 +4,13 @@ Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for P
 2021, arXiv 2102.07078. The personal parameters (`strategy.personal`) are the head.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from flrl.devices import Work
 from flrl.strategies.base import Local
 from flrl.strategies.fedavg import FedAvg
 from flrl.trainers import LocalProblem
@@ -31,6 +35,13 @@ class FedRep(FedAvg):
         if head_epochs is not None and head_epochs < 1:
             raise ValueError(f"strategy.head_epochs={head_epochs}: must be at least 1")
         self.head_epochs = head_epochs
+
+    def client_samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """Those of the body's training, and of the head's where there is one."""
+        body = work.samples(sizes)
+        if not self.personal:
+            return body
+        return np.asarray(body + (body if self.head_epochs is None else self.head_epochs * sizes))
 
     def local(self, problem: LocalProblem) -> Local:
         """Train the head with the body as it was sent, then the body with that head."""

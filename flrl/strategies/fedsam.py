@@ -7,11 +7,14 @@ gradient at w (SAM), or `e = rho * T^2 g / |T g|` (ASAM), where T is `|w| + eta`
 `weight`, and 1 for the others, as in the authors' code.
 """
 
+from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flrl.devices import Work
 from flrl.lightning.local_step import LocalStep
 from flrl.strategies.fedavg import FedAvg
 
@@ -41,6 +44,10 @@ class FedSAM(FedAvg):
             if not value >= 0:
                 raise ValueError(f"strategy.{name}={value}: must be at least 0")
         self.rho, self.adaptive, self.eta = rho, adaptive, eta
+
+    def client_samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """Two gradients of each batch."""
+        return 2 * work.samples(sizes)
 
     def adjust_loss(self, loss: Tensor, step: LocalStep) -> Tensor:
         """The loss at the neighbour; its gradient is taken as if the way there were constant."""

@@ -8,10 +8,13 @@ ones they step. In the paper both have one cohort; here each round has its own, 
 take part. Clients are weighted by samples, not equally.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor
 
+from flrl.devices import Work
 from flrl.layout import ParameterLayout
 from flrl.lightning.local_step import LocalStep
 from flrl.lightning.plain_sgd import require_plain_sgd
@@ -19,6 +22,7 @@ from flrl.strategies.base import Local
 from flrl.strategies.exchange import gradient_update
 from flrl.strategies.fedavg import FedAvg
 from flrl.strategies.mimelite import MimeLite
+from flrl.strategies.workload import has
 from flrl.trainers import LocalProblem
 from flrl.types import Aggregate, Broadcast, ServerState, Tensors
 
@@ -41,6 +45,11 @@ class Mime(MimeLite):
     def vector_sizes(self, layout: ParameterLayout) -> dict[str, int]:
         """Number of elements of the update, in whose place a gradient is sent in odd rounds."""
         return FedAvg.vector_sizes(self, layout)
+
+    def client_samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """A full gradient; or two of each batch, once there is the mean one."""
+        training = replace(work, passes=2.0, gradients=0.0) if has(sent, "mean_gradient") else replace(work, passes=0.0)
+        return training.samples(sizes)
 
     def local(self, problem: LocalProblem) -> Local:
         """Compute the full gradient; or train with corrected gradients, once there is the mean one.

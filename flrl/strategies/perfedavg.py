@@ -7,12 +7,14 @@ first-order version (FO), and with `H d` as `(g(w + delta d) - g(w - delta d)) /
 (HF). Clients are weighted by samples; in the paper equally.
 """
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flrl.devices import Work
 from flrl.strategies.base import Local
 from flrl.strategies.stepping import Stepping, Steps, gradient, step
 from flrl.trainers import LocalProblem, Trained
@@ -43,6 +45,12 @@ class PerFedAvg(Stepping):
         self.beta = beta
         self.hessian_free = hessian_free
         self.delta = delta
+
+    def client_samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """Those of whole pairs of batches; or of threes, of which the last is gone through twice."""
+        batches = 3 if self.hessian_free else 2
+        steps = np.maximum(1, work.num_steps(sizes) // batches) * batches
+        return work.samples_of_steps(sizes, steps) * ((batches + self.hessian_free) / batches)
 
     def local(self, problem: LocalProblem) -> Local:
         """Take the local steps.

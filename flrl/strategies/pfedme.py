@@ -7,11 +7,14 @@ authors' code theta begins as the global model and goes on from one local round 
 samples; in the paper equally.
 """
 
+from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flrl.devices import Work
 from flrl.lightning.plain_sgd import require_plain_sgd
 from flrl.strategies.base import Local
 from flrl.strategies.stepping import Stepping, Steps, step
@@ -49,6 +52,10 @@ class PFedMe(Stepping):
         self.lam = lam
         self.lr = lr
         self.inner_steps = inner_steps
+
+    def client_samples(self, work: Work, sizes: np.ndarray, sent: Collection[str] | None) -> np.ndarray:
+        """Those of each batch in `inner_steps` steps."""
+        return self.inner_steps * work.samples(sizes)
 
     def local(self, problem: LocalProblem) -> Local:
         """Alternate between theta and w.

@@ -73,6 +73,7 @@ def test_a_module_in_the_working_directory_where_python_does_not_look(
         ("abc", list[str], False, "a list"),
         ("adam", Callable[[int], int], False, "the configuration of an object, with _target_"),
         ({"_target_": "x"}, Callable[[int], int], True, "the configuration of an object, with _target_"),
+        (0.5, FedAvg | None, False, "the configuration of an object, with _target_ or null"),
         (["abc"], Sequence[FedAvg], False, "a list of objects, each with _target_"),
         ([{"_target_": "x"}], Sequence[FedAvg], True, "a list of objects, each with _target_"),
     ],

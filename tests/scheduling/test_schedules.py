@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flrl.aggregation import Krum, Median, TrimmedMean
 from flrl.callbacks import Callback
 from flrl.data import TensorSource
-from flrl.devices import Devices, Fleet, Intervals, LogNormal, Work
+from flrl.devices import Devices, Fleet, Intervals, LogNormal, SineDays, Work
 from flrl.sampling import AllClients, UniformSampler
 from flrl.scheduling import (
     NOW,
@@ -30,10 +30,10 @@ from flrl.scheduling import (
     Tiered,
     is_under_way,
 )
-from flrl.strategies import Ditto, FedAvg, FedDyn, FedSGD, Moon, Scaffold
+from flrl.strategies import Ditto, FedAvg, FedDyn, FedRep, FedSGD, Moon, Scaffold
 from flrl.strategies.base import Local
 from flrl.trainers import EagerTrainer, LocalProblem, VectorizedTrainer
-from flrl.transforms import Transform
+from flrl.transforms import SecAgg, Transform
 from flrl.types import RoundRecord, ServerState
 from flrl.worker import Worker
 from tests.toys import fit, make_worker, setup_of
@@ -147,6 +147,47 @@ def test_synchronous_rounds_take_as_long_as_their_slowest_client() -> None:
     assert found.cohorts == [[0, 1, 2], [0, 1], [0, 1, 2]]
 
 
+ALL_LOST = [(2, client) for client in range(3)]
+
+
+@pytest.mark.parametrize("schedule", [Synchronous(), Deadline(deadline_s=9.0), Buffered(buffer=3)])
+def test_who_is_lost_would_have_sent_too(schedule: Any) -> None:
+    """Four bytes take 4 s to send: in round 2 all three are lost, the last of them after half of 4 + 4 s."""
+    devices = Paced([1.0, 2.0, 4.0], drops=ALL_LOST, up_bytes_per_s=1.0)
+    found = run(on_points(schedule, devices, rounds=2, clients=3))
+    assert (found.times, found.cohorts) == ([8.0, 12.0], [[0, 1, 2], []])
+
+
+def test_all_lost_are_waited_for_until_the_deadline() -> None:
+    devices = Paced([1.0, 2.0, 8.0], drops=ALL_LOST, up_bytes_per_s=1.0)
+    found = run(on_points(Deadline(deadline_s=5.5), devices, rounds=2, clients=3))
+    assert found.times == [5.5, 11.0]  # client 2 would be lost after 6 s
+
+
+def test_an_abandoned_round_takes_as_long_as_what_was_sent_in_vain() -> None:
+    devices = Paced([1.0, 2.0, 4.0], drops=[(2, 2)], up_bytes_per_s=1.0)
+    found = run(on_points(Synchronous(), devices, rounds=3, clients=3, min_clients=3))
+    assert found.times == [
+        8.0,
+        14.0,
+        22.0,
+    ]  # in round 2 clients 0 and 1 have sent after 5 and 6 s, client 2 is lost at 4
+    assert found.cohorts == [[0, 1, 2], [], [0, 1, 2]]
+
+
+def test_messages_after_the_model_take_time_too() -> None:
+    """Three clients of secure aggregation are sent as many bytes each; a deadline knows them from the round before."""
+    devices = Devices(down_bytes_per_s=1.0)
+    for schedule, known in ((Synchronous(), True), (Deadline(deadline_s=1e6), False)):
+        worker = on_points(schedule, devices, rounds=2, clients=3, transforms={"secagg": SecAgg()})
+        _, history = fit(worker)
+        rows = [record.metrics for record in history if record.round]
+        each = [row["comm/down_bytes"] / 3 for row in rows]
+        assert min(each) > 4.0  # the bytes of the model alone
+        ends = np.diff([0.0] + [row["time/virtual_s"] for row in rows])
+        assert ends.tolist() == pytest.approx([each[0] if known else 4.0, each[1] if known else each[0]])
+
+
 def test_the_last_updates_are_late() -> None:
     found = run(on_points(Deadline(deadline_s=3.0), Paced([1.0, 2.0, 4.0]), rounds=2, clients=3))
     assert (found.points, found.times, found.cohorts) == ([0.0, 0.0], [3.0, 6.0], [[0, 1]] * 2)
@@ -217,6 +258,35 @@ def test_stragglers_take_the_steps_that_fit() -> None:
     assert models.points == pytest.approx([((1 - 0.5**3) + (1 - 0.5**10)) / 2])
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "epochs", "deadline_s", "steps"),
+    [
+        (partial(Scaffold, option=1), 719, 1, 7.19, 0),  # the full gradient takes all of it
+        (partial(Scaffold, option=1), 719, 1, 7.5, 0),
+        (partial(Scaffold, option=1), 719, 1, 8.2, 3),  # 1.01 s are left for batches of 0.32 s
+        (partial(Scaffold, option=1), 719, 1, 99.0, 23),
+        (FedAvg, 36, 3, 0.68, 3),  # batches of 32, 4 and 32
+        (FedAvg, 36, 3, 0.99, 4),
+        (partial(Ditto, lam=0.1), 36, 3, 0.72, 2),  # both trainings
+        (partial(FedRep, head_epochs=2, personal=["net*bias"]), 36, 3, 1.1, 2),  # the head takes 0.72 s
+    ],
+)
+def test_steps_that_fit_are_those_beside_all_other_work(
+    kind: Any, size: int, epochs: int, deadline_s: float, steps: int
+) -> None:
+    strategy = kind(
+        rounds=1,
+        sampler=AllClients(),
+        server_optimizer=SGD,
+        schedule=Deadline(deadline_s=deadline_s, stragglers="partial"),
+    )
+    worker = make_worker(strategy, sizes=[size, 1], trainer=EagerTrainer(batch_size=32, local_epochs=epochs))
+    work = Work(32, epochs, passes=strategy.passes, gradients=strategy.gradients)
+    _, history = fit(replace(worker, fleet=Fleet(Devices(samples_per_s=100.0), work, 0)))
+    report = history[-1].reports[0]
+    assert (report.num_steps, report.rejected) == (steps, None if steps else "late")
+
+
 def test_a_tier_is_of_equally_fast_clients() -> None:
     seconds = [5.0, 1.0, 3.0, 2.0, 4.0, 6.0]
     schedule = Tiered(tiers=3, probabilities=[0.5, 0.5, 0.0])
@@ -235,6 +305,23 @@ def test_nobody_available_waits_for_somebody() -> None:
         found = run(on_points(schedule, Paced([2.0, 2.0], availability=windows), rounds=4))
         assert found.times == [5.0, 7.0, 8.0, 10.0]
         assert found.cohorts == [[], [0], [], [1]]
+
+
+@pytest.mark.parametrize("schedule", [Synchronous(), Buffered(buffer=2)])
+def test_the_clock_goes_on(schedule: Any) -> None:
+    """Clients that are there from 100.1 s to 160.1 s of each hour begin three rounds of 25 s in that minute."""
+    hourly = Intervals([np.array([100.1])], [np.array([160.1])], np.array([3600.0]))
+    found = run(on_points(schedule, Paced([25.0, 25.0], availability=hourly), rounds=24))
+    assert [len(cohort) for cohort in found.cohorts] == [0, 2, 2, 2] * 6
+    hours = [[3600 * hour + 100.1 + 25 * round for round in range(4)] for hour in range(6)]
+    assert found.times == pytest.approx([time for hour in hours for time in hour], rel=1e-12)
+
+
+def test_the_clock_goes_on_through_short_slots() -> None:
+    days = SineDays(slot_s=0.1, mean=0.05, amplitude=0.0)
+    found = run(on_points(Synchronous(), Paced([0.3, 0.3], availability=days), rounds=60))
+    assert (np.diff([0.0, *found.times]) > 0).all()
+    assert any(found.cohorts[30:])
 
 
 WAYS: dict[str, Any] = {
