@@ -96,7 +96,7 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
         data=data,
         resumed_from=resumed_from,
         console=config["console"],
-        environment=_chosen(resumed_from) | environment(),
+        environment=_chosen(resumed_from) | environment(config),
     )
     store = recipe.client_store()
     start = _start(worker, info, store)

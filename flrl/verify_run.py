@@ -37,7 +37,7 @@ def verify_run(cfg: DictConfig) -> bool:
         for name, transform in replay.worker.strategy.transforms.items():
             if not transform.repeatable:
                 console.print(f"note      strategy.transforms.{name}: sums have random errors: expect other digests")
-        _warn_of_environment(console, folder, rounds)
+        _warn_of_environment(console, folder, config, rounds)
         state = replay.advance(start, rounds.stop - 1 if cfg.client is None else rounds.start - 1)
         if cfg.client is not None and not replay.comparison.differences:
             _compare_client(replay, cfg.client, *replay.batch_of(replay.sent(state), cfg.client))
@@ -86,7 +86,7 @@ def _warn(console: Console, had: Mapping[str, Any], backend: Any) -> None:
             console.print(f"note      the run had backend.{name}={there}, this is {here}: expect other bits")
 
 
-def _warn_of_environment(console: Console, folder: Path, rounds: range) -> None:
+def _warn_of_environment(console: Console, folder: Path, config: Mapping[str, Any], rounds: range) -> None:
     """Print differences to the environment in which the verified rounds were trained."""
     rows = list(read_rows(folder / ENVIRONMENTS))  # earlier versions of flrl have not written this file
     ends = [*(row["after_round"] for row in rows[1:]), math.inf]
@@ -95,6 +95,6 @@ def _warn_of_environment(console: Console, folder: Path, rounds: range) -> None:
         for row, end in zip(rows, ends, strict=False)
         if row["after_round"] + 1 < rounds.stop and end >= rounds.start
     ]
-    now = environment() if trained else {}
+    now = environment(config) if trained else {}
     for line in dict.fromkeys(line for row in trained for line in differences(row, now)):
         console.print(f"note      {line}")

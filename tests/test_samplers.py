@@ -198,6 +198,16 @@ def test_a_trace_has_the_cohorts_of_its_rounds(tmp_path: Path, name: str) -> Non
     assert [again(5, seed=0, round=round).tolist() for round in range(4, 8)] == [[0, 4], [], [2], [0, 4]]
 
 
+@pytest.mark.parametrize("rounds", [4, 6])
+def test_the_last_rounds_of_a_trace_may_be_empty(tmp_path: Path, rounds: int) -> None:
+    file = tmp_path / "trace.jsonl"
+    file.write_text('{"round": 1, "clients": [0, 1]}\n{"round": 4, "clients": []}\n')
+    sampler = TraceSampler(file=str(file), cycle=rounds > 4)
+    sampler.check(setup_of(strategy=FedAvg(rounds=rounds, sampler=sampler, server_optimizer=SGD), sizes=SIZES.tolist()))
+    found = [sampler(6, seed=0, round=round).tolist() for round in range(1, rounds + 1)]
+    assert found == [[0, 1], [], [], [], [0, 1], []][:rounds]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -208,7 +218,20 @@ def test_a_trace_has_the_cohorts_of_its_rounds(tmp_path: Path, name: str) -> Non
         ('{"round": 1}\n', r"line 1 must have round"),
         ('{"round": 1, "clients": 3}\n', r"line 1 must have round"),
         ("no json\n", r"line 1 must have round"),
+        (
+            '{"round": 4, "clients": [1]}\n\n{"round": 1, "clients": "12"}',
+            r"line 3 must have round, from 1, and clients",
+        ),
+        ('{"round": 1.7, "clients": [1]}', r"line 1 must have round"),
+        ('{"round": true, "clients": [1]}', r"line 1 must have round"),
+        ('{"round": 1, "clients": [1.9]}', r"line 1 must have round"),
+        ('{"round": 1, "client_id": true}', r"line 1 must have round"),
+        ('{"round": 1, "clients": {"1": 2}}', r"line 1 must have round"),
+        (f'{{"round": 1, "clients": [{2**63}]}}', r"line 1 .*; whole numbers below 2\*\*63$"),
+        (f'{{"round": 4, "clients": [{2**63 - 1}]}}', r"has client 9223372036854775807; there are 6 clients, from 0$"),
+        (f'{{"round": {10**30}, "clients": [1]}}', r"line 1 must have round"),
         ("", r"must name a file with cohorts"),
+        ('{"round": 9, "clients": []}', r"must name a file with cohorts"),
     ],
 )
 def test_a_trace_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -216,6 +239,31 @@ def test_a_trace_that_does_not_fit_is_refused(tmp_path: Path, text: str, message
     file.write_text(text)
     with pytest.raises(ValueError, match=rf"^strategy\.sampler\.file=.*{message}"):
         checked(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"round,clients\n1,12\n", r"line 2 must have round, from 1, and client_id, from 0, in columns of these names"),
+        (b"round,client_id\n1,3\n\n1,1.9\n", r"line 4 must have round"),
+        (b"round,client_id\n1,1,2\n", r"line 2 must have round"),
+        (b"round,client_id\n1\n", r"line 2 must have round"),
+        (b"round,client_id\n1,-1\n", r"line 2 must have round"),
+        (b"round,client_id\n1,1_0\n", r"line 2 must have round"),
+        (b"round,client_id\n1," + b"9" * 30, r"line 2 must have round"),
+        (b"round,client_id\n1," + b"9" * 200_000, r"line 2 must have round"),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", r"is no text in UTF-8: byte 0$"),
+        (None, r"cannot be read: Is a directory$"),
+    ],
+)
+def test_a_table_that_is_no_trace_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "trace.csv"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^strategy\.sampler\.file=.*trace\.csv: {message}"):
+        TraceSampler(file=str(file))
 
 
 def checked(file: Path) -> None:

@@ -44,7 +44,7 @@ def femnist(*, root: str, mean: Sequence[float] | None = None, std: Sequence[flo
         FileNotFoundError: a folder has no JSON files.
         ValueError: a file is not in LEAF's format, or has other samples.
     """
-    return _splits(root, _pixels, np.asarray, num_classes=62, mean=mean, std=std)
+    return _splits(root, _pixels, _classes, num_classes=62, mean=mean, std=std)
 
 
 def shakespeare(*, root: str, letters: str = LETTERS) -> Splits:
@@ -63,11 +63,14 @@ def shakespeare(*, root: str, letters: str = LETTERS) -> Splits:
     """
 
     def sentences(values: Sequence[str]) -> np.ndarray:
-        if len({len(value) for value in values}) > 1:
+        lengths = {len(value) for value in values}
+        if len(lengths) > 1:
             raise ValueError("its sentences differ in length")
-        return encoded("".join(values), letters, key="dataset.letters").reshape(len(values), -1)
+        return encoded("".join(values), letters, key="dataset.letters").reshape(len(values), *lengths or [0])
 
     def following(values: Sequence[str]) -> np.ndarray:
+        if any(len(value) != 1 for value in values):
+            raise ValueError("y must be one character a sample")
         return encoded("".join(values), letters, key="dataset.letters")
 
     return _splits(root, sentences, following, num_classes=len(letters))
@@ -87,12 +90,33 @@ def leaf(*, root: str, num_classes: int | None = None) -> Splits:
         FileNotFoundError: a folder has no JSON files.
         ValueError: a file is not in LEAF's format, or has other samples.
     """
-    return _splits(root, lambda values: np.asarray(values, dtype=np.float32), np.asarray, num_classes=num_classes)
+    return _splits(root, _numbers, _classes, num_classes=num_classes)
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray:
+    """Inputs as float32."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "iuf":  # where there is a null, numbers are objects
+        raise ValueError("x must be numbers")
+    with np.errstate(over="ignore"):
+        narrow = found.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise ValueError("x must be finite numbers of float32")
+    return narrow
+
+
+def _classes(values: Sequence[Any]) -> np.ndarray:
+    """Targets as int64; files of FedProx's scripts have them as floats."""
+    found = np.asarray(values)
+    whole = found.dtype.kind in "iuf" and found.ndim == 1 and not any(isinstance(value, bool) for value in values)
+    if not whole or not ((found >= 0) & (found < 2**53) & (found % 1 == 0)).all():
+        raise ValueError("y must be one class a sample: whole numbers from 0 on")
+    return found.astype(np.int64)
 
 
 def _pixels(values: Sequence[Sequence[float]]) -> np.ndarray:
     """Images as uint8 `[n, 1, 28, 28]`: LEAF has divided whole numbers by 255."""
-    scaled = np.asarray(values, dtype=np.float64).reshape(len(values), 1, 28, 28) * 255
+    scaled = _numbers(values).astype(np.float64).reshape(len(values), 1, 28, 28) * 255
     whole = np.rint(scaled)
     if scaled.size and (np.abs(scaled - whole).max() > 1e-3 or whole.min() < 0 or whole.max() > 255):
         raise ValueError("pixels must be whole numbers from 0 to 255, divided by 255")
@@ -108,22 +132,33 @@ def _splits(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Splits:
-    parts = [_read(Path(root) / part, inputs, targets) for part in ("train", "test")]
+    train_part = _read(Path(root, "train"), inputs, targets, num_classes)
+    test_part = _read(Path(root, "test"), inputs, targets, num_classes, shape=train_part.inputs.shape[1:])
     train, test = (
         TensorSource(torch.from_numpy(part.inputs), torch.from_numpy(part.targets), mean=mean, std=std)
-        for part in parts
+        for part in (train_part, test_part)
     )
     numbers: dict[str, int] = {}
-    groups = np.array([numbers.setdefault(user, len(numbers)) for user in parts[0].users], dtype=np.int64)
-    if num_classes is not None and train.labels is not None and len(train) and train.labels.max() >= num_classes:
-        raise ValueError(f"{root}: has the class {train.labels.max()}, and there are {num_classes}, from 0 on")
+    groups = np.array([numbers.setdefault(user, len(numbers)) for user in train_part.users], dtype=np.int64)
     return Splits(train, test, groups=groups, num_classes=num_classes)
 
 
 def _read(
-    folder: Path, inputs: Callable[[Sequence[Any]], np.ndarray], targets: Callable[[Sequence[Any]], np.ndarray]
+    folder: Path,
+    inputs: Callable[[Sequence[Any]], np.ndarray],
+    targets: Callable[[Sequence[Any]], np.ndarray],
+    num_classes: int | None,
+    shape: tuple[int, ...] | None = None,
 ) -> _Part:
-    """All samples of a folder: files in the order of their names, users in that of the files."""
+    """All samples of a folder: files in the order of their names, users in that of the files.
+
+    Args:
+        folder: has the files.
+        inputs: makes a user's inputs of its `x`.
+        targets: makes a user's classes of its `y`.
+        num_classes: number of classes; None: any.
+        shape: of a sample; None: that of the first one.
+    """
     files = sorted(folder.glob("*.json"))
     if not files:
         raise FileNotFoundError(
@@ -131,36 +166,60 @@ def _read(
             f"all_data_0_niid_0_keep_0_{folder.name}_9.json"
         )
 
-    def converted(found: dict[str, Any]) -> dict[str, Any]:
+    def converted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         # A user's samples become arrays as soon as they are parsed: as lists they would take many times their memory.
-        if "x" in found and "y" in found:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+        if not (isinstance(found.get("x"), list) and isinstance(found.get("y"), list)):
+            return found
+        try:
             return {"x": inputs(found["x"]), "y": targets(found["y"]).astype(np.int64)}
-        return found
+        except (ValueError, TypeError) as error:
+            return {_WRONG: error}
 
     xs, ys, users = [], [], []
+    seen: dict[str, str] = {}
     for path in files:
         try:
-            with path.open() as file:
-                content = json.load(file, object_hook=converted)
+            with path.open(encoding="utf-8") as file:
+                content = json.load(file, object_pairs_hook=converted)
             for user, x, y in _by_user(content):
+                if user in seen:
+                    raise ValueError(f"user {user!r} is in {seen[user]} already")
+                seen[user] = path.name
+                shape = x.shape[1:] if shape is None and len(x) else shape
+                if len(x) and x.shape[1:] != shape:
+                    raise ValueError(
+                        f"user {user!r} has samples of another shape than those before: {x.shape[1:]}, {shape}"
+                    )
+                if num_classes is not None and y.max(initial=-1) >= num_classes:
+                    raise ValueError(f"user {user!r} has the class {y.max()}, and there are {num_classes}, from 0 on")
                 xs.append(x)
                 ys.append(y)
                 users += [user] * len(x)
-            shapes = {x.shape[1:] for x in xs if len(x)}
-            if len(shapes) > 1:
-                raise ValueError(f"its samples differ in shape: {', '.join(map(str, sorted(shapes)))}")
         except (ValueError, TypeError) as error:  # also what json raises
             raise ValueError(f"{path} is not in LEAF's format: {error}") from None
-    some = [x for x in xs if len(x)] or xs
+    some = [x for x in xs if len(x)] or [np.empty((0, *shape), x.dtype) if shape else x for x in xs]
     return _Part(np.concatenate(some), np.concatenate(ys), users)
+
+
+_WRONG = "what is wrong with the samples"
 
 
 def _by_user(content: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
     if not isinstance(content, Mapping) or not {"users", "num_samples", "user_data"} <= set(content):
         raise ValueError("it must have users, num_samples and user_data")
+    kinds = {"users": list, "num_samples": list, "user_data": dict}
+    for name, kind in kinds.items():
+        if not isinstance(content[name], kind):
+            raise ValueError(f"{name} must be {'a list' if kind is list else 'an object'}")
     found = []
     for user, count in zip(content["users"], content["num_samples"], strict=True):
         data = content["user_data"].get(user)
+        if isinstance(data, Mapping) and _WRONG in data:
+            raise ValueError(f"user {user!r}: {data[_WRONG]}")
         if not isinstance(data, Mapping) or not isinstance(data.get("x"), np.ndarray):
             raise ValueError(f"user {user!r} has no x and y in user_data")
         if not len(data["x"]) == len(data["y"]) == count:

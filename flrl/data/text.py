@@ -37,7 +37,7 @@ def text(*, file: str, sections: str = BLANK_LINES, length: int = 80, test_share
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a setting is invalid, or no section has a whole piece.
+        ValueError: a setting is invalid, the file is not in UTF-8, or no section has a whole piece.
     """
     if length < 1:
         raise ValueError(f"dataset.length={length}: must be at least 1")
@@ -46,7 +46,10 @@ def text(*, file: str, sections: str = BLANK_LINES, length: int = 80, test_share
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"dataset.file={file}: there is no such file; any text in UTF-8 will do")
-    content = path.read_text(encoding="utf-8")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"dataset.file={file}: is no text in UTF-8: byte {error.start}") from None
     said: dict[str, list[str]] = {}
     for name, part in _sections(content, sections):
         said.setdefault(name, []).append(part)

@@ -1,11 +1,11 @@
-"""The environment that a run's bits depend on besides its configuration: code, libraries, processor."""
+"""The environment that a run's bits depend on besides its configuration: code, files, libraries, processor."""
 
 import hashlib
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,21 @@ _LEVELS = {  # of x86-64: the instruction sets that each adds to the one before
 }
 _SPELT = {"fma3": "fma", "bmi1": "bmi", "pni": "sse3"}
 _GIT_S = 5.0
+_GROUPS = ("dataset", "partition", "model", "strategy", "trainer", "adversary", "devices")
+_OF_FILES = ("file", "path")
 
 
-def environment() -> dict[str, Any]:
-    """All that this module records, for this process; can be written as JSON."""
+def environment(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All that this module records, for this process; can be written as JSON.
+
+    Args:
+        config: the run's, as plain dicts and lists, whose files are recorded; None: without files.
+    """
     return {
         "versions": versions(),
         "git": repository(Path.cwd()),
         "sources": sources(),
+        "files": files({} if config is None else config),
         "processor": processor(),
         "libraries": libraries(),
     }
@@ -92,6 +99,26 @@ def own_files() -> list[Path]:
     return [*found]
 
 
+def files(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Path and SHA-256 of each file that a setting `file` or `path` names, by the setting's full key.
+
+    Those of groups that results follow from, in own parts too; a setting that names no file that is there is left out.
+    """
+    named = (pair for group in _GROUPS for pair in _files_in(config.get(group), group))
+    return {key: {"path": path, "sha256": _sha256(Path(path))} for key, path in named if Path(path).is_file()}
+
+
+def _files_in(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if name in _OF_FILES and isinstance(value, str):
+                yield f"{key}.{name}", value
+            yield from _files_in(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _files_in(value, f"{key}.{number}")
+
+
 def _named(path: Path) -> str:
     entries = [Path(os.path.abspath(entry)) for entry in sys.path]
     above = [entry for entry in entries if entry in path.parents]
@@ -100,7 +127,8 @@ def _named(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def processor() -> dict[str, Any]:
@@ -159,6 +187,15 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
             found.append(f"{name}, which the run imported, is not found here")
         elif current != known:
             found.append(f"{name} is not what the run imported (SHA-256 {known[:12]}..., now {current[:12]}...)")
+    for key, file in recorded.get("files", {}).items():
+        here = now.get("files", {}).get(key)
+        if here is None:
+            found.append(f"{key}={file['path']}, which the run read, is not found here")
+        elif here["sha256"] != file["sha256"]:
+            known, current = file["sha256"], here["sha256"]
+            found.append(
+                f"{key}={here['path']} is not what the run read (SHA-256 {known[:12]}..., now {current[:12]}...)"
+            )
     for name in _OF_BITS:
         had, has = (record.get("versions", {}).get(name) for record in (recorded, now))
         if had is not None and had != has:

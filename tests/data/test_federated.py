@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from flrl.data import FederatedData, Splits, TensorSource
 from flrl.data.federated import Partition
 from flrl.data.partitions import iid, natural
+from flrl.data.statistics import partition_statistics
 from flrl.seeding import SERVER, generator_for
 from tests.counting import calls, peak_bytes
 from tests.toys import blocks
@@ -37,6 +38,18 @@ def test_a_partition_that_asks_for_the_dataset_is_given_it() -> None:
     part = data.only([2, 0], test=False)
     assert part.splits.groups is not None
     assert part.splits.groups.tolist() == [5, 0]
+
+
+def test_min_samples_are_given_before_samples_are_set_apart() -> None:
+    law = partial(iid, num_clients=10, min_samples=140)
+    data = FederatedData(splits(1420), law, seed=0, holdout=0.5)
+    assert [len(data.train_indices(c)) + data.holdout_size(c) for c in range(10)] == [142] * 10
+    assert data.sizes.tolist() == [71] * 10
+    with_root = FederatedData(splits(1420), law, seed=0, root_samples=1000)
+    assert with_root.sizes.sum() == 420
+    assert partition_statistics(with_root)["size_min"] == with_root.sizes.min() >= 1
+    needed = partial(iid, num_clients=10, min_samples=125)
+    assert FederatedData(splits(1250), needed, seed=0, holdout=0.2).sizes.tolist() == [100] * 10
 
 
 @given(

@@ -55,8 +55,15 @@ def test_any_lists_of_numbers(root: str) -> None:
         leaf(root=root, num_classes=2)
 
 
-def change(root: str, **values: Any) -> None:
-    path = next(iter(sorted((Path(root) / "train").iterdir())))
+ANN = {"ann": {"x": [[0, 0, 0], [1, 1, 1]], "y": [0, 1]}}
+
+
+def ann(**values: Any) -> dict[str, Any]:
+    return {"users": ["ann"], "num_samples": [2], "user_data": {"ann": ANN["ann"] | values}}
+
+
+def change(root: str, part: str = "train", **values: Any) -> None:
+    path = next(iter(sorted((Path(root) / part).iterdir())))
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
@@ -67,17 +74,86 @@ def change(root: str, **values: Any) -> None:
         ({"users": ["ann", "eve"]}, "user 'eve' has no x and y in user_data"),
         ({"num_samples": [2, 4]}, "user 'bob' has 3 x and 3 y, and num_samples is 4"),
         ({"num_samples": [2]}, "zip"),
-        ({"users": ["ann"], "num_samples": [2], "user_data": {"ann": {"x": [[1], [1, 2]], "y": [0, 1]}}}, "inhomogen"),
+        (
+            {"users": ["ann"], "num_samples": [2], "user_data": {"ann": {"x": [[1], [1, 2]], "y": [0, 1]}}},
+            "'ann': .*inhomogen",
+        ),
         (
             {"users": ["ann"], "num_samples": [1], "user_data": {"ann": {"x": [[1]], "y": [0]}}},
-            r"shape: \(1,\), \(3,\)",
+            r"user 'cy' has samples of another shape than those before: \(3,\), \(1,\)",
         ),
+        (
+            {"users": ["ann", "cy"], "num_samples": [2, 1], "user_data": {**ANN, "cy": {"x": [[1]], "y": [0]}}},
+            "user 'cy'",
+        ),
+        (
+            {"users": ["ann", "ann"], "num_samples": [2, 2], "user_data": ANN},
+            r"user 'ann' is in .*train_9\.json already",
+        ),
+        ({"user_data": [1]}, "user_data must be an object"),
+        ({"users": "ab"}, "users must be a list"),
+        (ann(y=[0, 1.5]), "user 'ann': y must be one class a sample: whole numbers from 0 on"),
+        (ann(y=[0, -1]), "user 'ann': y must be one class"),
+        (ann(y=[0, None]), "user 'ann': y must be one class"),
+        (ann(y=[2, True]), "user 'ann': y must be one class"),
+        (ann(y=[[0], [1]]), "user 'ann': y must be one class"),
+        (ann(y=[0, float("nan")]), "user 'ann': y must be one class"),
+        (ann(x=[[0, 0, 0], [0, None, 0]]), "user 'ann': x must be numbers"),
+        (ann(x=[["0", "1", "2"]] * 2), "user 'ann': x must be numbers"),
+        (ann(x=[[0, 1, 1e39]] * 2), "user 'ann': x must be finite numbers of float32"),
+        (ann(x=[[0, 1, float("nan")]] * 2), "user 'ann': x must be finite"),
+        (ann(x="ab"), "user 'ann' has no x and y"),
     ],
 )
 def test_other_files_are_refused(root: str, values: dict[str, Any], said: str) -> None:
     change(root, **values)
     with pytest.raises(ValueError, match=rf"train_9\.json is not in LEAF's format: .*{said}"):
         leaf(root=root)
+
+
+@pytest.mark.parametrize("root", ["leaf"], indirect=True)
+def test_test_samples_are_like_those_for_training(root: str) -> None:
+    change(root, part="test", **ann(y=[0, 8]))
+    assert leaf(root=root).test.labels.tolist() == [0, 8]
+    with pytest.raises(ValueError, match=r"test_9\.json .*: user 'ann' has the class 8, and there are 3, from 0 on$"):
+        leaf(root=root, num_classes=3)
+    change(root, part="test", **ann(x=[[0], [1]]))
+    with pytest.raises(
+        ValueError, match=r"test_9\.json .*: user 'ann' has samples of another shape .*: \(1,\), \(3,\)$"
+    ):
+        leaf(root=root)
+
+
+@pytest.mark.parametrize("root", ["leaf"], indirect=True)
+def test_a_user_stands_in_one_file_once(root: str) -> None:
+    first, second = sorted((Path(root) / "train").iterdir())
+    content = second.read_text()
+    second.write_text(first.read_text())
+    with pytest.raises(ValueError, match=rf"{second.name} .*: user 'ann' is in {first.name} already$"):
+        leaf(root=root)
+    second.write_text(content.replace('"dee": {', '"cy": {'))
+    with pytest.raises(ValueError, match=rf"{second.name} .*: 'cy' stands twice in one object$"):
+        leaf(root=root)
+    second.write_bytes('"caf\xe9"'.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{second.name} is not in LEAF's format: .*can't decode byte 0xe9"):
+        leaf(root=root)
+
+
+@pytest.mark.parametrize("root", ["shakespeare"], indirect=True)
+@pytest.mark.parametrize("y", [["", "ab"], [1, 2]])
+def test_a_sentence_has_one_next_character(root: str, y: list[Any]) -> None:
+    change(root, users=["ann"], num_samples=[2], user_data={"ann": {"x": ["a" * 80] * 2, "y": y}})
+    with pytest.raises(ValueError, match=r"train_9\.json is not in LEAF's format: user 'ann': "):
+        shakespeare(root=root)
+
+
+@pytest.mark.parametrize("root", ["shakespeare", "leaf", "femnist"], indirect=True)
+def test_users_may_have_no_samples(root: str, request: pytest.FixtureRequest) -> None:
+    change(root, users=["ann"], num_samples=[0], user_data={"ann": {"x": [], "y": []}})
+    change(root, part="test", users=["ann"], num_samples=[0], user_data={"ann": {"x": [], "y": []}})
+    splits = {"shakespeare": shakespeare, "leaf": leaf, "femnist": femnist}[Path(root).name](root=root)
+    assert splits.groups.tolist() == [0] * 4 + [1] * 5  # cy and dee
+    assert splits.test.inputs.shape == (0, *splits.train.inputs.shape[1:])
 
 
 @pytest.mark.parametrize("root", ["leaf"], indirect=True)
@@ -89,7 +165,7 @@ def test_a_file_without_users_is_refused(root: str) -> None:
 
 @pytest.mark.parametrize("root", ["shakespeare"], indirect=True)
 def test_a_character_that_is_not_known_is_named(root: str) -> None:
-    with pytest.raises(ValueError, match=r"LEAF's format: dataset\.letters: lacks the character 'g', which the text"):
+    with pytest.raises(ValueError, match=r"LEAF's format: user 'ann': dataset\.letters: lacks the character 'g'"):
         shakespeare(root=root, letters=LETTERS.replace("g", ""))
 
 

@@ -71,6 +71,16 @@ def test_a_blur_is_a_gaussian_and_keeps_the_sum_inside() -> None:
     torch.testing.assert_close(Blur(low=0, high=2).inputs(flat, torch.tensor([2.0]), generators()), flat)
 
 
+@pytest.mark.parametrize("high", [7.5, 3000.0])
+def test_a_blur_is_no_wider_than_the_image(high: float) -> None:
+    image = torch.rand(1, 2, 5, 7, generator=torch.Generator().manual_seed(0))
+    message = rf"^partition\.shift\.high={high}: must be at most 7, the longer side of images \[2, 5, 7\]$"
+    with pytest.raises(ValueError, match=message):
+        Blur(low=0, high=high).inputs(image, torch.tensor([1.0]), generators())
+    widest = Blur(low=0, high=7).inputs(image, torch.tensor([7.0]), generators())
+    assert image.amin() < widest.amin() <= widest.amax() < image.amax()
+
+
 def test_contrast_is_about_each_samples_mean() -> None:
     inputs = torch.tensor([[0.0, 1.0], [0.2, 0.4]])
     found = Contrast(low=0, high=2).inputs(inputs, torch.tensor([0.5, 2.0]), generators())

@@ -75,6 +75,12 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         text(file=str(tmp_path / "none.txt"))
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"^dataset\.file=.*old\.txt: is no text in UTF-8: byte 3$"):
+        text(file=str(tmp_path / "old.txt"))
+
+
 def test_numbers_of_characters_are_no_pixels() -> None:
     assert encoded("ba", "ab", key="k").dtype == np.int8
     many = "".join(map(chr, range(129)))

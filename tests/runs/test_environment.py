@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flrl.runs import environment as module
-from flrl.runs.environment import PORTABLE, differences, environment, repository, sources
+from flrl.runs.environment import PORTABLE, differences, environment, files, repository, sources
 from flrl.verify import main as verify
 
 RUN = ("strategy.rounds=2", "partition.num_clients=2", "logger=none", "hydra.run.dir=run")
@@ -101,6 +101,40 @@ def test_other_code_is_named_by_verify_and_by_a_resume(own: Any) -> None:
     assert note in own("run=run", "rounds=1..2", main=verify).out
 
 
+def test_a_file_that_has_changed_is_named_by_verify_and_by_a_resume(cli: Any) -> None:
+    lines = [f'{{"round": {r}, "clients": [{r % 2}]}}\n' for r in (1, 2, 3)]
+    Path("trace.jsonl").write_text("".join(lines))
+    assert cli("strategy/sampler=trace", "strategy.sampler.file=trace.jsonl", *RUN).code == 0
+    (row,) = [json.loads(line) for line in Path("run/environments.jsonl").read_text().splitlines()]
+    was = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert row["files"] == {"strategy.sampler.file": {"path": "trace.jsonl", "sha256": was}}
+    assert json.loads(Path("run/summary.json").read_text())["files"] == row["files"]
+    assert cli("run=run", main=verify).out.count("\n") == 1
+    Path("trace.jsonl").write_text("".join(lines).replace("[1]}\n{", "[0, 1]}\n{"))
+    now = hashlib.sha256(Path("trace.jsonl").read_bytes()).hexdigest()
+    note = f"strategy.sampler.file=trace.jsonl is not what the run read (SHA-256 {was[:12]}..., now {now[:12]}...)"
+    done = cli("run=run", main=verify)
+    assert (done.code, done.out.splitlines()[0]) == (1, f"note      {note}")
+    done = cli("resume=run", "strategy.rounds=3")
+    assert (done.code, done.err) == (0, f"warning: {note}\n")
+    rows = [json.loads(line) for line in Path("run/environments.jsonl").read_text().splitlines()]
+    assert [row["files"]["strategy.sampler.file"]["sha256"] for row in rows] == [was, now]
+
+
+def test_files_are_those_that_settings_name(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    a = str(tmp_path / "a")
+    config = {
+        "devices": {"path": a, "availability": {"path": str(tmp_path / "none"), "other": a}},
+        "strategy": {"sampler": {"file": None}, "own": [{"file": a}]},
+        "dataset": {"path": str(tmp_path)},
+        "paths": {"path": a},
+    }
+    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of abc, FIPS 180-2
+    there = {"path": a, "sha256": sha256}
+    assert files(config) == {"strategy.own.0.file": there, "devices.path": there}
+
+
 def test_a_folder_without_git_or_without_a_commit_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert repository(tmp_path) is None
@@ -129,6 +163,7 @@ def test_sources_are_ones_own_files_alone() -> None:
 NOW: dict[str, Any] = {
     "versions": {"flrl": "0.1.0", "torch": "2.15.0", "numpy": "2.4", "python": "3.11.7"},
     "sources": {"net.py": "a" * 64},
+    "files": {"devices.path": {"path": "d.json", "sha256": "a" * 64}},
     "processor": {
         "capability": "AVX2", "model": "AMD EPYC", "vendor": "AuthenticAMD", "level": "x86-64-v3",
         "flags": ["avx2", "fma"],
@@ -153,6 +188,13 @@ DIFFERENCES: list[tuple[dict[str, Any], list[str]]] = [
         "net.py is not what the run imported (SHA-256 bbbbbbbbbbbb..., now aaaaaaaaaaaa...)",
     ]),
     ({"sources": {"gone.py": "b" * 64}}, ["gone.py, which the run imported, is not found here"]),
+    ({"files": {"devices.path": {"path": "old.json", "sha256": "b" * 64}}}, [
+        "devices.path=d.json is not what the run read (SHA-256 bbbbbbbbbbbb..., now aaaaaaaaaaaa...)",
+    ]),
+    ({"files": {"devices.path": {"path": "old.json", "sha256": "a" * 64}}}, []),
+    ({"files": {"dataset.file": {"path": "gone.txt", "sha256": "b" * 64}}}, [
+        "dataset.file=gone.txt, which the run read, is not found here",
+    ]),
     ({"versions": {"torch": "2.14.0"}}, ["the run had torch 2.14.0, this is 2.15.0: expect other bits"]),
     ({"processor": LARGER}, [
         f"another kind of processor: the run had AMD EPYC (x86-64-v4, torch uses AVX512), {KIND}",

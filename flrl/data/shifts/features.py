@@ -49,18 +49,24 @@ class Noise(FeatureShift):
 class Blur(FeatureShift):
     """Images are blurred by a Gaussian, whose standard deviation in pixels is the client's own; edges are repeated.
 
-    Arguments as for `FeatureShift`: standard deviations, 0 for none.
+    Arguments as for `FeatureShift`: standard deviations, 0 for none, at most the images' longer side.
     """
 
     least = 0.0
 
     def inputs(self, inputs: Tensor, amounts: Tensor, generators: Iterator[np.random.Generator]) -> Tensor:
         """The images, blurred."""
+        blurred = images(inputs, "Blur")
+        longer = max(blurred.shape[2:])
+        if self.high > longer:
+            raise ValueError(
+                f"partition.shift.high={self.high}: must be at most {longer}, the longer side of images "
+                f"[{', '.join(map(str, blurred.shape[1:]))}]"
+            )
         radius = int(np.ceil(3 * self.high))
         at = torch.arange(-radius, radius + 1)
         weights = torch.exp(-0.5 * (at / amounts.clamp(min=1e-3)[:, None]) ** 2)
         weights = (weights / weights.sum(dim=1, keepdim=True))[:, :, None, None, None]
-        blurred = images(inputs, "Blur")
         for dim, pad in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
             padded, size = nn.functional.pad(blurred, pad, mode="replicate"), inputs.shape[dim]
             blurred = torch.zeros_like(inputs)
