@@ -3,6 +3,7 @@
 A line for each, `killed` or `SURVIVED`, then the share of those killed; ends with 1 where that is too small.
 """
 
+import argparse
 import sys
 
 from tests.mutants.campaign import run
@@ -29,4 +30,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="word", help="of a file or a mutant's name")
+    sys.exit(main(parser.parse_args().words))
