@@ -210,7 +210,10 @@ def run(backend: Any, toy: Toy) -> dict[str, Any]:
         ),
         pytest.param(Toy(module=WithHook, source="dataset", loader_workers=1, rounds=1), marks=pytest.mark.slow),
         pytest.param(Toy(source="unpicklable", shift=LabelNoise(low=0.5, high=0.9)), marks=pytest.mark.slow),
-        Toy(module=Convolved, vectorized=True, shift=Drift(shift=Noise(low=1, high=2), kind="gradual", length=4)),
+        pytest.param(
+            Toy(module=Convolved, vectorized=True, shift=Drift(shift=Noise(low=1, high=2), kind="gradual", length=4)),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=[
         "rich",

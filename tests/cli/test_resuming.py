@@ -16,6 +16,7 @@ def saved(folder: str = "run") -> dict[str, Any]:
     return yaml.safe_load(Path(folder, ".hydra/config.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_values_and_choices_of_today_win_and_all_else_is_as_it_was(cli: Any) -> None:
     started = (*RUN, "trainer.batch_size=8", "backend=mpi", "backend.threads=1", "+model.optimizer.nesterov=false")
     assert cli(*started, "hydra.run.dir=run").code == 0
