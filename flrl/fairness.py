@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from flrl.data import statistics
+
 
 def gini(values: np.ndarray) -> float | None:
     """The Gini coefficient: half of the mean absolute difference between two values, over their mean.
@@ -20,9 +22,7 @@ def gini(values: np.ndarray) -> float | None:
     """
     if not _defined(values):
         return None
-    count, ascending = len(values), np.sort(values) / values.max()
-    ranked = (2 * np.arange(1, count + 1) - count - 1) * ascending
-    return float(ranked.sum() / (count * ascending.sum()))
+    return statistics.gini(values / values.max())
 
 
 def jain(values: np.ndarray) -> float | None:

@@ -60,7 +60,7 @@ class Rounds:
         """Run the rounds that are left, and return the last state and a record of every round.
 
         Raises:
-            TooFewUpdatesError: a round had fewer accepted updates than `min_clients`.
+            TooFewUpdatesError: a round had fewer accepted updates than `min_clients`, or than the rule needs.
             ClientError: a client's training raised.
             WorkerError: a worker has ended, or does not answer.
             ValueError: the strategy has changed itself.
@@ -108,11 +108,8 @@ class Rounds:
             after = self.backend.server_update(replace(after, round=plan.whole.round))
         memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})
         kept |= noted(self.strategy.sampler, state.variables, result.reports, len(sizes))
-        kept |= (
-            plan.clock(result.reports, numbers["comm/down_bytes"] - plan.down_bytes)
-            | dict(plan.variables)
-            | dict(plan.whole.kept)
-        )
+        kept |= plan.clock(result.reports, numbers["comm/down_bytes"] - plan.down_bytes)
+        kept |= {**plan.variables, **plan.whole.kept}
         result = replace(result, reports=tuple(map(_forgotten, result.reports)))
         own = {name: tensor for name, tensor in after.variables.items() if not is_under_way(name)}
         after = replace(after, round=plan.whole.round, variables={**own, **kept}, memory=memory)
@@ -198,12 +195,17 @@ class Rounds:
     def _check(self, reports: Sequence[ClientReport], plan: Plan) -> None:
         round = plan.whole.round
         accepted = [report for report in reports if report.rejected is None]
+        reasons = [f"client {r.client_id}: {r.rejected}" for r in reports if r.rejected is not None]
+        rejected = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
         if len(accepted) < self.strategy.min_clients and bounded(self.strategy.transforms) is None:
-            reasons = [f"client {r.client_id}: {r.rejected}" for r in reports if r.rejected is not None]
-            rejected = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
             least = f"strategy.min_clients={self.strategy.min_clients}"
             why = rejected or f"only {len(reports)} took part"
             raise TooFewUpdatesError(f"round {round}: {len(accepted)} usable updates, {least}; {why}")
+        # Who sends what cannot be used is one malicious client less; who has failed may have been an honest one.
+        sent = len(accepted) + sum(report.rejected is not None and report.up_bytes > 0 for report in reports)
+        if not self.strategy.aggregator.enough(sent):
+            rule = type(self.strategy.aggregator).__name__
+            raise TooFewUpdatesError(f"round {round}: {sent} clients have sent updates, too few for {rule}; {rejected}")
         for name in self.strategy.transforms if accepted else ():
             if not any(f"transforms/{name}/clients" in report.metrics for report in accepted):
                 raise RuntimeError(f"transform {name} was asked for but never ran")

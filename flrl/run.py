@@ -30,7 +30,7 @@ from flrl.clients import ClientStore
 from flrl.config import TrainConfig
 from flrl.data import FederatedData
 from flrl.logging import Loggers
-from flrl.privacy import charges
+from flrl.privacy import Spending, charges
 from flrl.recipe import Recipe
 from flrl.rounds import initial_state, planned
 from flrl.runs.checkpoint import kept_indexes
@@ -76,9 +76,8 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     backend = make(config, "backend")
     whole = recipe.data()
     config = filled(config, whole.splits)  # a dedicated server keeps only a part of the data
-    config = _calibrated(config, whole)
-    recipe = Recipe(config)
-    spending = recipe.spending(whole)
+    recipe, spending = _calibrated(Recipe(config), whole)
+    config = dict(recipe.config)
     data = backend.share(whole)
     if config["trainer"]["_target_"] == auto.TARGET:
         config = {**config, "trainer": _chosen_engine(config, data, backend)}
@@ -140,12 +139,17 @@ def _run(config: dict[str, Any], folder: Path, output_subdir: str | None, *, swe
     return _last(config["optimized_metric"], (record.metrics for record in history))
 
 
-def _calibrated(config: dict[str, Any], data: FederatedData) -> dict[str, Any]:
-    """The configuration with the settings of null that follow from the privacy budget and the cohorts."""
-    spending = Recipe(config).spending(data)
-    for key, value in ({} if spending is None else spending.filled()).items():
+def _calibrated(recipe: Recipe, data: FederatedData) -> tuple[Recipe, Spending | None]:
+    """The recipe with the settings of null that follow from the privacy budget and the cohorts; what counts epsilon."""
+    spending = recipe.spending(data)
+    found = {} if spending is None else spending.filled()
+    if not found:
+        return recipe, spending
+    config = dict(recipe.config)
+    for key, value in found.items():
         config = with_value(config, key, value)
-    return config
+    recipe = Recipe(config)
+    return recipe, recipe.spending(data)
 
 
 def _chosen(resumed_from: Path | None) -> dict[str, Any]:

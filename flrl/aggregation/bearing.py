@@ -28,18 +28,21 @@ class BearingRule(RowRule):
             raise ValueError(f"strategy.aggregator.num_malicious={num_malicious}: must be a whole number, at least 0")
         self.num_malicious = num_malicious
 
+    @property
+    def least(self) -> int:
+        """The rows that its bound asks for."""
+        return self.bound[0] * self.num_malicious + self.bound[1]
+
     def check(self, setup: "Setup") -> None:
         """Refuse cohorts that are too small for what is proved."""
         super().check(setup)
-        times, more, source = self.bound
         part = f"num_malicious={self.num_malicious}: {type(self).__name__}"
-        check_cohort(setup, part, times * self.num_malicious + more, source, self.before)
+        check_cohort(setup, part, self.least, self.bound[2], self.before)
 
     def enough(self, updates: int) -> bool:
         """Whether it gets the rows that its bound asks for; any will do if nobody is malicious."""
-        times, more, _ = self.bound
-        least = times * self.num_malicious + more if self.num_malicious else 1
-        return super().enough(updates) and rows_of(updates, self.before) >= least
+        rows = rows_of(updates, self.before)
+        return super().enough(updates) and (rows >= self.least or not self.num_malicious)
 
 
 def rows_of(updates: int, before: Before | None) -> int:

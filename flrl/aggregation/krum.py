@@ -54,8 +54,5 @@ def krum_scores(distances: Tensor, num_malicious: int) -> Tensor:
     """
     count = len(distances) - num_malicious  # itself at distance 0, and n - f - 1 others
     if count < 1:
-        raise ValueError(
-            f"Krum of {len(distances)} rows cannot bear {num_malicious} malicious ones; "
-            "strategy/sampler=uniform, or all, has cohorts of one size"
-        )
+        raise ValueError(f"Krum of {len(distances)} rows cannot bear {num_malicious} malicious ones")
     return distances.sort(dim=1).values[:, :count].sum(dim=1)

@@ -41,8 +41,8 @@ class PrivacyLedger(Callback):
         self._charged = spending.none()
         self._released: dict[int, set[int]] = {}
         self._stopped = False
+        known = range(spending.setup.num_clients)
         for row in rows:
-            known = range(spending.setup.num_clients)
             if spending.mechanism.by_client and not ("clients" in row and all(c in known for c in row["clients"])):
                 raise DamagedError(f"{PRIVACY}: round {row['round']} must have its clients' ids, below {len(known)}")
             self._count(row)

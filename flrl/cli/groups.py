@@ -63,16 +63,8 @@ def keys_in(path: Path) -> Iterator[str]:
             yield from keys_in(included.with_name(f"{included.name}.yaml"))
 
 
-def options_with(group: str, name: str) -> list[str]:
-    """The choices of a group whose yaml has a key, as `group=choice`."""
-    folder = CONF_DIR / group.replace(".", "/")
-    if not group or not folder.is_dir():
-        return []
-    yamls = [path for path in sorted(folder.glob("*.yaml")) if name in keys_in(path)]
-    return [f"{group.replace('.', '/')}={path.stem}" for path in yamls]
-
-
-def choices_of(group: str) -> list[str]:
-    """The choices of a group that come with flrl, as `group=choice`; none if there is no such group."""
+def choices_of(group: str, key: str | None = None) -> list[str]:
+    """The choices of a group that come with flrl, as `group=choice`; with a key, those whose yaml has it."""
     place = group.replace(".", "/")
-    return [f"{place}={path.stem}" for path in sorted((CONF_DIR / place).glob("*.yaml"))]
+    paths = sorted((CONF_DIR / place).glob("*.yaml")) if group else []
+    return [f"{place}={path.stem}" for path in paths if key is None or key in keys_in(path)]

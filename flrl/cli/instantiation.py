@@ -6,7 +6,7 @@ from typing import Any
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 
-from flrl.cli.groups import options_with
+from flrl.cli.groups import choices_of
 from flrl.cli.keys import either, meant
 from flrl.cli.signatures import expected, fits, hints_of, shown, taken_by
 from flrl.cli.tracebacks import culprit
@@ -124,7 +124,7 @@ def _check_keys(node: Mapping[str, Any], target: str, path: str) -> None:
 
 
 def _instead(path: str, key: str, names: list[str]) -> str:
-    close, others = meant(key, names), options_with(path, key)
+    close, others = meant(key, names), choices_of(path, key)
     if close:
         return f"did you mean {either(close)}?"
     return f"{either(others)} does" if others else f"it takes {', '.join(names) or 'nothing'}"

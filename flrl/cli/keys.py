@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flrl.cli.arguments import config_dirs, key_of
-from flrl.cli.groups import choices_of, group_names, options_with
+from flrl.cli.groups import choices_of, group_names
 from flrl.cli.installed import installed_dirs
 from flrl.cli.signatures import shown, taken_by
 from flrl.config import CONF_DIR
@@ -82,7 +82,7 @@ def unknown(key: str, override: str, known: Mapping[str, Any]) -> str:
     above = meant(parent, list(keys_of(known))) if parent and node is None else []
     if above:
         return f"{start}; did you mean {either([f'{place}.{name}' for place in above])}?"
-    others = options_with(parent, name)
+    others = choices_of(parent, name)
     if others:
         return f"{start} with the present choice; {either(others)} has it"
     if "/" in key:

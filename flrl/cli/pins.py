@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from flrl.cli.arguments import ADDED_GROUPS, key_of
-from flrl.cli.groups import options_with
+from flrl.cli.groups import choices_of
 from flrl.cli.signatures import taken_by
 
 
@@ -56,7 +56,7 @@ def _drop(config: dict[str, Any], leaf: Sequence[str], chosen: set[str] | None) 
         group = ".".join(leaf[:depth])
         if "_target_" in node and not _takes(str(node["_target_"]), key):
             ours = any(group == choice or group.startswith(f"{choice}.") for choice in chosen or ())
-            if ours or (chosen is None and options_with(group, key)):
+            if ours or (chosen is None and choices_of(group, key)):
                 del node[key]
             return
         node = node[key]

@@ -91,13 +91,9 @@ class FederatedData:
         self.held_out_clients = range(self.num_clients, len(counts))
         order = np.concatenate([np.delete(np.arange(len(counts)), never), never]) if len(never) else None
         counts = counts if order is None else counts[order]
-        indices: Any
-        if isinstance(owner, Consecutive):
-            taken_apart = splits.canaries is not None or root_samples or public_samples or shift is not None
-            indices = owner.indices(order)[:] if taken_apart else owner.indices(order)
-        else:
-            owners = np.asarray(owner) if order is None else _inverse(order)[owner]
-            indices = by_owner(owners, _inverse(rng.permutation(num_samples)))
+        indices: Any = _by_client(owner, order, rng)
+        if splits.canaries is not None or root_samples or public_samples or shift is not None:
+            indices = indices[:]  # ranges become an array
         if splits.canaries is not None:
             apart = {"holdout": holdout, "root_samples": root_samples, "public_samples": public_samples}
             indices, counts = without_canaries(splits.canaries, indices, counts, apart)
@@ -265,19 +261,28 @@ _HASHED = 2**20
 
 def _counted(owner: np.ndarray | Consecutive, num_samples: int) -> np.ndarray:
     """Samples of each client, int64 `[clients]`; ValueError unless each sample has an owner, and each client one."""
-    if isinstance(owner, Consecutive):
-        counts, shape = owner.sizes, (int(owner.sizes.sum()),)
+    found = owner if isinstance(owner, Consecutive) else np.asarray(owner)
+    if found.shape != (num_samples,):
+        raise ValueError(f"the partition returned shape {found.shape}, expected one owner for {num_samples} samples")
+    if isinstance(found, Consecutive):
+        counts = found.sizes
+    elif np.issubdtype(found.dtype, np.integer) and found.min() >= 0:
+        counts = np.bincount(found)
     else:
-        found = np.asarray(owner)
-        shape = found.shape
-        if not np.issubdtype(found.dtype, np.integer) or (found.size and found.min() < 0):
-            raise ValueError("the partition must return client ids: whole numbers from 0 on")
-        counts = np.bincount(found) if len(shape) == 1 else np.ones(1)
-    if shape != (num_samples,):
-        raise ValueError(f"the partition returned shape {shape}, expected one owner for {num_samples} samples")
+        raise ValueError("the partition must return client ids: whole numbers from 0 on")
     if not counts.all():
         raise ValueError(f"the partition left client {int(np.argmin(counts))} without samples")
     return counts
+
+
+def _by_client(
+    owner: np.ndarray | Consecutive, order: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray | Ranges:
+    """The samples of all clients, in some order of these, one client after another; a client's are shuffled."""
+    if isinstance(owner, Consecutive):
+        return owner.indices(order)
+    owners = np.asarray(owner) if order is None else _inverse(order)[owner]
+    return by_owner(owners, _inverse(rng.permutation(len(owners))))
 
 
 def _asks_for_splits(partition: Partition) -> bool:

@@ -132,17 +132,19 @@ def synthetic_population(
             raise ValueError(f"dataset.{name}={value}: must be at least 0 and finite")
     if test_clients < 1:
         raise ValueError(f"dataset.test_clients={test_clients}: must be at least 1")
-    make = partial(_device, samples=samples, alpha=alpha, beta=beta, seed=seed)
+    common = generator_for(seed, 0, SERVER, "population").normal(size=(FEATURES + 1, CLASSES))
+    make = partial(_device, common=common, samples=samples, alpha=alpha, beta=beta, seed=seed)
     train = PopulationSource(make, num_clients=num_clients, samples=samples)
     others = [make(num_clients + place) for place in range(test_clients)]
     inputs, classes = (torch.cat(parts) for parts in zip(*others, strict=True))
     return Splits(train, TensorSource(inputs, classes), num_classes=CLASSES)
 
 
-def _device(client_id: int, *, samples: int, alpha: float, beta: float, seed: int) -> tuple[Tensor, Tensor]:
-    rng, common = (generator_for(seed, 0, owner, "population") for owner in (client_id, SERVER))
-    models = np.stack([each.normal(size=(FEATURES + 1, CLASSES)) for each in (common, rng)])
-    weight = models[0] + alpha * models[1]
+def _device(
+    client_id: int, *, common: np.ndarray, samples: int, alpha: float, beta: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    rng = generator_for(seed, 0, client_id, "population")
+    weight = common + alpha * rng.normal(size=common.shape)
     mean = rng.normal(rng.normal(0, beta), 1, FEATURES)
     x = mean + np.arange(1, FEATURES + 1) ** -0.6 * rng.standard_normal((samples, FEATURES))
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy((x @ weight[:-1] + weight[-1]).argmax(1))

@@ -15,6 +15,11 @@ class Consecutive:
     def __init__(self, sizes: np.ndarray) -> None:
         self.sizes = sizes
 
+    @property
+    def shape(self) -> tuple[int]:
+        """That of the array that it stands for."""
+        return (int(self.sizes.sum()),)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The owners."""
         return np.repeat(np.arange(len(self.sizes)), self.sizes).astype(dtype or np.int64, copy=False)

@@ -42,6 +42,7 @@ class FedScaleDevices(Devices):
         super().__init__(**options)
         self.path = path
 
+    @functools.cached_property
     def capacities(self) -> np.ndarray:
         """Milliseconds and kilobits a second of every device of the trace, float64 `[devices, 2]`."""
         rows = read(self.path, "devices.path")
@@ -55,7 +56,7 @@ class FedScaleDevices(Devices):
 
     def table(self, sizes: np.ndarray, rng: np.random.Generator) -> Table:
         """The numbers of every client's device: arguments as for `Devices.table`."""
-        found = self.capacities()
+        found = self.capacities
         ms, kbps = found[rng.integers(len(found), size=len(sizes))].T
         band = _BYTES_OF_KBIT * kbps
         return Table(1000.0 / (_TRAINING * ms), band, band, np.zeros(len(sizes)))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from flrl.cli.groups import options_with
+from flrl.cli.groups import choices_of
 from flrl.cli.keys import composed, meant, unknown
 from flrl.config import TrainConfig
 
@@ -52,12 +52,12 @@ def test_meant_prefers_the_longest_common_end_then_siblings() -> None:
 
 def test_choices_that_have_a_key() -> None:
     with_alpha = ("dirichlet", "dirichlet_equal", "inner_dirichlet", "mixture", "quantity_skew")
-    assert options_with("partition", "alpha") == [f"partition={name}" for name in with_alpha]
-    assert options_with("model.net", "hidden") == [f"model/net={net}" for net in ("char_lstm", "mlp_2nn", "regression")]
-    assert options_with("trainer", "fuse") == ["trainer=traced"]
-    assert options_with("trainer", "memory_format") == ["trainer=eager", "trainer=lightning", "trainer=traced"]
-    assert options_with("backend", "timeout_s") == ["backend=mpi", "backend=process"]
-    assert options_with("nothing", "hidden") == options_with("", "hidden") == []
+    assert choices_of("partition", "alpha") == [f"partition={name}" for name in with_alpha]
+    assert choices_of("model.net", "hidden") == [f"model/net={net}" for net in ("char_lstm", "mlp_2nn", "regression")]
+    assert choices_of("trainer", "fuse") == ["trainer=traced"]
+    assert choices_of("trainer", "memory_format") == ["trainer=eager", "trainer=lightning", "trainer=traced"]
+    assert choices_of("backend", "timeout_s") == ["backend=mpi", "backend=process"]
+    assert choices_of("nothing", "hidden") == choices_of("", "hidden") == []
 
 
 def test_the_configuration_to_look_in_has_the_groups_that_were_chosen(tmp_path: Path) -> None:

@@ -108,6 +108,10 @@ def test_a_million_clients_hold_some_bytes_each() -> None:
     ranges = consecutive(len(splits.train), None, np.random.default_rng(0), num_clients=10**6).indices()
     held = sum(array.nbytes for array in vars(ranges).values())
     assert held == 3 * 8 * 10**6
+    data = FederatedData(splits, lambda *given: Consecutive(np.full(10**6, 500)), seed=0)
+    arrays = [*vars(data).values(), *vars(data._indices).values()]
+    whole = {id(a): a.nbytes for a in arrays if isinstance(a, np.ndarray) and a.base is None}
+    assert sum(whole.values()) == 5 * 8 * 10**6
     assert ranges[500 * 777_777 : 500 * 777_778].tolist() == list(range(500 * 777_777, 500 * 777_778))
     inputs, classes = next(splits.train.batches(ranges[500 * 777_777 : 500 * 777_778], 500))
     assert inputs.shape == (500, 60)

@@ -255,7 +255,7 @@ class Harmful:
 def test_a_pickle_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "trace.pickle").write_bytes(pickle.dumps({"1": Harmful()}))
     with pytest.raises(ValueError, match=r"is no trace: it has a builtins\.print, where only numbers"):
-        FedScaleDevices(path=str(tmp_path / "trace.pickle")).capacities()
+        _ = FedScaleDevices(path=str(tmp_path / "trace.pickle")).capacities
     assert capsys.readouterr().out == ""
 
 
@@ -381,7 +381,7 @@ WILD = LogNormal(median=1.0, sigma=1000.0)
         (lambda: SineDays(spread=2.0), r"spread=2\.0: must be in"),
         (lambda: Intervals([np.array([3.0])], [np.array([1.0])], np.array([9.0])), "must alternate in order"),
         (lambda: Intervals([np.array([])], [np.array([])], np.array([9.0])), "nobody would ever be available"),
-        (lambda: FedScaleDevices(path="no.json").capacities(), r"devices\.path=no\.json: there is no such file"),
+        (lambda: FedScaleDevices(path="no.json").capacities, r"devices\.path=no\.json: there is no such file"),
     ],
 )
 def test_wrong_settings_are_named(make: Any, message: str) -> None:

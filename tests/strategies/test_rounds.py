@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flrl.aggregation import Aggregator, Mean, Median, TrimmedMean
+from flrl.aggregation import Aggregator, Krum, Mean, Median, TrimmedMean
 from flrl.callbacks import Callback, RunFolder, RunInfo
 from flrl.callbacks.checkpoint import Checkpoint
 from flrl.errors import TooFewUpdatesError
 from flrl.evaluation import Evaluator
 from flrl.layout import ParameterLayout
-from flrl.sampling import PoissonSampler, UniformSampler
+from flrl.sampling import AllClients, PoissonSampler, UniformSampler
 from flrl.strategies import FedAvg, Scaffold
 from flrl.strategies.base import Local
 from flrl.trainers import LocalProblem
@@ -203,6 +204,30 @@ def test_a_cohort_that_is_too_small_for_the_rule_leaves_the_model() -> None:
     assert [record.metrics["clients/num"] for record in (first, second, third)] == [4.0, 2.0, 3.0]
     assert second.digest == first.digest != third.digest
     assert second.metrics["clients/rejected"] == 2.0
+
+
+@pytest.mark.parametrize(("lost", "ends"), [("failed", True), ("not finite", False)])
+def test_clients_that_fail_may_leave_too_few_for_the_rule(lost: str, ends: bool) -> None:
+    """Krum needs five rows to bear one malicious client; who sends NaN is that client."""
+
+    class Losing(FedAvg):
+        def local(self, problem: LocalProblem) -> Local:
+            if problem.task.client_id == 0 and lost == "failed":
+                raise RuntimeError("no")
+            update = (yield problem).update(problem)
+            if problem.task.client_id == 0:
+                update.vectors["update"].fill_(torch.nan)
+            return update
+
+    strategy = Losing(rounds=1, sampler=AllClients(), server_optimizer=SGD, aggregator=Krum(num_malicious=1))
+    worker = replace(make_worker(strategy, sizes=(4,) * 5), drop_failures=True)
+    if not ends:
+        assert fit(worker)[1][-1].metrics["clients/rejected"] == 1.0
+        return
+    with pytest.raises(
+        TooFewUpdatesError, match=r"^round 1: 4 clients have sent updates, too few for Krum; client 0: "
+    ):
+        fit(worker)
 
 
 def test_a_client_forgets_what_its_update_does_not_bring_again() -> None:

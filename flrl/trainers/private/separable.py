@@ -27,8 +27,7 @@ def check_separable(model: BoundModel, batch: Any, count: int, labels: np.ndarra
 
     A model is checked in each process on the first samples, and on some of every class when it first occurs, as a loss
     may weigh classes; in full precision, with dropout off. A step that draws random numbers even so is not checked.
-    Whatever the step, single samples' gradients are clipped: what is at stake is that they are those of
-    its loss.
+    Whatever the step, single samples' gradients are clipped: what is at stake is that they are those of its loss.
 
     Args:
         model: the model.

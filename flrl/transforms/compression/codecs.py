@@ -29,13 +29,12 @@ class Writer:
         """Write whole numbers of a NumPy dtype such as "<u4"."""
         self._parts.append(np.frombuffer(np.asarray(values).astype(dtype).tobytes(), np.uint8))
 
-    def floats(self, values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-        """Write float64 values `[n]` in a floating dtype, rounded to nearest; returns what is read, float64 `[n]`."""
+    def floats(self, values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+        """Write float64 values `[n]` in a floating dtype, rounded to nearest; returns them as they are rounded."""
         found = torch.from_numpy(np.ascontiguousarray(values, np.float64)).to(dtype)
         if values.size:
             self._parts.append(found.view(torch.uint8).numpy())
-        read: np.ndarray = found.double().numpy()
-        return read
+        return found
 
     def bits(self, values: np.ndarray, width: int) -> None:
         """Write numbers `[n]` from 0 to `2**width - 1` in `width` bits each, up to 32."""

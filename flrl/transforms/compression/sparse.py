@@ -113,7 +113,8 @@ def write_kept(writer: Writer, chosen: np.ndarray, of: np.ndarray, dtype: torch.
         if not inner(found, found) <= inner(of, of):
             nearer = torch.nextafter(rounded, torch.zeros_like(rounded)).double().numpy()
             chosen = np.where(np.abs(found) > np.abs(chosen), nearer, found)
-    return writer.floats(chosen, dtype)
+    read: np.ndarray = writer.floats(chosen, dtype).double().numpy()
+    return read
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
