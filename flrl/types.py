@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flrl.clients import ClientMemory, VersionedMemory
+from flrl.kernels import VectorStats
 from flrl.layout import ParameterLayout
 
 Tensors = Mapping[str, Tensor]
@@ -120,6 +121,7 @@ class ClientUpdate:
         memory: all tensors that the client keeps until it next takes part, by name; empty forgets those kept before.
         encoded: the buffers that are sent instead of vectors, uint8 by the vectors' names; each vector is exactly what
             its buffer decodes to, and `payload` has the buffer's length.
+        known: what the last transform knows of vectors, by name, so that nobody has to look at them again.
         dropped: why the client sends no update after all, set by a transform that knows; None if it sends one.
     """
 
@@ -131,7 +133,32 @@ class ClientUpdate:
     payload: Mapping[str, int] = field(default_factory=dict)
     memory: Tensors = field(default_factory=dict)
     encoded: Tensors = field(default_factory=dict)
+    known: Mapping[str, "Known"] = field(default_factory=dict)
     dropped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a vector, as long as nobody has changed it.
+
+    Attributes:
+        vector: float64 `[n]`.
+        stats: what `flrl.kernels.vector_stats` says of it; None if that is not known.
+        places: the ascending places of all its numbers that are not 0, int64 `[k]`; likewise.
+        version: of the tensor, which torch counts up with each change.
+    """
+
+    vector: Tensor
+    stats: VectorStats | None = None
+    places: Tensor | None = None
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", self.vector._version)
+
+    def of(self, vector: Tensor) -> "Known | None":
+        """Itself, if it is known of just this vector; else None."""
+        return self if vector is self.vector and vector._version == self.version else None
 
 
 @dataclass(frozen=True, slots=True)

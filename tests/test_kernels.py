@@ -17,17 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flrl import kernels
 from flrl.aggregation import exact_sum
 from flrl.kernels import (
     VectorStats,
+    compiling,
     difference,
     hadamard,
     inner_product,
+    large_numbers,
     places_at_least,
+    rice_code,
+    rice_length,
     rounded_difference,
     split_and_add,
+    sums,
     vector_stats,
+    vectors,
 )
 from tests.aggregation.test_exact_sum import values
 
@@ -36,7 +41,7 @@ ROUNDERS = (exact_sum._ROUND_HIGH, exact_sum._ROUND_LOW)
 
 @contextmanager
 def way(name: str) -> Iterator[None]:
-    with patch.object(kernels, "_LITTLE_WORK", {"compiled": -1, "torch": 2**62}[name]):
+    with patch.object(compiling, "_LITTLE_WORK", {"compiled": -1, "torch": 2**62}[name]):
         yield
 
 
@@ -141,9 +146,9 @@ def test_products_are_added_by_lanes(size: int) -> None:
 
 def test_little_work_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
-    monkeypatch.setattr(kernels, "_processed", 0)
-    monkeypatch.setattr(kernels, "_LITTLE_WORK", 10)
-    monkeypatch.setattr(kernels, "_vector_stats", lambda: lambda *vectors: compiled.append("compiled loop") or (0, 0))
+    monkeypatch.setattr(compiling, "_processed", 0)
+    monkeypatch.setattr(compiling, "_LITTLE_WORK", 10)
+    monkeypatch.setattr(vectors, "_vector_stats", lambda: lambda *vectors: compiled.append("compiled loop") or (0, 0))
     for count in (4, 6):
         vector_stats(torch.ones(count))
     assert compiled == []
@@ -161,7 +166,7 @@ def test_the_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.Monk
 
     original = numba.njit
     monkeypatch.setattr(numba, "njit", njit)
-    add: Callable[..., None] = kernels._split_and_add.__wrapped__(*ROUNDERS)
+    add: Callable[..., None] = sums._split_and_add.__wrapped__(*ROUNDERS)
     high, low = torch.zeros(2, 1, dtype=torch.float64).numpy()
     add(vector_of([1.5]).numpy(), 2.0, high, low)
     assert high + low == 3.0
@@ -169,7 +174,7 @@ def test_the_loop_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.Monk
 
 ASSEMBLY = """
 import re, numba
-from flrl import kernels
+from flrl.kernels import sparse, sums, vectors
 compile, made = numba.njit, []
 def njit(signature, **options):
     options.pop("cache", None)
@@ -178,7 +183,8 @@ def njit(signature, **options):
         return made[-1]
     return compiled
 numba.njit = njit
-kernels._subtract(), kernels._split_and_add(3.0, 5.0), kernels._vector_stats(), kernels._add_products()
+vectors._subtract(), vectors._vector_stats(), vectors._stats_at(), vectors._add_products(), sparse._large_numbers()
+sums._split_and_add(3.0, 5.0), sums._split_and_add_at(3.0, 5.0)
 made.append(compile("float64(float64, float64, float64)", fastmath={"contract"})(lambda a, b, c: a * b + c))
 print([len(re.findall(r"vfn?m(?:add|sub)", "".join(loop.inspect_asm().values()))) for loop in made])
 """
@@ -188,7 +194,7 @@ def test_no_processor_fuses_multiplication_and_addition() -> None:
     """Compiled for one that could; the last of the functions shows that it would be seen."""
     environment = os.environ | {"NUMBA_CPU_NAME": "znver4", "NUMBA_CPU_FEATURES": ""}
     done = subprocess.run([sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "[0, 0, 0, 0, 1]\n"
+    assert done.stdout == "[0, 0, 0, 0, 0, 0, 0, 1]\n"
 
 
 @pytest.mark.usefixtures("either_way")
@@ -229,3 +235,78 @@ def test_hadamard_is_the_same_bits_either_way(size: int) -> None:
     if size <= 1024:
         matrix = scipy.linalg.hadamard(size) / math.sqrt(size)
         assert expected.tolist() == pytest.approx((matrix @ values).tolist(), abs=1e-12)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_large_numbers_of_a_sum_by_hand() -> None:
+    vector, error = np.array([1.0, -2.0, 0.25, -0.0, 3.0]), np.array([1.0, -0.5, -0.5, -0.0, -1.0], np.float32)
+    rounded = np.full(5, 7.0, np.float32)
+    found = large_numbers(vector, error, 2.0, rounded)
+    assert found is not None
+    assert found.places.tolist() == [0, 1, 4]
+    assert found.values.tolist() == [2.0, -2.5, 2.0]
+    assert rounded.tolist() == [2.0, -2.5, -0.25, -0.0, 2.0]
+    assert math.copysign(1.0, rounded[3]) == -1.0
+    alone = large_numbers(vector, None, 0.0, rounded)
+    assert alone is not None
+    assert alone.places.tolist() == [0, 1, 2, 3, 4]
+    assert rounded.tobytes() == vector.astype(np.float32).tobytes()
+    for wrong in (math.nan, -math.inf):
+        assert large_numbers(np.array([1.0, wrong]), np.ones(2, np.float32), 9.0, rounded[:2]) is None
+
+
+@given(st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=100), st.floats(0, 1e3), st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_large_numbers_are_the_same_bits_either_way(numbers: list[float], bound: float, alone: bool) -> None:
+    vector, found = np.array(numbers), []
+    error = None if alone else np.flip(vector).astype(np.float32)
+    for name in ("compiled", "torch"):
+        rounded = np.zeros(len(numbers), np.float32)
+        with way(name):
+            large = large_numbers(vector, error, bound, rounded)
+        assert large is not None
+        found.append((large.places.tolist(), large.values.tobytes(), rounded.tobytes()))
+    assert found[0] == found[1]
+    assert found[0][0] == np.flatnonzero(np.abs(vector if error is None else vector + error) >= bound).tolist()
+
+
+@given(st.lists(values, min_size=1, max_size=700), st.floats(-4.0, 4.0), st.data())
+@settings(deadline=None, max_examples=50)
+def test_places_of_all_that_is_not_zero_change_no_bit(numbers: list[float], weight: float, data: st.DataObject) -> None:
+    some = st.lists(st.integers(0, len(numbers) - 1), unique=True)
+    places = torch.tensor(sorted(data.draw(some)), dtype=torch.int64)
+    vector = torch.zeros(len(numbers), dtype=torch.float64)
+    vector[places] = vector_of(numbers)[places]
+    for name in ("compiled", "torch"):
+        with way(name):
+            dense, sparse = vector_stats(vector), vector_stats(vector, places)
+            assert (dense, dense.square) == (sparse, sparse.square)
+            sums = torch.rand(2, len(numbers) + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+            sums = (sums * 2**24).round() * 2**-24
+            both = [sums.clone(), sums.clone()]
+            split_and_add(vector, weight, both[0], 1, ROUNDERS)
+            split_and_add(vector, weight, both[1], 1, ROUNDERS, places)
+            assert both[0].numpy().tobytes() == both[1].numpy().tobytes()
+
+
+@pytest.mark.usefixtures("either_way")
+def test_rice_codes_by_hand() -> None:
+    assert rice_length(np.array([0, 0, 0])) == (3, 0)
+    assert rice_length(np.array([4, 5, 6])) == (12, 2)  # two bits of each, and 01 three times
+    assert rice_length(np.array([], np.int64)) == (0, 0)
+    assert rice_code(np.array([4, 5, 6])).tolist() == [2, 0b00011000, 0b01010100]
+    assert rice_code(np.array([0, 0, 2, 0])).tolist() == [0, 0b11001100]
+    assert rice_length(np.array([2**40])) == (2**9 + 32, 31)
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=300))
+@settings(deadline=None, max_examples=50)
+def test_rice_codes_are_the_same_either_way(numbers: list[int]) -> None:
+    values, found = np.array(numbers), set()
+    for name in ("compiled", "torch"):
+        with way(name):
+            found.add((rice_length(values), rice_code(values).tobytes()))
+    assert len(found) == 1
+    length, best = found.pop()[0]
+    assert length == min(sum(v >> k for v in numbers) + len(numbers) * (k + 1) for k in range(32))
+    assert length == sum(v >> best for v in numbers) + len(numbers) * (best + 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flrl.kernels import VectorStats, vector_stats
-from flrl.types import ClientUpdate, Context, Metrics, Tensors
+from flrl.types import ClientUpdate, Context, Known, Metrics, Tensors
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
@@ -162,7 +162,18 @@ def merged(reducers: Sequence[Reducer]) -> Reducer:
 
 def stats_of(update: ClientUpdate) -> dict[str, VectorStats]:
     """The stats of an update's vectors, by name."""
-    return {name: vector_stats(vector) for name, vector in update.vectors.items()}
+    found = {}
+    for name, vector in update.vectors.items():
+        known = known_of(update, name)
+        found[name] = known.stats or vector_stats(vector, known.places)
+    return found
+
+
+def known_of(update: ClientUpdate, name: str) -> Known:
+    """What is known of one of an update's vectors."""
+    vector = update.vectors[name]
+    known = update.known.get(name)
+    return (None if known is None else known.of(vector)) or Known(vector)
 
 
 def check_sizes(update: ClientUpdate, sizes: Mapping[str, int]) -> None:

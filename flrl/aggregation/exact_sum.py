@@ -54,7 +54,15 @@ class ExactSum:
         self.bound = 0
         self.pending = 0
 
-    def add(self, vector: Tensor, weight: float = 1.0, *, start: int = 0, largest: float | None = None) -> None:
+    def add(
+        self,
+        vector: Tensor,
+        weight: float = 1.0,
+        *,
+        start: int = 0,
+        largest: float | None = None,
+        places: Tensor | None = None,
+    ) -> None:
         """Add `weight * vector` to the elements from `start` on.
 
         Args:
@@ -62,6 +70,7 @@ class ExactSum:
             weight: factor of the vector.
             start: index in the sum of the vector's first element.
             largest: the vector's largest absolute value, where it is known.
+            places: the places of all its numbers that are not 0, int64 `[k]`, each once, where they are known.
 
         Raises:
             ValueError: a value is not finite.
@@ -71,8 +80,10 @@ class ExactSum:
         if not math.isfinite(largest):
             raise ValueError("a value to be summed is not finite")
         self.expect(math.ceil(largest / _BOUND_UNIT), 1, what=f"a value of magnitude {largest:.3g}")
-        values = vector.detach().reshape(-1).to(self.parts.device, torch.float64)
-        split_and_add(values, weight, self.parts, start, (_ROUND_HIGH, _ROUND_LOW))
+        values = vector.detach()
+        if values.dtype != torch.float64 or values.dim() != 1 or values.device != self.parts.device:
+            values = values.reshape(-1).to(self.parts.device, torch.float64)
+        split_and_add(values, weight, self.parts, start, (_ROUND_HIGH, _ROUND_LOW), places)
 
     def add_number(self, value: float, place: int) -> None:
         """Add a positive number to one element: what `add` does with a vector of this number.

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flrl.aggregation.base import Aggregator, Combined, Parcel, Reducer, Stats, check_sizes, not_usable, stats_of
+from flrl.aggregation.base import (
+    Aggregator,
+    Combined,
+    Parcel,
+    Reducer,
+    Stats,
+    check_sizes,
+    known_of,
+    not_usable,
+    stats_of,
+)
 from flrl.aggregation.exact_sum import LIMIT, ExactSum
 from flrl.aggregation.row_mean import RowMean
 from flrl.aggregation.rows import RowsReducer
@@ -91,8 +101,8 @@ class MeanReducer:
         check_sizes(update, self.sizes)
         start = 0
         for name, size in self.sizes.items():
-            largest = stats[name].largest
-            self.sum.add(update.vectors[name], update.weight * self.scale, start=start, largest=largest)
+            weight, largest, places = update.weight * self.scale, stats[name].largest, known_of(update, name).places
+            self.sum.add(update.vectors[name], weight, start=start, largest=largest, places=places)
             start += size
         self.sum.add_number(update.weight * self.scale, start)
 

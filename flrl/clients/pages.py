@@ -1,11 +1,14 @@
-"""Memory for tensors that live for rounds: pages of their own, as they would fragment the heap among short-lived ones.
+"""Memory for tensors that live for rounds: areas of their own, as they would fragment the heap among short-lived ones.
 
-Getting a page from the system takes longer than writing to it. As each round's client memory takes the place of an
-earlier one's, some pages that nobody uses any more are kept for the next.
+Getting a page from the system takes longer than writing to it. So an area has room for several tensors of one size, in
+huge pages where the system has them; and as each round's client memory takes the place of an earlier one's, a piece of
+an area that nobody uses any more is given to the next of its size. An area goes back to the system once none of its
+pieces is used, but for some that are kept.
 """
 
 import mmap
 import weakref
+from dataclasses import dataclass
 from threading import RLock
 
 import numpy as np
@@ -13,11 +16,38 @@ import torch
 from torch import Tensor
 
 LARGE = 2**16
-"""Tensors of at least this many bytes get pages of their own."""
+"""Tensors of at least this many bytes get pieces of areas."""
+AREA = 2**25
+"""Largest size in bytes of an area of several pieces. The first of a size has one, each has as many as all before."""
 KEPT = 2**26
-"""Largest size in bytes of all pages that are kept although nobody uses them; others go back to the system."""
+"""Largest size in bytes of all areas that are kept although nobody uses them; others go back to the system."""
+_ALIGNED = 64
+
+
+@dataclass(eq=False, slots=True)
+class _Area:
+    """Pages with pieces of one size.
+
+    Attributes:
+        pages: of the system.
+        size: bytes of a piece.
+        count: number of pieces.
+        free: where the pieces begin that nobody uses.
+    """
+
+    pages: mmap.mmap
+    size: int
+    count: int
+    free: list[int]
+
+
 _given: dict[int, int] = {}
-_kept: list[mmap.mmap] = []
+_pieces: dict[int, int] = {}
+"""How many there are of each size, used or not."""
+_roomy: dict[int, list[_Area]] = {}
+"""Areas of which some piece is not used, by the size of their pieces."""
+_idle: list[_Area] = []
+"""Those of which no piece is used."""
 _lock = RLock()  # a piece may go while this thread is here
 
 
@@ -25,14 +55,20 @@ def room(size: int) -> Tensor:
     """Uninitialised memory as uint8 `[size]`."""
     if size < LARGE:
         return torch.empty(size, dtype=torch.uint8)
-    try:
-        pages = _found(size) or mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:  # a process may have too many mappings
-        return torch.empty(size, dtype=torch.uint8)
-    array = np.frombuffer(pages, np.uint8)
+    with _lock:
+        try:
+            area = _with_room(size)
+        except OSError:  # a process may have too many mappings
+            return torch.empty(size, dtype=torch.uint8)
+        start = area.free.pop()
+        if area in _idle:
+            _idle.remove(area)
+        if not area.free:
+            _roomy[size].remove(area)
+    array = np.frombuffer(area.pages, np.uint8, size, start)
     tensor = torch.from_numpy(array)
     _given[tensor.data_ptr()] = size
-    weakref.finalize(array, _keep, pages, tensor.data_ptr()).atexit = False
+    weakref.finalize(array, _take_back, area, start, tensor.data_ptr()).atexit = False
     return tensor
 
 
@@ -41,15 +77,28 @@ def has_own(tensor: Tensor) -> bool:
     return _given.get(tensor.data_ptr()) == tensor.nbytes
 
 
-def _found(size: int) -> mmap.mmap | None:
-    with _lock:
-        place = next((place for place in reversed(range(len(_kept))) if len(_kept[place]) == size), None)
-        return None if place is None else _kept.pop(place)
+def _with_room(size: int) -> _Area:
+    roomy = _roomy.setdefault(size, [])
+    if not roomy:
+        piece, before = -(-size // _ALIGNED) * _ALIGNED, _pieces.get(size, 0)
+        count = max(1, min(before, AREA // piece))
+        pages = mmap.mmap(-1, count * piece, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        roomy.append(_Area(pages, size, count, [place * piece for place in reversed(range(count))]))
+        _pieces[size] = before + count
+    return roomy[-1]
 
 
-def _keep(pages: mmap.mmap, address: int) -> None:
+def _take_back(area: _Area, start: int, address: int) -> None:
     with _lock:
         del _given[address]
-        _kept.extend([pages] if len(pages) <= KEPT else [])
-        while sum(map(len, _kept)) > KEPT:
-            del _kept[0]
+        if not area.free:
+            _roomy.setdefault(area.size, []).append(area)
+        area.free.append(start)
+        if len(area.free) == area.count:
+            _idle.append(area)
+        while sum(len(idle.pages) for idle in _idle) > KEPT:
+            gone = _idle.pop(0)
+            _roomy[gone.size].remove(gone)
+            _pieces[gone.size] -= gone.count

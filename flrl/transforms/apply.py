@@ -1,5 +1,6 @@
 """Applies a strategy's transforms to updates, each with its own memory, state and random numbers."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,8 +44,9 @@ def on_client(
         told = broadcast if transform.hides_updates else alone  # masks need the others, and come out of the sum
         context = _context(name, update.client_id, told, layout, seed)
         context = replace(context, measured=(measured or {}).get(name, {}))
-        seed_here = seed_for(seed, broadcast.round, update.client_id, f"transforms/{name}/global")
-        with seeded_for_client(seed_here, broadcast.vector.device):  # for those that draw from the global generators
+        with _seeded(transform, name, update.client_id, broadcast, seed):
+            if update.known:
+                update = replace(update, known={})  # this transform may change what it is known of
             result = transform.client(update, _own(memory, name), context)
         update, own, numbers = _three(result, name, "client")
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
@@ -244,6 +246,16 @@ def checked(transforms: Transforms | Sequence[Transform] | None) -> dict[str, Tr
         if not name or "/" in name:
             raise ValueError(f"strategy.transforms: the name {name!r} must not be empty or have a slash")
     return dict(found)
+
+
+def _seeded(
+    transform: Transform, name: str, client_id: int, broadcast: Broadcast, seed: int
+) -> contextlib.AbstractContextManager[None]:
+    """Seeds the global generators, for code that draws from them; flrl's own draws from those of its contexts."""
+    if type(transform).__module__.startswith("flrl."):
+        return contextlib.nullcontext()
+    own = seed_for(seed, broadcast.round, client_id, f"transforms/{name}/global")
+    return seeded_for_client(own, broadcast.vector.device)
 
 
 def _context(name: str, client_id: int, broadcast: Broadcast, layout: ParameterLayout, seed: int) -> Context:

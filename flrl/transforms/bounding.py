@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from flrl.kernels import scaled
 from flrl.layout import ParameterLayout
 from flrl.privacy.mechanism import Charged
 from flrl.transforms.base import Transform
-from flrl.types import ClientUpdate, Context, Metrics, Tensors
+from flrl.types import ClientUpdate, Context, Known, Metrics, Tensors
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -106,27 +107,29 @@ class Bounding(Transform):
 
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
         """Clip all that the client sends; values that are not finite stay, and have the update rejected."""
-        vectors, clipped = self.clipped(update.vectors, self.clip, context.layout)
-        return replace(update, vectors=vectors, weight=1.0), memory, {"clipped": clipped}
+        update, clipped = self.clipped(update, self.clip, context.layout)
+        return replace(update, weight=1.0), memory, {"clipped": clipped}
 
-    def clipped(self, vectors: Tensors, clip: float, layout: ParameterLayout) -> tuple[dict[str, Tensor], float]:
-        """The vectors of a norm of at most `clip`, and which share of the parts had a larger one: 0 or 1 if flat."""
+    def clipped(self, update: ClientUpdate, clip: float, layout: ParameterLayout) -> tuple[ClientUpdate, float]:
+        """An update of a norm of at most `clip`, and which share of its parts had a larger one: 0 or 1 if flat."""
         if not self.per_layer:
-            norms = [float(torch.linalg.vector_norm(vector, self.order)) for vector in vectors.values()]
+            norms = [float(torch.linalg.vector_norm(vector, self.order)) for vector in update.vectors.values()]
             norm = math.hypot(*norms) if self.order == 2 else math.fsum(norms)
             if not norm > clip:
-                return dict(vectors), 0.0
-            return {name: vector * (clip / norm) for name, vector in vectors.items()}, 1.0
-        bounded = {name: vector.clone() for name, vector in vectors.items()}
+                return update, 0.0
+            found = {name: scaled(vector, clip / norm) for name, vector in update.vectors.items()}
+            known = {name: Known(vector, stats) for name, (vector, stats) in found.items()}
+            return replace(update, vectors={name: vector for name, (vector, _) in found.items()}, known=known), 1.0
+        bounded = {name: vector.clone() for name, vector in update.vectors.items()}
         layers = [bounded["update"][entry.slice] for entry in layout.entries if bounded["update"].numel()]
         layers += [vector for name, vector in bounded.items() if name != "update"]
-        each, scaled = clip / (math.sqrt(len(layers)) if self.order == 2 else len(layers)), 0
+        each, shortened = clip / (math.sqrt(len(layers)) if self.order == 2 else len(layers)), 0
         for layer in layers:
             norm = float(torch.linalg.vector_norm(layer, self.order))
             if norm > each:
                 layer.mul_(each / norm)
-                scaled += 1
-        return bounded, scaled / len(layers)
+                shortened += 1
+        return replace(update, vectors=bounded), shortened / len(layers)
 
     def generator(self, context: Context) -> torch.Generator | None:
         """What draws the noise: None for the operating system."""

@@ -91,10 +91,10 @@ class AdaptiveDP(Bounding):
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
         """Clip all that the client sends to the round's bound, and send whether it was within."""
         bound = float(context.sent.get("clip", self.clip))
-        vectors, clipped = self.clipped(update.vectors, bound, context.layout)
+        update, clipped = self.clipped(update, bound, context.layout)
         within = update.vectors["update"].new_full((1,), 0.5 - clipped)
         payload = {**update.payload, WITHIN: 1}
-        sent = replace(update, vectors={**vectors, WITHIN: within}, payload=payload, weight=1.0)
+        sent = replace(update, vectors={**update.vectors, WITHIN: within}, payload=payload, weight=1.0)
         return sent, memory, {"clipped": clipped}
 
     def server(self, vectors: Tensors, state: Tensors, context: Context) -> tuple[Tensors, Tensors, Metrics]:

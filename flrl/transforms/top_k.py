@@ -6,13 +6,17 @@ error feedback, ||v - top_k(v)||^2 is at most (1 - k/d) ||v||^2.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from flrl.kernels import large_numbers
 from flrl.layout import ParameterLayout
-from flrl.transforms.compression.base import Compressor, Encoded
+from flrl.transforms.compression.base import Compressor, Encoded, error_room
 from flrl.transforms.compression.codecs import Bytes, Reader, Writer
-from flrl.transforms.compression.sparse import largest, write_kept
+from flrl.transforms.compression.sparse import first_largest, largest, likely_bound, sample, write_kept
 from flrl.types import Context, Tensors
 
 
@@ -40,20 +44,52 @@ class TopK(Compressor):
 
     def encode(self, vector: np.ndarray, memory: Tensors, context: Context) -> Encoded:
         """The places of the largest numbers, then the numbers; of equal ones the first are sent."""
-        count = math.ceil(self.share * vector.size)
-        places = largest(vector, count)
+        places = largest(vector, self._count(vector.size))
         writer = Writer()
         writer.places(places)
-        decoded = np.zeros(vector.size)
-        decoded[places] = write_kept(writer, vector[places], vector, context.layout.dtype, shorter=self.keeps_norm)
-        return Encoded(writer.buffer(), numbers={"sent": float(count)}, decoded=decoded)
+        return _encoded(
+            writer,
+            places,
+            write_kept(writer, vector[places], vector, context.layout.dtype, shorter=self.keeps_norm),
+            vector.size,
+        )
+
+    def with_error(self, vector: Tensor, memory: Tensors, context: Context) -> Encoded | None:
+        """As of every compressor; in float32 in one pass, which adds the error and finds the large numbers."""
+        if not self.error_feedback or context.layout.dtype != torch.float32 or not vector.numel():
+            return super().with_error(vector, memory, context)
+        values, count, kept = vector.contiguous().numpy(), self._count(vector.numel()), error_room(context.layout)
+        error = memory["error"].cpu().contiguous().numpy() if "error" in memory else None
+        some = sample(values) if error is None else sample(values) + sample(error)
+        found = large_numbers(values, error, likely_bound(some, count), kept.numpy())
+        if found is not None and len(found.places) < count:
+            found = large_numbers(values, error, 0.0, kept.numpy())
+        if found is None:
+            return None
+        mine = first_largest(np.abs(found.values), count)
+        places, chosen = found.places[mine], found.values[mine]
+        writer = Writer()
+        writer.places(places)
+        sent = writer.floats(chosen, torch.float32)
+        kept.numpy()[places] = chosen - sent  # of all others, nothing is sent
+        return replace(_encoded(writer, places, sent, values.size), memory={"error": kept})
+
+    def _count(self, size: int) -> int:
+        return math.ceil(self.share * size)
 
     def decode(self, buffer: Bytes, layout: ParameterLayout) -> np.ndarray:
         """The numbers at their places, 0 elsewhere."""
         reader = Reader(buffer)
-        count = math.ceil(self.share * layout.size)
+        count = self._count(layout.size)
         places = reader.places(count)
         found = np.zeros(layout.size)
         found[places] = reader.floats(count, layout.dtype)
         reader.end()
         return found
+
+
+def _encoded(writer: Writer, places: np.ndarray, sent: np.ndarray, size: int) -> Encoded:
+    """What was written, and what it decodes to: `sent` at the places."""
+    decoded = np.zeros(size)
+    decoded[places] = sent
+    return Encoded(writer.buffer(), numbers={"sent": float(len(places))}, decoded=decoded, places=places)

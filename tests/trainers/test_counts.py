@@ -8,7 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flrl import kernels
+from flrl.kernels import compiling
 from flrl.sampling import AllClients
 from flrl.strategies import FedAvg
 from flrl.trainers import EagerTrainer, TracedTrainer, VectorizedTrainer
@@ -60,7 +60,7 @@ def operations(trainer: Any, sizes: tuple[int, ...]) -> int:
 @pytest.fixture(autouse=True)
 def compiled_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a run with much to do, however much this process has had to do before; they are not counted."""
-    monkeypatch.setattr(kernels, "_LITTLE_WORK", 0)
+    monkeypatch.setattr(compiling, "_LITTLE_WORK", 0)
 
 
 @pytest.mark.parametrize(("kind", "limit"), [(EagerTrainer, 22), (TracedTrainer, 13)])

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flrl.clients.pages import room
 from flrl.kernels import inner_product, rounded_difference
 from flrl.layout import ParameterLayout
 from flrl.transforms.base import Transform
 from flrl.transforms.compression.codecs import Bytes, Reader, Writer
-from flrl.types import ClientUpdate, Context, Metrics, Tensors
+from flrl.types import ClientUpdate, Context, Known, Metrics, Tensors
 
 if TYPE_CHECKING:
     from flrl.setup import Setup
@@ -28,12 +29,14 @@ class Encoded:
         memory: what the client keeps besides the error, by name.
         numbers: to report.
         decoded: what the buffer decodes to, if it is known without decoding it.
+        places: the ascending places of all its numbers that are not 0, int64 `[k]`, if they are known.
     """
 
     buffer: Bytes
     memory: Tensors = field(default_factory=dict)
     numbers: Metrics = field(default_factory=dict)
     decoded: np.ndarray | None = None
+    places: np.ndarray | None = None
 
 
 class Compressor(Transform, ABC):
@@ -79,27 +82,43 @@ class Compressor(Transform, ABC):
         An update that is not finite is left as it is: it will be rejected.
         """
         given = update.vectors["update"]
-        vector = given.detach().cpu().double()
-        whole = (vector + memory["error"].cpu() if "error" in memory else vector).numpy()
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = np.isfinite(whole.sum()) or np.isfinite(whole).all()
-        if not finite:
-            return update, memory, {}
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is rejected as infinite
-            found = self.encode(whole, memory, context)
-            sent = self.decode(found.buffer, context.layout) if found.decoded is None else found.decoded
-            kept = dict(found.memory)
-            if self.error_feedback:
-                kept["error"] = room(whole.size * context.layout.dtype.itemsize).view(context.layout.dtype)
-                rounded_difference(whole, sent, kept["error"])
-        encoded = torch.from_numpy(found.buffer)
+            found = self.with_error(given.detach().cpu().double(), memory, context)
+        if found is None:
+            return update, memory, {}
+        assert found.decoded is not None
+        buffer, decoded = torch.from_numpy(found.buffer), torch.from_numpy(found.decoded).to(given.device)
+        places = None if found.places is None else torch.from_numpy(found.places).to(given.device)
         update = replace(
             update,
-            vectors={**update.vectors, "update": torch.from_numpy(sent).to(given.device)},
-            payload={**update.payload, "update": encoded.nbytes},
-            encoded={"update": encoded},
+            vectors={**update.vectors, "update": decoded},
+            payload={**update.payload, "update": buffer.nbytes},
+            encoded={"update": buffer},
+            known={"update": Known(decoded, places=places)},
         )
-        return update, kept, found.numbers
+        return update, found.memory, found.numbers
+
+    def with_error(self, vector: Tensor, memory: Tensors, context: Context) -> Encoded | None:
+        """The buffer of an update with what was kept of earlier ones, decoded too, and all that the client then keeps.
+
+        Args:
+            vector: the update, float64 `[layout.size]`, on the CPU.
+            memory: as for `encode`.
+            context: likewise.
+
+        Returns:
+            None if the sum is not finite.
+        """
+        whole = (vector + memory["error"].cpu() if "error" in memory else vector).numpy()
+        if not (np.isfinite(whole.sum()) or np.isfinite(whole).all()):
+            return None
+        found = self.encode(whole, memory, context)
+        sent = self.decode(found.buffer, context.layout) if found.decoded is None else found.decoded
+        kept = dict(found.memory)
+        if self.error_feedback:
+            kept["error"] = error_room(context.layout)
+            rounded_difference(whole, sent, kept["error"])
+        return replace(found, memory=kept, decoded=sent)
 
     @abstractmethod
     def encode(self, vector: np.ndarray, memory: Tensors, context: Context) -> Encoded:
@@ -118,6 +137,11 @@ class Compressor(Transform, ABC):
         Raises:
             ValueError: the buffer has another length than it says.
         """
+
+
+def error_room(layout: ParameterLayout) -> Tensor:
+    """Uninitialised memory for a client's error, `[layout.size]` in the model's dtype."""
+    return room(layout.size * layout.dtype.itemsize).view(layout.dtype)
 
 
 class TrainableCompressor(Compressor):

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from flrl.kernels import rice_code, rice_length
+
 Bytes = np.ndarray
 """A buffer: uint8 `[n]`."""
 
@@ -29,12 +31,16 @@ class Writer:
         """Write whole numbers of a NumPy dtype such as "<u4"."""
         self._parts.append(np.frombuffer(np.asarray(values).astype(dtype).tobytes(), np.uint8))
 
-    def floats(self, values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-        """Write float64 values `[n]` in a floating dtype, rounded to nearest; returns them as they are rounded."""
+    def floats(self, values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        """Write float64 values `[n]` in a floating dtype, rounded to nearest; returns them rounded, float64 `[n]`."""
+        if dtype == torch.float32:  # as below, in a fifth of the time for few numbers
+            single = values.astype(np.float32)
+            self._parts.append(single.view(np.uint8))
+            return single.astype(np.float64)
         found = torch.from_numpy(np.ascontiguousarray(values, np.float64)).to(dtype)
         if values.size:
             self._parts.append(found.view(torch.uint8).numpy())
-        return found
+        return found.double().numpy()
 
     def bits(self, values: np.ndarray, width: int) -> None:
         """Write numbers `[n]` from 0 to `2**width - 1` in `width` bits each, up to 32."""
@@ -49,19 +55,12 @@ class Writer:
 
     def rice(self, values: np.ndarray) -> None:
         """Write a Golomb-Rice code of numbers `[n]`, at least 0; the reader has to know n."""
-        if not values.size:
-            return
-        k = rice_bits(values)[1]
-        self.whole([k], "u1")
-        self.bits(values & ((1 << k) - 1), k)
-        stops = np.cumsum(values >> k) + np.arange(values.size)
-        unary = np.zeros(int(stops[-1]) + 1, bool)
-        unary[stops] = True
-        self._parts.append(np.packbits(unary))
+        if values.size:
+            self._parts.append(rice_code(np.ascontiguousarray(values, np.int64)))
 
     def places(self, places: np.ndarray) -> None:
         """Write ascending, different places `[n]`; the reader has to know n."""
-        self.rice(np.diff(places, prepend=-1) - 1)
+        self.rice(_gaps(places))
 
     def levels(self, values: np.ndarray, largest: int) -> None:
         """Write numbers `[n]` from `-largest` to `largest` in the shortest of three ways; the reader has to know n.
@@ -75,7 +74,7 @@ class Writer:
         places = np.flatnonzero(sizes)
         there = sizes[places]
         width = (2 * largest).bit_length()
-        gaps = np.diff(places, prepend=-1) - 1
+        gaps = _gaps(places)
         lengths = [
             values.size * width,
             rice_bits(sizes)[0] + len(places),
@@ -182,11 +181,12 @@ def rice_bits(values: np.ndarray) -> tuple[int, int]:
     """The length in bits of the best Golomb-Rice code of numbers `[n]`, at least 0, and its k."""
     if not values.size:
         return 0, 0
-    length, best = _length(values, 0), 0
-    while best < 31 and (next_length := _length(values, best + 1)) < length:
-        length, best = next_length, best + 1
+    length, best = rice_length(np.ascontiguousarray(values, np.int64))
     return length + 8, best
 
 
-def _length(values: np.ndarray, k: int) -> int:
-    return int((values >> k).sum()) + values.size * (k + 1)
+def _gaps(places: np.ndarray) -> np.ndarray:
+    """How many places are left out before each of ascending places `[n]`."""
+    gaps = places.copy()
+    gaps[1:] -= places[:-1] + 1
+    return gaps

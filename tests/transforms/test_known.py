@@ -1,0 +1,138 @@
+"""What a transform says it knows of a vector saves time, and changes nothing."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flrl.aggregation.base import known_of, stats_of
+from flrl.backends import SerialBackend
+from flrl.kernels import compiling, vector_stats
+from flrl.transforms import Context, TopK, Transform
+from flrl.transforms.apply import on_client
+from flrl.transforms.compression.base import Compressor
+from flrl.types import Broadcast, ClientUpdate, Known
+from tests.transforms.composition import TRANSFORMS, refusal, transform
+from tests.transforms.given import LAYOUT, context, update
+from tests.transforms.together import Together, run
+
+REPEATABLE = [name for name in TRANSFORMS if refusal((name,)) is None and transform(name).repeatable]
+SENT = Broadcast(round=1, vector=torch.zeros(4), total_weight=7.0, cohort=(3,))
+
+
+def noted(name: str) -> list[list[str]]:
+    return run(Together("mean", name, "rule") if name == "mean" else Together(name, "mean", "rule"), SerialBackend())
+
+
+@pytest.mark.parametrize("name", ["dp", "dp_adaptive", "dp_local", "top_k"])
+def test_runs_are_the_same_without_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_LITTLE_WORK", -1)
+    used = []
+
+    def told(known: Known, vector: torch.Tensor) -> Known | None:
+        used.append(known.stats is not None or known.places is not None)
+        return of(known, vector)
+
+    if name != "top_k":
+        monkeypatch.setattr(transform(name), "clip", 0.01)  # so that there is something to clip
+    of = Known.of
+    monkeypatch.setattr(Known, "of", told)
+    found = noted(name)
+    assert any(used)
+    monkeypatch.setattr(Known, "of", lambda known, vector: None)
+    assert noted(name) == found
+
+
+def test_it_is_known_of_the_vector_as_it_was_alone() -> None:
+    vector = torch.tensor([0.0, 2.0, 0.0, 0.0], dtype=torch.float64)
+    known = Known(vector, places=torch.tensor([1]))
+    sent = replace(update(0.0), vectors={"update": vector}, known={"update": known})
+    assert known_of(sent, "update") is known
+    other = replace(sent, vectors={"update": vector.clone()})
+    assert known_of(other, "update").places is None
+    vector[3] = 5.0
+    assert known_of(sent, "update").places is None
+    assert stats_of(sent)["update"] == vector_stats(torch.tensor([0.0, 2.0, 0.0, 5.0]))
+
+
+class Noisy(TopK):
+    """Adds one to all numbers of what top-k sends."""
+
+    def client(self, update: ClientUpdate, memory: Any, context: Context) -> Any:
+        update, memory, numbers = super().client(update, memory, context)
+        return replace(update, vectors={"update": update.vectors["update"] + 1}), memory, numbers
+
+
+class WritingInto(Transform):
+    """Writes into the vector that it is given, past torch."""
+
+    def client(self, update: ClientUpdate, memory: Any, context: Context) -> Any:
+        update.vectors["update"].numpy()[:] = 3.0
+        return update, memory, {}
+
+
+@pytest.mark.parametrize("transforms", [{"noisy": Noisy(share=0.25)}, {"top_k": TopK(share=0.25), "w": WritingInto()}])
+def test_what_changes_a_vector_is_looked_at(transforms: dict[str, Transform]) -> None:
+    sent = on_client(transforms, update(1.0, -4.0, 3.0, 0.5), {}, SENT, LAYOUT, 0)
+    assert stats_of(sent)["update"] == vector_stats(sent.vectors["update"])
+    assert known_of(sent, "update").places is None
+
+
+@pytest.mark.parametrize("name", REPEATABLE)
+def test_nothing_of_flrl_draws_from_the_global_generators(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they need not be seeded for it."""
+
+    def states() -> tuple[Any, ...]:
+        numpys: Any = np.random.get_state()
+        return torch.get_rng_state().tolist(), numpys[1].tolist(), numpys[2:], random.getstate()
+
+    def watched(*given: Any, **named: Any) -> ClientUpdate:
+        before = states()
+        found = on_client(*given, **named)
+        assert states() == before
+        calls.append(name)
+        return found
+
+    calls: list[str] = []
+    monkeypatch.setattr("flrl.worker.on_client", watched)
+    noted(name)
+    assert len(calls) >= 8
+
+
+@pytest.mark.parametrize("way", [-1, 2**62], ids=["compiled", "numpy"])
+@pytest.mark.parametrize("size", [5, 399, 4001])
+def test_the_error_is_added_in_one_pass_to_the_same_bits(size: int, way: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_LITTLE_WORK", way)
+    layout = replace_size(size)
+    rng, top_k = np.random.default_rng(size), TopK(share=0.05)
+    memories: list[dict[str, torch.Tensor]] = [{}, {}]
+    for _ in range(4):
+        vector = torch.from_numpy(rng.normal(size=size) ** 3)
+        vector[::7] = -0.0
+        vector[1] = vector[2] = 1.0
+        found = [
+            top_k.with_error(vector, memories[0], context(layout=layout)),
+            Compressor.with_error(top_k, vector, memories[1], context(layout=layout)),
+        ]
+        one, two = found
+        assert one is not None
+        assert two is not None
+        assert one.buffer.tobytes() == two.buffer.tobytes()
+        assert one.memory["error"].numpy().tobytes() == two.memory["error"].numpy().tobytes()
+        for each in (one, two):
+            assert each.decoded is not None
+            assert each.places is not None
+            assert each.decoded.tobytes() == top_k.decode(each.buffer, layout).tobytes()
+            assert np.isin(np.flatnonzero(each.decoded), each.places).all()
+        memories = [dict(one.memory), dict(two.memory)]
+    for wrong in (float("nan"), float("inf")):
+        vector[3] = wrong
+        assert top_k.with_error(vector, memories[0], context(layout=layout)) is None
+
+
+def replace_size(size: int) -> Any:
+    """The layout of a model of so many numbers."""
+    return type(LAYOUT)(torch.nn.Linear(size, 1, bias=False))
