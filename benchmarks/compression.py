@@ -1,12 +1,12 @@
 """What compressors cost and save: a round of job C with each beside plain FedAvg, and accuracy against bytes.
 
     python -m benchmarks.compression
-    python -m benchmarks.compression --only top_k drive --repetitions 5
+    python -m benchmarks.compression --only top_k drive --turns 60
     python -m benchmarks.compression --parts accuracy
 
 Cost: job C of `benchmarks.run` (the 2NN of 199,210 numbers, 1,000 clients of 60 images of MNIST, 100 a round, one
-thread). A compressor and plain FedAvg take turns, a few rounds each, and every other repetition begins with the other
-one; what counts is the median of the repetitions' ratios of processor seconds a round. Bytes are those of an update.
+thread). A compressor and plain FedAvg take turns after every round; what counts is the ratio of the medians of their
+processor seconds. Clients have taken part before: whoever keeps an error has one. Bytes are those of an update.
 
 Accuracy: scikit-learn's digits, 20 clients of a Dirichlet partition, 5 a round with 5 epochs, a 2NN of 55,210 numbers,
 30 rounds; means over seeds.
@@ -25,7 +25,7 @@ import torch
 
 import flrl
 from benchmarks.overhead import ROOT, processor
-from benchmarks.strategies import REFERENCE, Side
+from benchmarks.strategies import REFERENCE, Side, in_turns
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -53,13 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=("cost", "accuracy"), default=["cost", "accuracy"])
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="name")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3, help="of each side in a repetition")
+    parser.add_argument("--turns", type=int, default=30, help="rounds of each side")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where MNIST is, or is put")
     options = parser.parse_args(arguments)
-    if min(options.repetitions, options.rounds, options.seeds) < 1:
-        parser.error("--repetitions, --rounds and --seeds must be at least 1")
+    if min(options.turns, options.seeds) < 1:
+        parser.error("--turns and --seeds must be at least 1")
+    options.rounds = 1
     torch.set_num_threads(1)
     machine = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}, one thread"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}")
@@ -71,23 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def cost(options: Namespace) -> None:
     """The table of seconds."""
-    print("| `strategy/transforms` | s a round | / plain | min to max |\n|---|---:|---:|---:|")
+    print("| `strategy/transforms` | s a round | / plain | half of the turns |\n|---|---:|---:|---:|")
     plain = Side(REFERENCE, options)
     for name in options.only:
         if name == "none":
             continue
         side = Side(REFERENCE, options, f"strategy/transforms={name}", *CHOICES[name])
-        ratios, seconds = [], []
-        for repetition in range(options.repetitions):
-            both = {side: 0.0, plain: 0.0}
-            for one in (side, plain) if repetition % 2 == 0 else (plain, side):
-                both[one] = one()[0]
-            ratios.append(both[side] / both[plain])
-            seconds.append(both[side])
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(
-            f"| `{name}` | {statistics.median(seconds):.3f} | {statistics.median(ratios):.2f} | {spread} |", flush=True
-        )
+        seconds, ratio, spread = in_turns(side, plain, options.turns)
+        print(f"| `{name}` | {seconds:.3f} | {ratio:.2f} | {spread} |", flush=True)
 
 
 def accuracy(options: Namespace) -> None:

@@ -5,11 +5,11 @@
     python -m benchmarks.privacy --only dp --peers pfl    # installed by `python -m benchmarks.peers.run pfl`
 
 Job C of `benchmarks.run`: the 2NN, 1,000 clients of 60 images of MNIST, about 100 a round by Poisson sampling, batches
-of 10, `trainer=traced`, one thread. The two take turns; a repetition's ratio is that of their medians over rounds, of
-processor time, with the ledger's fsync and the epsilon of the round (PLD) in it. Both have the same cohorts. A row's
-epsilon is computed anew for every one of the first 16 rounds, later for every eighth more of them: so the median over
-the default's rounds is without it, as in a long run, and the mean, the second ratio, has all of them and the exact last
-one. A peer's ratio is that of its processor time a round, with the same clip and noise, to flrl's.
+of 10, `trainer=traced`, one thread, processor time, with the ledger's fsync. The two take turns after every round, with
+the same cohort; the first ratio is that of the medians. In it the round's epsilon is known, as in most rounds of a
+long run: a row's is computed anew (PLD) for every one of the first 16 rounds, later for every eighth more of them. The
+second ratio is that of means over whole runs, with all of these and the exact one of the last round; it is a median
+over repetitions. A peer's ratio is that of its processor time a round, with the same clip and noise, to flrl's.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import statistics
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from benchmarks.overhead import ROOT, processor
 from benchmarks.peers.common import CLIP
 from benchmarks.peers.run import Run, measured
 from benchmarks.run import JOBS, composed
-from benchmarks.strategies import Laps
+from benchmarks.strategies import Laps, in_turns
 from flrl.backends import SerialBackend
 from flrl.callbacks import Callback, Callbacks, PrivacyLedger
 from flrl.privacy.ledger import Ledger
@@ -73,18 +74,29 @@ class Side:
         self.backend.start(self.worker, recipe)
         self()  # records, compiles, prepares samples, and the accountant its first distributions
 
-    def __call__(self) -> tuple[float, float]:
-        """Train; the median and the mean of processor seconds a round."""
+    def __call__(self) -> float:
+        """Train; the mean of processor seconds a round."""
         gc.collect()
-        strategy, layout, laps = self.worker.strategy, self.worker.model.layout, Laps()
-        callbacks: list[Callback] = [laps]
         if self.spending is not None:
             self.spending._known.clear()  # every run computes the epsilon of its rounds
-            callbacks.append(Charging(self.spending, self.folder))
-        state = strategy.initialize(self.initial, layout)
-        strategy.fit(state, backend=self.backend, layout=layout, seed=self.worker.seed, callbacks=Callbacks(callbacks))
+        laps = Laps()
+        self._fit(laps, 0)
         seconds = [own for own, _ in laps.seconds]
-        return statistics.median(seconds), statistics.fmean(seconds)
+        return statistics.fmean(seconds)
+
+    def turn(self) -> float:
+        """Processor seconds of the last round; its epsilon is known from the turn before."""
+        laps = Laps()
+        self._fit(laps, self.worker.strategy.rounds - 1)
+        return laps.seconds[-1][0]
+
+    def _fit(self, laps: Laps, round: int) -> None:
+        strategy, layout = self.worker.strategy, self.worker.model.layout
+        callbacks: list[Callback] = [laps]
+        if self.spending is not None:
+            callbacks.append(Charging(self.spending, self.folder))
+        state = replace(strategy.initialize(self.initial, layout), round=round)
+        strategy.fit(state, backend=self.backend, layout=layout, seed=self.worker.seed, callbacks=Callbacks(callbacks))
 
 
 def _clip(name: str) -> list[str]:
@@ -95,8 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SIDES, metavar="name", default=list(SIDES), help="mechanisms")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=40, help="of each side in a repetition")
+    parser.add_argument("--repetitions", type=int, default=3, help="of whole runs")
+    parser.add_argument("--turns", type=int, default=30, help="rounds of each side, one by one")
+    parser.add_argument("--rounds", type=int, default=40, help="of a whole run")
     parser.add_argument("--peers", nargs="*", choices=("pfl",), default=[], help="beside dp")
     parser.add_argument("--environments", type=Path, default=ROOT / ".peers", help="of the peers")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where MNIST is, or is put")
@@ -106,26 +119,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine = f"{processor()}, {os.cpu_count()} CPUs, torch {torch.__version__}, one thread"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}; {options.rounds} rounds, {options.repetitions} repetitions")
     peers = "".join(f" {peer} / flrl |" for peer in options.peers)
-    print(f"| mechanism | s a round | / none | min to max | mean / none |{peers}")
+    print(f"| mechanism | s a round | / none | half of the turns | run / none |{peers}")
     print("|---|---:|---:|---:|---:|" + "---:|" * len(options.peers))
     with tempfile.TemporaryDirectory() as folder:
         reference = Side(NONE, options, Path(folder))
         for name in options.only:
             side = Side(name, options, Path(folder))
-            seconds, ratios, means = [], [], []
+            seconds, ratio, spread = in_turns(side, reference, options.turns)
+            means = []
             beside: dict[str, list[float]] = {peer: [] for peer in options.peers if name == "dp"}
             for repetition in range(options.repetitions):
-                turns = [reference, side][:: 1 if repetition % 2 else -1]
-                found = {each is side: each() for each in turns}
-                seconds.append(found[True][0])
-                ratios.append(found[True][0] / found[False][0])
-                means.append(found[True][1] / found[False][1])
+                found = {each: each() for each in [reference, side][:: 1 if repetition % 2 else -1]}
+                means.append(found[side] / found[reference])
                 for peer, of_peer in beside.items():
                     theirs = measured(Run(peer, "C", 1, name), options)
-                    of_peer.append(statistics.median(theirs["processor_seconds"]) / found[True][0])
-            middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
-            cells = [f"{statistics.median(seconds):.3f}", f"{middle:.3f}", f"{least:.3f} to {most:.3f}"]
-            cells += [f"{statistics.median(means):.3f}", *(f"{statistics.median(r):.2f}" for r in beside.values())]
+                    of_peer.append(statistics.median(theirs["processor_seconds"]) / seconds)
+            cells = [f"{seconds:.3f}", f"{ratio:.3f}", spread, f"{statistics.median(means):.3f}"]
+            cells += [f"{statistics.median(ratios):.2f}" for ratios in beside.values()]
             print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
 
 

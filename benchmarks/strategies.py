@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -82,6 +82,7 @@ class Side:
         self.backend.start(self.worker, recipe)
         first = self.worker.strategy.initialize(self.initial, self.worker.model.layout)
         self.worker.rehearse(*self.worker.strategy.plan(first, self.worker.data.sizes, 0, self.worker.model.layout))
+        self.state: ServerState | None = None
         self(rounds=1)  # records, compiles, prepares samples
 
     def __call__(self, rounds: int | None = None) -> tuple[float, float, float]:
@@ -95,6 +96,42 @@ class Side:
         _, history = strategy.fit(state, callbacks=Callbacks([laps]), **fit)
         own, wall = (statistics.median(column) for column in zip(*laps.seconds, strict=True))
         return own, wall, history[-1].metrics.get("test/accuracy", float("nan"))
+
+    def turn(self) -> float:
+        """Processor seconds of a round whose clients have the memory that the turn before has left them."""
+        strategy, laps = self.worker.strategy, Laps()
+        first = replace(strategy.initialize(self.initial, self.worker.model.layout), round=strategy.rounds - 1)
+        self.state, _ = strategy.fit(
+            first if self.state is None else replace(first, memory=self.state.memory),
+            backend=self.backend,
+            layout=self.worker.model.layout,
+            seed=self.worker.seed,
+            callbacks=Callbacks([laps]),
+        )
+        return laps.seconds[-1][0]
+
+
+class Taking(Protocol):
+    """What takes turns."""
+
+    def turn(self) -> float:
+        """Processor seconds of a round."""
+
+
+def in_turns(side: Taking, reference: Taking, turns: int) -> tuple[float, float, str]:
+    """Seconds a round of a side, their ratio to a reference's, and where the middle half of the turns' ratios is.
+
+    The two take turns after every round, so that what changes the machine's speed meets both; the first is left out.
+    """
+    both: dict[Taking, list[float]] = {side: [], reference: []}
+    for turn in range(turns + 1):
+        for one in (side, reference) if turn % 2 == 0 else (reference, side):
+            both[one].append(one.turn())
+    own, others = both[side][1:], both[reference][1:]
+    ratios = sorted(a / b for a, b in zip(own, others, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    middle = statistics.median(own)
+    return middle, middle / statistics.median(others), f"{low:.2f} to {high:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

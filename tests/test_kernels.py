@@ -29,6 +29,7 @@ from flrl.kernels import (
     rice_code,
     rice_length,
     rounded_difference,
+    scaled,
     split_and_add,
     sums,
     vector_stats,
@@ -142,6 +143,8 @@ def test_products_are_added_by_lanes(size: int) -> None:
     for place, value in enumerate(values.tolist()):
         sums[place % 256] += value * value
     assert vector_stats(values).square == sums.sum()
+    places = torch.arange(size)
+    assert vector_stats(values, places).square == sums.sum()
 
 
 def test_little_work_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,3 +313,13 @@ def test_rice_codes_are_the_same_either_way(numbers: list[int]) -> None:
     length, best = found.pop()[0]
     assert length == min(sum(v >> k for v in numbers) + len(numbers) * (k + 1) for k in range(32))
     assert length == sum(v >> best for v in numbers) + len(numbers) * (best + 1)
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 700])
+def test_what_is_scaled_has_stats(size: int) -> None:
+    vector = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    product, stats = scaled(vector, 0.3)
+    assert torch.equal(product, vector * 0.3)
+    assert (stats, stats.square) == (vector_stats(vector * 0.3), vector_stats(vector * 0.3).square)
+    assert math.isnan(scaled(vector_of([math.inf, 1.0]), 0.0)[1].largest)

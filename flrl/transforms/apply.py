@@ -42,8 +42,7 @@ def on_client(
     alone = broadcast if bounded(transforms) is None else _alone(broadcast, update.client_id)
     for name, transform in transforms.items():
         told = broadcast if transform.hides_updates else alone  # masks need the others, and come out of the sum
-        context = _context(name, update.client_id, told, layout, seed)
-        context = replace(context, measured=(measured or {}).get(name, {}))
+        context = _context(name, update.client_id, told, layout, seed, (measured or {}).get(name, {}))
         with _seeded(transform, name, update.client_id, broadcast, seed):
             if update.known:
                 update = replace(update, known={})  # this transform may change what it is known of
@@ -258,10 +257,21 @@ def _seeded(
     return seeded_for_client(own, broadcast.vector.device)
 
 
-def _context(name: str, client_id: int, broadcast: Broadcast, layout: ParameterLayout, seed: int) -> Context:
+def _context(
+    name: str, client_id: int, broadcast: Broadcast, layout: ParameterLayout, seed: int, measured: Tensors | None = None
+) -> Context:
     generator = torch.Generator().manual_seed(seed_for(seed, broadcast.round, client_id, f"transforms/{name}"))
     sent = _own(broadcast.variables, name)
-    return Context(broadcast.round, seed, layout, broadcast.cohort, broadcast.total_weight, generator, sent=sent)
+    return Context(
+        broadcast.round,
+        seed,
+        layout,
+        broadcast.cohort,
+        broadcast.total_weight,
+        generator,
+        sent=sent,
+        measured=measured or {},
+    )
 
 
 def _own(tensors: Tensors, name: str) -> Tensors:

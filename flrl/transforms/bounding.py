@@ -108,18 +108,19 @@ class Bounding(Transform):
     def client(self, update: ClientUpdate, memory: Tensors, context: Context) -> tuple[ClientUpdate, Tensors, Metrics]:
         """Clip all that the client sends; values that are not finite stay, and have the update rejected."""
         update, clipped = self.clipped(update, self.clip, context.layout)
-        return replace(update, weight=1.0), memory, {"clipped": clipped}
+        return update, memory, {"clipped": clipped}
 
     def clipped(self, update: ClientUpdate, clip: float, layout: ParameterLayout) -> tuple[ClientUpdate, float]:
-        """An update of a norm of at most `clip`, and which share of its parts had a larger one: 0 or 1 if flat."""
+        """An update of weight 1 and a norm of at most `clip`, and which share of its parts had a larger one."""
         if not self.per_layer:
             norms = [float(torch.linalg.vector_norm(vector, self.order)) for vector in update.vectors.values()]
             norm = math.hypot(*norms) if self.order == 2 else math.fsum(norms)
             if not norm > clip:
-                return update, 0.0
+                return replace(update, weight=1.0), 0.0
             found = {name: scaled(vector, clip / norm) for name, vector in update.vectors.items()}
             known = {name: Known(vector, stats) for name, (vector, stats) in found.items()}
-            return replace(update, vectors={name: vector for name, (vector, _) in found.items()}, known=known), 1.0
+            vectors = {name: vector for name, (vector, _) in found.items()}
+            return replace(update, vectors=vectors, known=known, weight=1.0), 1.0
         bounded = {name: vector.clone() for name, vector in update.vectors.items()}
         layers = [bounded["update"][entry.slice] for entry in layout.entries if bounded["update"].numel()]
         layers += [vector for name, vector in bounded.items() if name != "update"]
@@ -129,7 +130,7 @@ class Bounding(Transform):
             if norm > each:
                 layer.mul_(each / norm)
                 shortened += 1
-        return replace(update, vectors=bounded), shortened / len(layers)
+        return replace(update, vectors=bounded, weight=1.0), shortened / len(layers)
 
     def generator(self, context: Context) -> torch.Generator | None:
         """What draws the noise: None for the operating system."""

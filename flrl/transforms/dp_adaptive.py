@@ -94,7 +94,7 @@ class AdaptiveDP(Bounding):
         update, clipped = self.clipped(update, bound, context.layout)
         within = update.vectors["update"].new_full((1,), 0.5 - clipped)
         payload = {**update.payload, WITHIN: 1}
-        sent = replace(update, vectors={**update.vectors, WITHIN: within}, payload=payload, weight=1.0)
+        sent = replace(update, vectors={**update.vectors, WITHIN: within}, payload=payload)
         return sent, memory, {"clipped": clipped}
 
     def server(self, vectors: Tensors, state: Tensors, context: Context) -> tuple[Tensors, Tensors, Metrics]:

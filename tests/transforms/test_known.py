@@ -14,6 +14,7 @@ from flrl.kernels import compiling, vector_stats
 from flrl.transforms import Context, TopK, Transform
 from flrl.transforms.apply import on_client
 from flrl.transforms.compression.base import Compressor
+from flrl.transforms.compression.sparse import sample
 from flrl.types import Broadcast, ClientUpdate, Known
 from tests.transforms.composition import TRANSFORMS, refusal, transform
 from tests.transforms.given import LAYOUT, context, update
@@ -109,10 +110,12 @@ def test_the_error_is_added_in_one_pass_to_the_same_bits(size: int, way: int, mo
     layout = replace_size(size)
     rng, top_k = np.random.default_rng(size), TopK(share=0.05)
     memories: list[dict[str, torch.Tensor]] = [{}, {}]
-    for _ in range(4):
+    for turn in range(4):
         vector = torch.from_numpy(rng.normal(size=size) ** 3)
         vector[::7] = -0.0
         vector[1] = vector[2] = 1.0
+        if turn == 2:
+            sample(vector.numpy())[:] *= 1000.0  # what is looked at first is not like the others
         found = [
             top_k.with_error(vector, memories[0], context(layout=layout)),
             Compressor.with_error(top_k, vector, memories[1], context(layout=layout)),
