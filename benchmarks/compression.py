@@ -5,8 +5,9 @@
     python -m benchmarks.compression --parts accuracy
 
 Cost: job C of `benchmarks.run` (the 2NN of 199,210 numbers, 1,000 clients of 60 images of MNIST, 100 a round, one
-thread). A compressor and plain FedAvg take turns after every round; what counts is the ratio of the medians of their
-processor seconds. Clients have taken part before: whoever keeps an error has one. Bytes are those of an update.
+thread). A compressor and plain FedAvg take turns after every round; what counts is the median over turns of the ratio
+of their processor seconds. Clients have taken part before: whoever keeps an error has one. Bytes are those of an
+update.
 
 Accuracy: scikit-learn's digits, 20 clients of a Dirichlet partition, 5 a round with 5 epochs, a 2NN of 55,210 numbers,
 30 rounds; means over seeds.

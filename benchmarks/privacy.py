@@ -6,7 +6,7 @@
 
 Job C of `benchmarks.run`: the 2NN, 1,000 clients of 60 images of MNIST, about 100 a round by Poisson sampling, batches
 of 10, `trainer=traced`, one thread, processor time, with the ledger's fsync. The two take turns after every round, with
-the same cohort; the first ratio is that of the medians. In it the round's epsilon is known, as in most rounds of a
+the same cohort; the first ratio is the median over turns. In it the round's epsilon is known, as in most rounds of a
 long run: a row's is computed anew (PLD) for every one of the first 16 rounds, later for every eighth more of them. The
 second ratio is that of means over whole runs, with all of these and the exact one of the last round; it is a median
 over repetitions. A peer's ratio is that of its processor time a round, with the same clip and noise, to flrl's.

@@ -119,7 +119,7 @@ class Taking(Protocol):
 
 
 def in_turns(side: Taking, reference: Taking, turns: int) -> tuple[float, float, str]:
-    """Seconds a round of a side, their ratio to a reference's, and where the middle half of the turns' ratios is.
+    """Median seconds a round of a side, median ratio to a reference's, and where the middle half of the ratios is.
 
     The two take turns after every round, so that what changes the machine's speed meets both; the first is left out.
     """
@@ -130,8 +130,7 @@ def in_turns(side: Taking, reference: Taking, turns: int) -> tuple[float, float,
     own, others = both[side][1:], both[reference][1:]
     ratios = sorted(a / b for a, b in zip(own, others, strict=True))
     low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    middle = statistics.median(own)
-    return middle, middle / statistics.median(others), f"{low:.2f} to {high:.2f}"
+    return statistics.median(own), statistics.median(ratios), f"{low:.2f} to {high:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -62,13 +62,14 @@ def large_numbers(vector: np.ndarray, error: np.ndarray | None, bound: float, ro
     return Large(places[:count], values[:count])
 
 
-_BLOCK = 16
+_BLOCK, _PART = 64, 8
+"""Numbers that are compared with the bound together, and again where one of those reaches it."""
 _INFINITY = int(np.float64(np.inf).view(np.int64))
 
 
 @cache
 def _places_at_least() -> Callable[[np.ndarray, int, np.ndarray], int]:
-    mask, block = np.int64(MAGNITUDE), _BLOCK
+    mask, block = np.int64(MAGNITUDE), 16
 
     def places_at_least(bits: Any, bound: Any, places: Any) -> Any:
         count = np.int64(0)
@@ -87,7 +88,7 @@ def _places_at_least() -> Callable[[np.ndarray, int, np.ndarray], int]:
 
 @cache
 def _large_numbers() -> Callable[..., tuple[int, int]]:
-    mask, block = np.int64(MAGNITUDE), _BLOCK
+    mask, block, part = np.int64(MAGNITUDE), _BLOCK, _PART
 
     def large_numbers(
         vector: Any, error: Any, bound: Any, rounded: Any, places: Any, values: Any, few: Any, bits: Any
@@ -103,9 +104,14 @@ def _large_numbers() -> Callable[..., tuple[int, int]]:
                 here = max(here, bits[place] & mask)
             largest = max(largest, here)
             if here >= bound:
-                for place in range(block):  # without a branch: what is not large is written over
-                    places[count], values[count] = start + place, few[place]
-                    count += np.int64(bits[place] & mask >= bound)
+                for first in range(0, block, part):
+                    here = np.int64(0)
+                    for place in range(first, first + part):
+                        here = max(here, bits[place] & mask)
+                    if here >= bound:
+                        for place in range(first, first + part):  # without a branch: others are written over
+                            places[count], values[count] = start + place, few[place]
+                            count += np.int64(bits[place] & mask >= bound)
         for place in range(whole, vector.size):
             few[0] = vector[place] + (np.float64(error[place]) if error.size else -0.0)
             rounded[place] = np.float32(few[0])
