@@ -114,7 +114,8 @@ class Rounds:
         own = {name: tensor for name, tensor in after.variables.items() if not is_under_way(name)}
         after = replace(after, round=plan.whole.round, variables={**own, **kept}, memory=memory)
         trained = time.perf_counter()
-        evaluated = self.backend.evaluate(after, rounds=self.strategy.rounds)
+        ends = after.round if self.callbacks.is_last(after.round) else self.strategy.rounds
+        evaluated = self.backend.evaluate(after, rounds=ends)
         seconds = {"time/round_s": time.perf_counter() - started, "time/train_s": trained - started}
         if NOW in kept:
             seconds["time/virtual_s"] = float(kept[NOW])

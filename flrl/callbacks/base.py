@@ -69,6 +69,10 @@ class Callback:
         """Called before a round's record is made; returns numbers to add to it, by name."""
         return {}
 
+    def is_last(self, round: int) -> bool:
+        """Called before a round is evaluated: whether the run ends after it, whatever the evaluation says."""
+        return False
+
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
         """Called before every round; returns the reason to end the run, or None to go on."""
         return None
@@ -120,6 +124,10 @@ class Callbacks(Callback):
         for callback in self.callbacks:
             found |= callback.numbers(round)
         return found
+
+    def is_last(self, round: int) -> bool:
+        """Whether a callback ends the run after a round."""
+        return any(callback.is_last(round) for callback in self.callbacks)
 
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
         """The first reason that a callback gives, in order; None if none has one."""

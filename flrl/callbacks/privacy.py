@@ -76,16 +76,21 @@ class PrivacyLedger(Callback):
         """The epsilon of all that has been released, and its delta."""
         return {"privacy/epsilon": self.spending.shown(self._charged), "privacy/delta": self.spending.privacy.delta}
 
+    def is_last(self, round: int) -> bool:
+        """Whether the next round would pass the budget."""
+        if self.spending.privacy.epsilon is None:
+            return False
+        repeated = round + 1 in self._released and not self.spending.mechanism.secure_noise
+        after = self.spending.after(self._charged, self.spending.cohort(round + 1))
+        return not repeated and not self.spending.within(after)
+
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
         """Stop if the next round would pass the budget."""
-        if self.spending.privacy.epsilon is None:
-            return None
-        round = history[-1].round + 1 if history else 1
-        repeated = round in self._released and not self.spending.mechanism.secure_noise
-        if repeated or self.spending.within(self.spending.after(self._charged, self.spending.cohort(round))):
+        round = history[-1].round if history else 0
+        if not self.is_last(round):
             return None
         self._stopped = True
-        return f"privacy.epsilon={self.spending.privacy.epsilon} would be passed in round {round}"
+        return f"privacy.epsilon={self.spending.privacy.epsilon} would be passed in round {round + 1}"
 
     def on_fit_end(self, state: ServerState, history: Sequence[RoundRecord]) -> None:
         """Print why the run has stopped, if the budget was the reason."""

@@ -65,6 +65,7 @@ def test_it_stops_before_the_budget_but_not_a_repeated_round(tmp_path: Path) -> 
     history = [RoundRecord(round, {}, "") for round in (1, 2)]
     assert ledger.should_stop(history[:1]) is None
     assert ledger.should_stop(history) == f"privacy.epsilon={budget} would be passed in round 3"
+    assert [ledger.is_last(round) for round in (1, 2)] == [False, True]
 
 
 def test_a_budget_that_no_round_keeps_is_refused() -> None:

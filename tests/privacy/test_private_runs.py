@@ -53,6 +53,15 @@ def test_a_run_has_its_epsilon_in_rows_summary_and_ledger(cli: Any) -> None:
     assert rows("run", "privacy.jsonl") == [{"round": 1}, {"round": 2}]
 
 
+def test_the_last_round_within_the_budget_is_evaluated(cli: Any) -> None:
+    budget = epsilon(sampled_gaussian(1.0, 0.5, 2), delta=1e-5, accountant="rdp")
+    settings = (f"privacy.epsilon={budget}", "strategy.rounds=9", "evaluation.every=5", "hydra.run.dir=run")
+    done = cli(*DP, RDP, *settings)
+    assert done.code == 0, done.err
+    assert "stopped early after round 2\n" in done.out
+    assert ["test/accuracy" in row for row in rows("run")] == [False, True]
+
+
 @pytest.mark.slow
 def test_a_budget_is_calibrated_to_kept_and_ends_a_longer_run(cli: Any) -> None:
     noise = "strategy.transforms.dp.noise_multiplier=null"
