@@ -22,7 +22,15 @@ from flrl.sampling import estimated, expected, noted
 from flrl.scheduling import NOW, Plan, Planning, is_under_way
 from flrl.seeding import SERVER, isolated_randomness, seed_for
 from flrl.snapshot import Snapshot, refuse_changes
-from flrl.transforms.apply import as_seen, bounded, key_holders, on_server, sizes_after, unseen
+from flrl.transforms.apply import (
+    as_seen,
+    bounded,
+    key_holders,
+    on_server,
+    sizes_after,
+    unseen,
+    without_negative_variances,
+)
 from flrl.transforms.encrypted_sum import opened
 from flrl.types import Aggregate, ClientReport, RoundRecord, ServerState
 
@@ -103,7 +111,8 @@ class Rounds:
             result = estimated(self.strategy.sampler, result, weight_of_all, self.layout.num_trainable)
             given = as_seen(self.strategy.transforms, result, self._expected, len(sizes))
             after = self.strategy.aggregate(unseen(state, self.strategy.transforms), given, self.layout)
-        after = replace(after, vector=after.vector.to(self.layout.dtype))
+        vector = without_negative_variances(self.strategy.transforms, after.vector.to(self.layout.dtype), self.layout)
+        after = replace(after, vector=vector)
         if self.strategy.trains_on_server:
             after = self.backend.server_update(replace(after, round=plan.whole.round))
         memory = state.memory.updated({r.client_id: r.memory for r in result.reports if r.memory is not None})

@@ -203,6 +203,20 @@ def unseen(state: ServerState, transforms: Transforms) -> ServerState:
     return ServerState(state.round, state.vector, state.optimizer, state.variables)
 
 
+def without_negative_variances(transforms: Transforms, vector: torch.Tensor, layout: ParameterLayout) -> torch.Tensor:
+    """A model `[layout.size]` that has had noise, with BatchNorm's running variances that are below 0 at 0.
+
+    What is done to a noisy result says no more of clients than it does. Without a bound it is the model itself.
+    """
+    variances = [e.slice for e in layout.entries if e.kind == "buffer" and e.name.rpartition(".")[2] == "running_var"]
+    if bounded(transforms) is None or not variances:
+        return vector
+    found = vector.clone()
+    for part in variances:
+        found[part].clamp_(min=0)
+    return found
+
+
 def _alone(broadcast: Broadcast, client_id: int) -> Broadcast:
     """What was sent to a client, without who else takes part."""
     return replace(broadcast, cohort=(client_id,), total_weight=1.0)

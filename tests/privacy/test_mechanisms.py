@@ -14,6 +14,7 @@ from scipy import stats
 
 from flrl.aggregation import Mean, Median
 from flrl.devices import Devices, SineDays
+from flrl.evaluation import Evaluator
 from flrl.layout import ParameterLayout
 from flrl.privacy import Charged, epsilon
 from flrl.sampling import AllClients, PoissonSampler, PowerOfChoice, RoundRobin, UniformSampler
@@ -33,7 +34,7 @@ from flrl.transforms.apply import on_server
 from flrl.transforms.dp_ftrl import root_of_sums, sensitivity
 from flrl.transforms.noise import laplace, normal
 from flrl.types import Broadcast
-from tests.toys import fit, make_worker, setup_of
+from tests.toys import Normed, fit, make_worker, setup_of
 from tests.transforms.given import context, update
 
 SIZE = 20000
@@ -354,3 +355,17 @@ def test_what_follows_the_noise_is_not_told_how_many_have_sent() -> None:
     sent = Broadcast(1, torch.zeros(3), 2.0, cohort=(0, 1))
     on_server(transforms, zeros, {}, sent, layout, 0, received=2.0, expected=5.0)
     assert told == {"last": 2.0, "first": 5.0}
+
+
+@pytest.mark.parametrize("make", [CentralDP, LocalDP])
+def test_noise_leaves_no_variance_below_zero(make: Any) -> None:
+    noisy = make(clip=1.0, noise_multiplier=50.0)
+    strategy = FedAvg(rounds=2, sampler=AllClients(), server_optimizer=SGD, transforms={"dp": noisy})
+    worker = make_worker(strategy, module=Normed(), evaluator=Evaluator(batch_size=50))
+    state, history = fit(worker)
+    entries = {entry.name: state.vector[entry.slice] for entry in worker.model.layout.entries}
+    assert entries["net.1.running_var"].min() == 0.0
+    assert entries["net.1.running_var"].max() > 1.0
+    assert entries["net.1.running_mean"].min() < 0.0
+    assert entries["net.0.weight"].min() < 0.0
+    assert all(math.isfinite(record.metrics["test/loss"]) for record in history)
