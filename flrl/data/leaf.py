@@ -225,4 +225,7 @@ def _by_user(content: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
         if not len(data["x"]) == len(data["y"]) == count:
             raise ValueError(f"user {user!r} has {len(data['x'])} x and {len(data['y'])} y, and num_samples is {count}")
         found.append((str(user), data["x"], data["y"]))
+    unnamed = sorted(content["user_data"].keys() - {user for user, _, _ in found})
+    if unnamed:
+        raise ValueError(f"user {unnamed[0]!r} has samples in user_data, and is not in users")
     return found

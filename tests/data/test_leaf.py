@@ -74,6 +74,7 @@ def change(root: str, part: str = "train", **values: Any) -> None:
         ({"users": ["ann", "eve"]}, "user 'eve' has no x and y in user_data"),
         ({"num_samples": [2, 4]}, "user 'bob' has 3 x and 3 y, and num_samples is 4"),
         ({"num_samples": [2]}, "zip"),
+        ({"users": ["ann"], "num_samples": [2]}, "user 'bob' has samples in user_data, and is not in users"),
         (
             {"users": ["ann"], "num_samples": [2], "user_data": {"ann": {"x": [[1], [1, 2]], "y": [0, 1]}}},
             "'ann': .*inhomogen",
