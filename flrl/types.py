@@ -154,11 +154,17 @@ class Known:
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "version", self.vector._version)
+        object.__setattr__(self, "version", _version_of(self.vector))
 
     def of(self, vector: Tensor) -> "Known | None":
         """Itself, if it is known of just this vector; else None."""
-        return self if vector is self.vector and vector._version == self.version else None
+        same = vector is self.vector and not vector.is_inference()
+        return self if same and _version_of(vector) == self.version else None
+
+
+def _version_of(tensor: Tensor) -> int:
+    """How often a tensor has been changed; torch does not count the changes of those of its inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(frozen=True, slots=True)

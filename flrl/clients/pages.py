@@ -6,6 +6,7 @@ an area that nobody uses any more is given to the next of its size. An area goes
 pieces is used, but for some that are kept.
 """
 
+import contextlib
 import mmap
 import weakref
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def _with_room(size: int) -> _Area:
         count = max(1, min(before, AREA // piece))
         pages = mmap.mmap(-1, count * piece, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            pages.madvise(mmap.MADV_HUGEPAGE)
+            with contextlib.suppress(OSError):  # a system may have none
+                pages.madvise(mmap.MADV_HUGEPAGE)
         roomy.append(_Area(pages, size, count, [place * piece for place in reversed(range(count))]))
         _pieces[size] = before + count
     return roomy[-1]

@@ -74,9 +74,6 @@ class TopK(Compressor):
         kept.numpy()[places] = chosen - sent  # of all others, nothing is sent
         return replace(_encoded(writer, places, sent, values.size), memory={"error": kept})
 
-    def _count(self, size: int) -> int:
-        return math.ceil(self.share * size)
-
     def decode(self, buffer: Bytes, layout: ParameterLayout) -> np.ndarray:
         """The numbers at their places, 0 elsewhere."""
         reader = Reader(buffer)
@@ -86,6 +83,9 @@ class TopK(Compressor):
         found[places] = reader.floats(count, layout.dtype)
         reader.end()
         return found
+
+    def _count(self, size: int) -> int:
+        return math.ceil(self.share * size)
 
 
 def _encoded(writer: Writer, places: np.ndarray, sent: np.ndarray, size: int) -> Encoded:

@@ -59,6 +59,15 @@ def test_it_is_known_of_the_vector_as_it_was_alone() -> None:
     assert stats_of(sent)["update"] == vector_stats(torch.tensor([0.0, 2.0, 0.0, 5.0]))
 
 
+def test_of_what_torch_does_not_count_the_changes_nothing_is_known() -> None:
+    with torch.inference_mode():
+        vector = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    sent = replace(update(0.0), vectors={"update": vector})
+    assert known_of(sent, "update").places is None
+    assert stats_of(sent)["update"] == vector_stats(vector)
+    assert known_of(replace(sent, known={"update": Known(vector, places=torch.tensor([1]))}), "update").places is None
+
+
 class Noisy(TopK):
     """Adds one to all numbers of what top-k sends."""
 
