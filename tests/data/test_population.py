@@ -103,6 +103,7 @@ def test_owners_are_what_numpy_takes_them_for() -> None:
         FederatedData(Splits(source, source), lambda *given: Consecutive(np.array([2, 2])), seed=0)
 
 
+@pytest.mark.slow
 def test_a_million_clients_hold_some_bytes_each() -> None:
     splits = synthetic_population(num_clients=10**6, samples=500, alpha=0.5, beta=1.0, test_clients=1, seed=0)
     ranges = consecutive(len(splits.train), None, np.random.default_rng(0), num_clients=10**6).indices()
