@@ -121,7 +121,8 @@ class ClientUpdate:
         memory: all tensors that the client keeps until it next takes part, by name; empty forgets those kept before.
         encoded: the buffers that are sent instead of vectors, uint8 by the vectors' names; each vector is exactly what
             its buffer decodes to, and `payload` has the buffer's length.
-        known: what the last transform knows of vectors, by name, so that nobody has to look at them again.
+        known: what flrl's transforms know of vectors, by name, so that nobody has to look at them again; if the last
+            transform is another, it is forgotten.
         dropped: why the client sends no update after all, set by a transform that knows; None if it sends one.
     """
 
@@ -139,32 +140,17 @@ class ClientUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a vector, as long as nobody has changed it.
+    """What is known of a vector, and of no other in its place.
 
     Attributes:
-        vector: float64 `[n]`.
+        vector: float64 `[n]`, which nobody changes any more.
         stats: what `flrl.kernels.vector_stats` says of it; None if that is not known.
         places: the ascending places of all its numbers that are not 0, int64 `[k]`; likewise.
-        version: of the tensor, which torch counts up with each change.
     """
 
     vector: Tensor
     stats: VectorStats | None = None
     places: Tensor | None = None
-    version: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "version", _version_of(self.vector))
-
-    def of(self, vector: Tensor) -> "Known | None":
-        """Itself, if it is known of just this vector; else None."""
-        same = vector is self.vector and not vector.is_inference()
-        return self if same and _version_of(vector) == self.version else None
-
-
-def _version_of(tensor: Tensor) -> int:
-    """How often a tensor has been changed; torch does not count the changes of those of its inference mode."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(frozen=True, slots=True)

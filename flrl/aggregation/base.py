@@ -171,9 +171,8 @@ def stats_of(update: ClientUpdate) -> dict[str, VectorStats]:
 
 def known_of(update: ClientUpdate, name: str) -> Known:
     """What is known of one of an update's vectors."""
-    vector = update.vectors[name]
-    known = update.known.get(name)
-    return (None if known is None else known.of(vector)) or Known(vector)
+    vector, known = update.vectors[name], update.known.get(name)
+    return known if known is not None and known.vector is vector else Known(vector)
 
 
 def check_sizes(update: ClientUpdate, sizes: Mapping[str, int]) -> None:

@@ -80,9 +80,10 @@ class PrivacyLedger(Callback):
         """Whether the next round would pass the budget."""
         if self.spending.privacy.epsilon is None:
             return False
-        repeated = round + 1 in self._released and not self.spending.mechanism.secure_noise
-        after = self.spending.after(self._charged, self.spending.cohort(round + 1))
-        return not repeated and not self.spending.within(after)
+        if round + 1 in self._released and not self.spending.mechanism.secure_noise:
+            return False  # it is repeated
+        clients = self.spending.cohort(round + 1) if self.spending.mechanism.by_client else None
+        return not self.spending.within(self.spending.after(self._charged, clients))
 
     def should_stop(self, history: Sequence[RoundRecord]) -> str | None:
         """Stop if the next round would pass the budget."""

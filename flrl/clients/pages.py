@@ -9,8 +9,9 @@ pieces is used, but for some that are kept.
 import contextlib
 import mmap
 import weakref
+from collections import deque
 from dataclasses import dataclass
-from threading import RLock
+from threading import Lock
 
 import numpy as np
 import torch
@@ -49,7 +50,9 @@ _roomy: dict[int, list[_Area]] = {}
 """Areas of which some piece is not used, by the size of their pieces."""
 _idle: list[_Area] = []
 """Those of which no piece is used."""
-_lock = RLock()  # a piece may go while this thread is here
+_gone: deque[tuple[_Area, int, int]] = deque()
+"""Pieces that nobody uses any more, and that are not among the free ones yet: area, beginning and address."""
+_lock = Lock()
 
 
 def room(size: int) -> Tensor:
@@ -57,6 +60,7 @@ def room(size: int) -> Tensor:
     if size < LARGE:
         return torch.empty(size, dtype=torch.uint8)
     with _lock:
+        _take_back()
         try:
             area = _with_room(size)
         except OSError:  # a process may have too many mappings
@@ -69,7 +73,7 @@ def room(size: int) -> Tensor:
     array = np.frombuffer(area.pages, np.uint8, size, start)
     tensor = torch.from_numpy(array)
     _given[tensor.data_ptr()] = size
-    weakref.finalize(array, _take_back, area, start, tensor.data_ptr()).atexit = False
+    weakref.finalize(array, _left, area, start, tensor.data_ptr()).atexit = False
     return tensor
 
 
@@ -92,15 +96,26 @@ def _with_room(size: int) -> _Area:
     return roomy[-1]
 
 
-def _take_back(area: _Area, start: int, address: int) -> None:
-    with _lock:
+def _left(area: _Area, start: int, address: int) -> None:
+    """A piece has gone: now, or once whoever is here has left, who may be this very thread."""
+    _gone.append((area, start, address))
+    if _lock.acquire(blocking=False):
+        try:
+            _take_back()
+        finally:
+            _lock.release()
+
+
+def _take_back() -> None:
+    while _gone:
+        area, start, address = _gone.popleft()
         del _given[address]
         if not area.free:
             _roomy.setdefault(area.size, []).append(area)
         area.free.append(start)
         if len(area.free) == area.count:
             _idle.append(area)
-        while sum(len(idle.pages) for idle in _idle) > KEPT:
-            gone = _idle.pop(0)
-            _roomy[gone.size].remove(gone)
-            _pieces[gone.size] -= gone.count
+    while sum(len(idle.pages) for idle in _idle) > KEPT:
+        gone = _idle.pop(0)
+        _roomy[gone.size].remove(gone)
+        _pieces[gone.size] -= gone.count

@@ -13,7 +13,7 @@ from flrl.layout import ParameterLayout
 from flrl.seeding import SERVER, seed_for, seeded_for_client
 from flrl.transforms.base import Transform
 from flrl.transforms.encrypted_sum import as_tensor
-from flrl.types import Aggregate, Broadcast, ClientUpdate, Context, ServerState, Tensors
+from flrl.types import Aggregate, Broadcast, ClientUpdate, Context, Known, ServerState, Tensors
 
 Transforms = Mapping[str, Transform]
 
@@ -38,19 +38,18 @@ def on_client(
         seed: the run's seed.
         measured: what each transform has measured at the client, by its name.
     """
-    kept, metrics = dict(update.memory), dict(update.metrics)
+    kept, metrics, known = dict(update.memory), dict(update.metrics), dict[str, Known]()
     alone = broadcast if bounded(transforms) is None else _alone(broadcast, update.client_id)
     for name, transform in transforms.items():
         told = broadcast if transform.hides_updates else alone  # masks need the others, and come out of the sum
         context = _context(name, update.client_id, told, layout, seed, (measured or {}).get(name, {}))
         with _seeded(transform, name, update.client_id, broadcast, seed):
-            if update.known:
-                update = replace(update, known={})  # this transform may change what it is known of
             result = transform.client(update, _own(memory, name), context)
         update, own, numbers = _three(result, name, "client")
+        known = dict(update.known) if _is_flrls(transform) else {}  # what others send may have changed since
         kept |= {_key(name, key): tensor for key, tensor in own.items()}
         metrics |= {_key(name, key): value for key, value in {**numbers, "clients": 1.0}.items()}
-    return replace(update, memory=kept, metrics=metrics)
+    return replace(update, memory=kept, metrics=metrics, known=known)
 
 
 def reducer_of(
@@ -204,14 +203,14 @@ def unseen(state: ServerState, transforms: Transforms) -> ServerState:
 
 
 def without_negative_variances(transforms: Transforms, vector: torch.Tensor, layout: ParameterLayout) -> torch.Tensor:
-    """A model `[layout.size]` that has had noise, with BatchNorm's running variances that are below 0 at 0.
+    """A model `[layout.size]` with BatchNorm's running variances of below 0, which noise may make of them, at 0.
 
     What is done to a noisy result says no more of clients than it does. Without a bound it is the model itself.
     """
-    variances = [e.slice for e in layout.entries if e.kind == "buffer" and e.name.rpartition(".")[2] == "running_var"]
-    if bounded(transforms) is None or not variances:
+    if bounded(transforms) is None:
         return vector
-    found = vector.clone()
+    variances = [e.slice for e in layout.entries if e.kind == "buffer" and e.name.rpartition(".")[2] == "running_var"]
+    found = vector.clone() if variances else vector
     for part in variances:
         found[part].clamp_(min=0)
     return found
@@ -261,14 +260,18 @@ def checked(transforms: Transforms | Sequence[Transform] | None) -> dict[str, Tr
     return dict(found)
 
 
+def _is_flrls(transform: Transform) -> bool:
+    return type(transform).__module__.startswith("flrl.")
+
+
 def _seeded(
     transform: Transform, name: str, client_id: int, broadcast: Broadcast, seed: int
 ) -> contextlib.AbstractContextManager[None]:
     """Seeds the global generators, for code that draws from them; flrl's own draws from those of its contexts."""
-    if type(transform).__module__.startswith("flrl."):
+    if _is_flrls(transform):
         return contextlib.nullcontext()
-    own = seed_for(seed, broadcast.round, client_id, f"transforms/{name}/global")
-    return seeded_for_client(own, broadcast.vector.device)
+    drawn = seed_for(seed, broadcast.round, client_id, f"transforms/{name}/global")
+    return seeded_for_client(drawn, broadcast.vector.device)
 
 
 def _context(

@@ -1,5 +1,7 @@
 """Pieces of client memory are used again, and no more is kept than the limit says."""
 
+import gc
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from flrl.clients.segment import ordered
 @pytest.fixture(autouse=True)
 def no_areas(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of those of other tests."""
+    gc.collect()
     for name, empty in (("_pieces", {}), ("_roomy", {}), ("_idle", [])):
         monkeypatch.setattr(pages, name, empty)
 
@@ -80,3 +83,14 @@ def test_what_has_a_piece_of_its_own_is_not_copied_into_another() -> None:
     address = whole.data_ptr()
     del whole, kept
     assert address not in pages._given
+
+
+def test_a_piece_that_goes_while_another_is_given_is_taken_back_later() -> None:
+    held = room(LARGE)
+    address = held.data_ptr()
+    with pages._lock:  # as when garbage is collected in `room`, in the same thread
+        del held
+        assert len(pages._gone) == 1
+        assert pages._idle == []
+    assert room(LARGE).data_ptr() == address
+    assert not pages._gone

@@ -17,7 +17,16 @@ MPI_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # A real Trainer takes longest: the default suite has one module of each kind under it, `-m zoo` all.
 WITHOUT_A_TEST_STEP = ("a hidden state (Lightning's LSTM)", "DemoModel")
 SLOW = ("torchvision's mobilenet_v3_small", "LSTM", "GRU")
-IN_BATCHES = ("evaluation changes what follows", "adapters of low rank", "float64", "a penalty, many logs")
+IN_BATCHES = (
+    "evaluation changes what follows",
+    "a linear layer",
+    "adapters of low rank",
+    "float64",
+    "outputs that are objects",
+    "a penalty, many logs",
+    "a torchmetrics object in evaluation",
+    "OneCycleLR",
+)
 UNDER_LIGHTNING = (
     "a number",
     "hooks registered while training",
